@@ -1,0 +1,31 @@
+# make demo    everything from nothing: .venv, install, the demo pipeline on this machine
+# make test    format, lint, types and the whole suite (Slurm tests run where Slurm is installed)
+# make bench   the benchmarks; python -m bench.NAME runs one
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: demo test lint bench setup clean
+
+setup: .venv/installed
+
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "trainyard needs Python 3.10 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: setup
+	$(BIN)/python launch.py run jobs/pipelines/demo.yaml --cluster local --wait
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python -m bench.launcher
+
+clean:
+	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

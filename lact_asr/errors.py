@@ -1,0 +1,17 @@
+"""The two ways a model package says no.
+
+`DataError` is the user's to mend: a file, an utterance, a character; the message names it. `TrainingFailed` is a run that
+cannot go on as configured; its class is what a remedy answers.
+"""
+
+
+class DataError(Exception):
+    """Something in the data is wrong; the message says what, where and what to do."""
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on as configured: `failure_class` names why, in one word."""
+
+    def __init__(self, failure_class: str, message: str) -> None:
+        super().__init__(message)
+        self.failure_class = failure_class

@@ -1,0 +1,22 @@
+"""What every test may ask for: the shared data and oracle beside the checkout, when they are there."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+def shared(relative: str) -> Path:
+    """A path in the shared folder; the test skips, saying so, where it is absent."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"needs {relative} in the folder 'shared' beside the checkout")
+    return path
+
+
+@pytest.fixture
+def speech() -> Path:
+    """257 real utterances in LibriSpeech layout."""
+    return shared("data/speech")
