@@ -1,0 +1,18 @@
+"""The kinds of steps: one module here is one kind.
+
+A kind has a docstring (its first line is what `launch.py kinds` prints), `RESOURCES` (what a step of it asks for unless the
+file says otherwise), `Settings`, `Result` and `run(settings, job) -> Result`. Nothing heavy is imported before `run`.
+"""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+NAMES = tuple(
+    sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__")
+)
+
+
+def load(name: str) -> ModuleType:
+    """The module of a kind (one of NAMES)."""
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,21 @@
+"""What a kind's `run()` is handed: where it may write, who it is, and four ways to speak."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process of a running step.
+
+    Rank 0 keeps the record: on the other ranks `report` and `event` do nothing.
+    """
+
+    directory: Path  # the step's own folder: checkpoints/ and artefacts go here
+    rank: int
+    world_size: int
+    local_rank: int
+    report: Callable[[Mapping[str, object]], None]  # one line of metrics.jsonl
+    event: Callable[..., None]  # event(name, **facts): one line of events.jsonl
+    should_stop: Callable[[], bool]  # true once the cluster wants the step to save and leave
