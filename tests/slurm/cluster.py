@@ -1,0 +1,298 @@
+"""A private Slurm for the tests: munge, MariaDB, slurmdbd, slurmctld and slurmds with fake GPUs.
+
+    python -m tests.slurm.cluster DIR [--nodes 4] [--gpus 4]   prints export SLURM_CONF=..., stays
+    python -m tests.slurm.cluster DIR --down                   takes down the one kept in DIR
+
+Everything lives in DIR, listens on free loopback ports and runs as the calling user; root is not
+needed. All daemons are foreground children of one keeper process, which ends when it is told to or
+when the process that asked for it is gone, and takes every descendant with it, jobs included. Were
+the keeper itself killed with SIGKILL, the kernel kills the daemons (PR_SET_PDEATHSIG).
+
+Partitions: gpu (default), preempt (same nodes, lower tier: its jobs are requeued when gpu needs
+their nodes), short (MaxTime 2 minutes). Account: lab; jobs without a valid account are refused.
+Seen to work with Slurm 22.05.8 on Debian 12.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from tests.slurm.configuration import CONFIGURATION
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "slurm-wlm slurm-wlm-basic-plugins slurmctld slurmd slurm-client slurmdbd munge mariadb-server"
+)
+PROGRAMS = (
+    "munged mariadb-install-db mariadbd mariadb slurmdbd slurmctld slurmd sacctmgr sbatch srun"
+)
+SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # daemons live in sbin
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+LONGEST_SOCKET = 107  # bytes of sun_path, <linux/un.h>
+
+
+def missing_programs() -> list[str]:
+    """Programs of the Debian packages in PACKAGES that are not installed here."""
+    return [name for name in PROGRAMS.split() if shutil.which(name, path=SYSTEM_PATH) is None]
+
+
+class PrivateSlurm:
+    """A running private cluster: `with PrivateSlurm(directory) as slurm: slurm.run("sinfo")`."""
+
+    def __init__(self, directory: Path, nodes: int = 4, gpus: int = 4) -> None:
+        self.directory, self.nodes, self.gpus = Path(directory).resolve(), nodes, gpus
+        self.conf = self.directory / "slurm.conf"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a subprocess needs to talk to this cluster, and to no other."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+        return {**inherited, "PATH": SYSTEM_PATH, "SLURM_CONF": str(self.conf)}
+
+    def __enter__(self) -> PrivateSlurm:
+        (self.directory / "log").mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "tests.slurm.cluster", str(self.directory)]
+        command += [f"--nodes={self.nodes}", f"--gpus={self.gpus}", f"--parent={os.getpid()}"]
+        with (self.directory / "log" / "keeper.log").open("w") as log:
+            self._keeper = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in pytest must reach the fixture, not the daemons
+            )
+        assert self._keeper.stdout is not None
+        if not self._keeper.stdout.readline().startswith(b"export"):
+            self._keeper.wait()
+            said = (self.directory / "log" / "keeper.log").read_text()
+            raise RuntimeError(f"the private Slurm in {self.directory} did not start:\n{said}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keeper.terminate()
+        self._keeper.communicate(timeout=60)
+
+    def run(self, *command: str, timeout: float = 60) -> str:
+        """Standard output of a Slurm command; RuntimeError with its stderr if it fails."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def state(self, job: str) -> str:
+        """PENDING, RUNNING, COMPLETED ... as the controller says, which forgets after 300 s."""
+        return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
+        """Wait until the condition holds; AssertionError with the queue if it never does."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"gave up after {seconds} s; the queue:\n{self.queue()}"
+            time.sleep(0.05)
+
+    def queue(self) -> str:
+        return self.run("squeue", "-t", "all", "-o", "%.6i %.12T %.9P %.40j %.24E %R")
+
+    def clear(self) -> None:
+        """Cancel every job and wait until the nodes are free again."""
+        self.run("scancel", f"--user={getpass.getuser()}")
+        with contextlib.suppress(AssertionError):  # a stubborn job has KillWait, 5 s, and then ends
+            self.wait_for(lambda: not self.run("squeue", "-h").strip(), seconds=3)
+        self.run("scancel", f"--user={getpass.getuser()}", "--signal=KILL", "--full")
+        self.wait_for(lambda: not self.run("squeue", "-h").strip())
+
+
+# --- the keeper process ---------------------------------------------------------------------------
+
+
+class Keeper:
+    """Starts the daemons as its children and, in the end, kills all that descends from it."""
+
+    def __init__(self, directory: Path, nodes: int, gpus: int) -> None:
+        self.directory, self.nodes, self.gpus = directory.resolve(), nodes, gpus
+        self.user = getpass.getuser()
+        self.environment = {**os.environ, "PATH": SYSTEM_PATH}
+        self.environment["SLURM_CONF"] = str(self.directory / "slurm.conf")
+        self.socket, self.database = self.directory / "munge.socket", self.directory / "db.socket"
+        if len(str(self.socket)) > LONGEST_SOCKET:
+            raise SystemExit(f"{self.socket}: too long for a Unix socket; use a shorter directory")
+
+    def up(self) -> None:
+        for name in ("state", "dev", "log", "run", "spool"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o700)
+        ports = free_ports(3 + self.nodes)
+        self._write_configuration(ports)
+        self._start_database(ports[0])
+        self._start_munge()
+        self._daemon("slurmdbd", "slurmdbd", "-D")
+        self._until("sacctmgr", "-n", "show", "cluster")
+        for what in ("cluster mini", "account lab", f"user {self.user} account=lab"):
+            self._call("sacctmgr", "-i", "add", *what.split())
+        self._daemon("slurmctld", "slurmctld", "-D")
+        for i in range(1, self.nodes + 1):
+            self._daemon(f"slurmd.n{i}", "slurmd", "-D", "-N", f"n{i}")
+        self._until("sinfo", "-h", "-N", "-p", "gpu", "-o", "%t", output="idle\n" * self.nodes)
+
+    def down(self) -> None:
+        """Kill every descendant; as their subreaper the keeper inherits those that fork away."""
+        me = psutil.Process()
+        while children := me.children(recursive=True):
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            psutil.wait_procs(children, timeout=5)
+
+    def _write_configuration(self, ports: list[int]) -> None:
+        values = {
+            "dir": self.directory,
+            "me": self.user,
+            "socket": self.socket,
+            "db_port": ports[0],
+            "dbd_port": ports[1],
+            "ctld_port": ports[2],
+            "ports": ",".join(map(str, ports[3:])),
+            "nodes": self.nodes,
+            "gpus": self.gpus,
+            "last_gpu": self.gpus - 1,
+        }
+        for i in range(self.gpus):
+            (self.directory / "dev" / f"gpu{i}").touch()
+        for name, text in CONFIGURATION.items():
+            path = self.directory / name
+            path.write_text(text.format(**values))
+            path.chmod(0o600)
+        (self.directory / "munge.key").write_bytes(secrets.token_bytes(128))
+        (self.directory / "munge.key").chmod(0o600)
+
+    def _start_munge(self) -> None:
+        files = {"key-file": "munge.key", "socket": "munge.socket", "seed-file": "munge.seed"}
+        files |= {"pid-file": "run/munge.pid", "log-file": "log/munge.log"}
+        flags = [f"--{flag}={self.directory / file}" for flag, file in files.items()]
+        self._daemon("munged", "munged", "--foreground", "--force", *flags)
+
+    def _start_database(self, port: int) -> None:
+        where = ["--no-defaults", f"--datadir={self.directory / 'db'}", f"--user={self.user}"]
+        method = "--auth-root-authentication-method=normal"
+        self._call("mariadb-install-db", *where, method, "--skip-test-db")
+        files = [f"--socket={self.database}", f"--pid-file={self.directory / 'run' / 'db.pid'}"]
+        address = ["--bind-address=127.0.0.1", f"--port={port}", "--skip-name-resolve"]
+        quick = "--innodb-flush-log-at-trx-commit=0"
+        self._daemon("mariadbd", "mariadbd", *where, *files, *address, quick)
+        sql = ["mariadb", "--no-defaults", "-u", "root", f"--socket={self.database}", "-e"]
+        account = "create user slurm@'127.0.0.1' identified by 'slurm';"
+        self._until(*sql, "select 1")
+        self._call(*sql, f"{account} grant all on slurm_acct.* to slurm@'127.0.0.1'")
+
+    def _daemon(self, name: str, *command: str) -> None:
+        with (self.directory / "log" / f"{name}.out").open("w") as log:
+            subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    def _call(self, *command: str) -> str:
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{command[0]}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _until(self, *command: str, output: str | None = None, seconds: float = 60) -> None:
+        """Repeat a command until it succeeds (and prints exactly `output`, where that is given)."""
+        end = time.monotonic() + seconds
+        while True:
+            done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+            if done.returncode == 0 and output in (None, done.stdout):
+                return
+            if time.monotonic() > end:
+                said = f"{done.stdout}{done.stderr}"
+                raise SystemExit(f"gave up on {' '.join(command)} after {seconds} s: {said}")
+            time.sleep(0.05)
+
+
+def die_with_parent() -> None:
+    """In a new child, before exec: ask the kernel for SIGKILL when the keeper is gone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on; held together while choosing, so that no two are the same."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def kept(directory: Path, nodes: int, gpus: int) -> Iterator[None]:
+    """A cluster that is up inside the with block, of which this process is the keeper."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
+    keeper = Keeper(directory, nodes, gpus)
+    pid = keeper.directory / "keeper.pid"
+    try:
+        keeper.up()
+        pid.write_text(str(os.getpid()))
+        yield
+    finally:
+        keeper.down()
+        pid.unlink(missing_ok=True)
+
+
+def take_down(directory: Path) -> None:
+    """End the keeper of the cluster in a directory and wait until it has cleaned up."""
+    pid = directory.resolve() / "keeper.pid"
+    if not pid.exists():
+        raise SystemExit(f"no private Slurm is kept in {directory}")
+    keeper = psutil.Process(int(pid.read_text()))
+    keeper.terminate()
+    keeper.wait(timeout=60)
+
+
+def main() -> None:
+    """Be the keeper of a private Slurm until told to stop, or until --parent is gone."""
+    parser = argparse.ArgumentParser(prog="python -m tests.slurm.cluster", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--gpus", type=int, default=4, help="fake GPUs per node")
+    parser.add_argument("--parent", type=int, help="stop when this is no longer the parent's pid")
+    parser.add_argument("--down", action="store_true", help="stop the one kept in the directory")
+    args = parser.parse_args()
+    if args.down:
+        return take_down(args.directory)
+    if missing := missing_programs():
+        raise SystemExit(f"{', '.join(missing)}: not installed. Debian: apt-get install {PACKAGES}")
+    with kept(args.directory, args.nodes, args.gpus):
+        print(f"export SLURM_CONF={args.directory.resolve() / 'slurm.conf'}", flush=True)
+        while args.parent in (None, os.getppid()):
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()

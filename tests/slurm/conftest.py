@@ -1,0 +1,34 @@
+"""The private Slurm: started once per test session, emptied after every test that used it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import PACKAGES, PrivateSlurm, missing_programs
+
+
+@pytest.fixture(scope="session")
+def private_slurm() -> Iterator[PrivateSlurm]:
+    """A private cluster of 4 nodes with 4 fake GPUs each; skips, or fails in CI, without Slurm."""
+    if missing := missing_programs():
+        reason = f"{', '.join(missing)} not installed; Debian: apt-get install {PACKAGES}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    directory = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: Unix sockets live in it
+    with PrivateSlurm(directory) as cluster:
+        yield cluster
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def slurm(private_slurm: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateSlurm]:
+    """The private cluster, selected in this process's environment; emptied afterwards."""
+    for name in os.environ:
+        if name.startswith(("SLURM_", "SBATCH_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", str(private_slurm.conf))
+    yield private_slurm
+    private_slurm.clear()

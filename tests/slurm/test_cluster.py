@@ -1,0 +1,69 @@
+"""The private Slurm leaves nothing behind, however the process that asked for it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.slurm.cluster import REPOSITORY, PrivateSlurm
+
+USER_OF_A_CLUSTER = """
+import sys, time
+from pathlib import Path
+from tests.slurm.cluster import PrivateSlurm
+with PrivateSlurm(Path(sys.argv[1]), nodes=1, gpus=1) as slurm:
+    slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "sleep 600")
+    slurm.wait_for(lambda: slurm.state("1") == "RUNNING")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def processes_of(directory: Path) -> list[psutil.Process]:
+    """Processes that belong to the cluster in a directory: its daemons and its jobs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.environ().get("SLURM_CONF", "")]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if any(str(directory) in word for word in words):
+            found.append(process)
+    return found
+
+
+@pytest.mark.usefixtures("private_slurm")  # skips where Slurm is not installed
+def test_daemons_and_jobs_end_when_the_user_of_a_cluster_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", USER_OF_A_CLUSTER, str(tmp_path)]
+    user = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
+    assert user.stdout is not None and user.stdout.readline() == b"ready\n"
+    alive = processes_of(tmp_path)
+    assert len(alive) > 7  # the keeper, 5 daemons and slurmscriptd, the job
+    os.kill(user.pid, signal.SIGKILL)
+    user.communicate()
+    psutil.wait_procs(alive, timeout=10)
+    assert processes_of(tmp_path) == []
+
+
+def test_partition_short_ends_after_two_minutes_and_gpu_has_four_nodes(
+    slurm: PrivateSlurm,
+) -> None:
+    said = slurm.run("sinfo", "-h", "-o", "%P %l %D %G").split("\n")
+    assert "short 2:00 4 gpu:4" in said
+    assert "gpu* infinite 4 gpu:4" in said
+
+
+def test_a_job_in_preempt_is_requeued_when_gpu_needs_its_nodes(slurm: PrivateSlurm) -> None:
+    script = ["--parsable", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 60"]
+    lower = slurm.run("sbatch", "--partition=preempt", "--requeue", *script).strip()
+    slurm.wait_for(lambda: slurm.state(lower) == "RUNNING")
+    upper = slurm.run("sbatch", *script).strip()
+    started = time.monotonic()
+    slurm.wait_for(lambda: slurm.state(upper) == "RUNNING")
+    assert slurm.state(lower) == "PENDING"
+    assert time.monotonic() - started < 15
