@@ -110,11 +110,10 @@ def _parse(line: str, folder: Path) -> Utterance:
     for key in ("id", "audio", "text", "speaker"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"the key {key!r} must be a string, found {record.get(key)!r}")
-    duration = record.get("duration")
-    seconds: float = (
-        duration if type(duration) in (int, float) else math.nan
-    )  # true is an int to Python
+    duration: Any = record.get("duration")
+    is_number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
+    seconds = float(duration) if is_number else math.nan
     if not 0 < seconds < math.inf:
         raise ValueError(f"'duration' must be a number of seconds above 0, found {duration!r}")
     audio = os.path.normpath(folder / record["audio"])
-    return Utterance(record["id"], Path(audio), float(seconds), record["text"], record["speaker"])
+    return Utterance(record["id"], Path(audio), seconds, record["text"], record["speaker"])
