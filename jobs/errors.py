@@ -1,10 +1,10 @@
 """What can go wrong, and whose turn it then is.
 
-UserError              the user can mend it: the message says what, where, and what to write instead; exit 2, no traceback
-  SpecError            mistakes in a file, all of them at once, each with file:line
-ClusterError           the cluster refused, or a step failed: exit 1, no traceback
-Interrupted            raised by a kind that has saved its work and wants to go on in the next allocation
-StepFailed             raised by a kind for a failure it has a name for (its `failure_class`)
+UserError          the user can mend it: what, where, what to write instead; no traceback, exit 2
+  SpecError        mistakes in a file, all of them at once, each with file:line
+  ClusterError     the cluster refused, or a step failed: exit 1
+Interrupted        a kind has saved its work and wants to go on in the next allocation
+StepFailed         a kind, or its gate, has failed in a way that has a name
 
 Anything else is a bug of ours and keeps its traceback.
 """
@@ -33,7 +33,15 @@ class ClusterError(UserError):
 
 
 class Interrupted(Exception):
-    """The step has saved its work and goes on from there when it is started again."""
+    """The step has saved its work and goes on from there when it is started again.
+
+    `position` says how far it came (a training step, a number of bytes): a step that is interrupted
+    three times at the same position is not started a fourth time.
+    """
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"saved at {position}")
+        self.position = position
 
 
 class StepFailed(Exception):

@@ -1,7 +1,8 @@
 """The schema of a pipeline: what the YAML file may say, with units and bounds.
 
-A `Pipeline` is a list of `Step`s in dependency order. A step has a kind (what), settings (with what: the kind's own
-schema), resources (on how much) and needs (after what). `jobs.reading` makes these from a file.
+A `Pipeline` is a list of `Step`s in dependency order. A step has a kind (what), settings (with
+what: the kind's own schema), resources (on how much) and needs (after what). `jobs.reading` makes
+these from a file.
 """
 
 import re
@@ -49,7 +50,7 @@ Minutes = Annotated[
 
 
 class Resources(Frozen):
-    """What one step asks of the cluster. One process is started per GPU, or one per node without GPUs."""
+    """What one step asks of the cluster: one process per GPU, one per node without GPUs."""
 
     time: Minutes = Field(60, description="time limit, with unit: 30m, 12h, 2d")
     nodes: int = Field(1, ge=1, description="number of nodes")
@@ -69,7 +70,7 @@ class Resources(Frozen):
 
 
 class Step(Frozen):
-    """One step of a pipeline as the run stores it: everything resolved except references to results."""
+    """One step as the run stores it: everything resolved except references to results."""
 
     name: str
     kind: str

@@ -1,6 +1,7 @@
 """Where steps run. A backend submits, finds, judges and cancels jobs; it decides nothing.
 
-`slurm` goes through submitit, `local` starts processes on this machine. Both run the same `jobs.worker.Worker`.
+`slurm` goes through submitit, `local` starts processes on this machine. Both run the same
+`jobs.worker.Worker`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class QueueState(str, Enum):
-    """What the queue says of one job. It is an opinion: `result.json` and `failure.json` come first."""
+    """What the queue says of one job: an opinion, `result.json` and `failure.json` come first."""
 
     WAITING = "waiting"  # for another job
     PENDING = "pending"  # for resources
@@ -37,7 +38,7 @@ class JobState:
 
 @dataclass(frozen=True)
 class StepJob:
-    """One step, ready to be submitted. `token` is unique: a job that carries it was submitted by us, for this."""
+    """One step, ready to be submitted; whatever job carries its unique `token` is this one."""
 
     step: str
     token: str
@@ -56,13 +57,13 @@ class Backend(Protocol):
     """What every cluster can do."""
 
     def submit(self, job: StepJob, after: Sequence[str]) -> str:
-        """Queue `job` behind the jobs `after` and return its id; `SubmitUnclear` where nobody knows."""
+        """Queue `job` behind the jobs `after`; its id, or `SubmitUnclear` where nobody knows."""
 
     def find(self, job: StepJob) -> str | None:
-        """The id of a job queued earlier with this token, taken over so that it runs; None where there is none."""
+        """The id of the job that already carries this token, made ready to run, or None."""
 
     def states(self, submitted: Mapping[str, float]) -> dict[str, JobState]:
-        """The state of each job id; `submitted` gives the time of each submission (seconds since 1970)."""
+        """The state of each job id in `submitted` (id -> time of submission, s since 1970)."""
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Take jobs out of the queue or end them; the ids come with dependents first."""

@@ -1,7 +1,8 @@
 """The kinds of steps: one module here is one kind.
 
-A kind has a docstring (its first line is what `launch.py kinds` prints), `RESOURCES` (what a step of it asks for unless the
-file says otherwise), `Settings`, `Result` and `run(settings, job) -> Result`. Nothing heavy is imported before `run`.
+A kind has a docstring (its first line is what `launch.py kinds` prints), `RESOURCES` (what a step
+of it asks for unless the file says otherwise), `Settings`, `Result` and `run(settings, job) ->
+Result`. Nothing heavy is imported before `run`.
 """
 
 import importlib

@@ -1,0 +1,197 @@
+"""Steps as processes of this machine: no Slurm, no daemon, the run goes on when the terminal closes.
+
+Each step gets a keeper of its own, in its own session: it waits until the steps it needs have
+succeeded, takes its turn (one step of a runs folder at a time, an flock that dies with it), starts
+one worker per rank and waits for them. A job's id is the keeper's process id; its command line
+carries the token, so that a recycled process id is never taken for the job.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from jobs.backends import JobState, QueueState, StepJob
+from jobs.store import StepDir
+
+_POLL = 0.2  # seconds
+_GRACE = 10.0  # seconds between SIGTERM and SIGKILL: time for a checkpoint
+
+
+class LocalBackend:
+    """The backend of this machine."""
+
+    def submit(self, job: StepJob, after: Sequence[str]) -> str:
+        """Start the keeper of a step."""
+        command = [sys.executable, "-m", "jobs.backends.local", str(job.directory)]
+        command += ["--token", job.token, "--cpus", str(job.resources.cpus)]
+        command += ["--gpus", str(job.resources.gpus)]
+        command += [f"--after={','.join(after)}"]
+        path = os.pathsep.join(filter(None, [str(job.code), os.environ.get("PYTHONPATH", "")]))
+        with (job.logs / "keeper.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=job.cwd,
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return f"{process.pid}.{job.token}"
+
+    def find(self, job: StepJob) -> str | None:
+        """The keeper that carries the token."""
+        import psutil
+
+        for process in psutil.process_iter(["cmdline"]):
+            if job.token in (process.info["cmdline"] or ()):
+                return f"{process.pid}.{job.token}"
+        return None
+
+    def states(self, submitted: Mapping[str, float]) -> dict[str, JobState]:
+        """Running when the keeper has workers; an ended keeper has failed, unless files differ."""
+        return {job: _state(job, since) for job, since in submitted.items()}
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """End keepers and their workers: SIGTERM, time to save, SIGKILL."""
+        groups = [int(job.split(".")[0]) for job in ids if _keeper(job)]
+        for group in groups:
+            _signal(group, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline and any(_keeper(job) for job in ids):
+            time.sleep(_POLL / 4)
+        for group in groups:
+            _signal(group, signal.SIGKILL)
+
+
+def _keeper(job: str) -> bool:
+    """Whether the keeper of a job id lives."""
+    import psutil
+
+    pid, _, token = job.partition(".")
+    try:
+        process = psutil.Process(int(pid))
+        return process.status() != psutil.STATUS_ZOMBIE and token in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _state(job: str, since: float) -> JobState:
+    import psutil
+
+    if not _keeper(job):
+        return JobState(QueueState.FAILED, "its process is gone: see its log")
+    try:
+        workers = psutil.Process(int(job.split(".")[0])).children()
+    except psutil.NoSuchProcess:
+        workers = []
+    if workers:
+        began = min(worker.create_time() for worker in workers)
+        return JobState(QueueState.RUNNING, elapsed=max(0.0, time.time() - began))
+    return JobState(QueueState.WAITING)
+
+
+def _signal(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _wait_for_needs(step: StepDir, after: Sequence[str]) -> None:
+    """Return when every need has its result; exit where one has ended without."""
+    for need in step.job()["needs"]:
+        upstream = step.upstream(need)
+        while upstream.result() is None:
+            latest = upstream.latest()
+            alive = [job for job in after if latest and job.endswith(latest.token) and _keeper(job)]
+            if not alive and upstream.result() is None:
+                sys.exit(f"{need} ended without a result: {step.name} is not started")
+            time.sleep(_POLL)
+
+
+@contextlib.contextmanager
+def _turn(runs: Path) -> Iterator[None]:
+    """One step of a runs folder at a time: the machine is not shared between steps."""
+    with (runs / "local.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _start(
+    step: StepDir, rank: int, size: int, port: int, threads: int
+) -> "subprocess.Popen[bytes]":
+    environment = {
+        **os.environ,
+        "TRAINYARD_JOB": f"{os.getpid()}.{step.submissions()[-1].token}",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+    with (step.logs / f"{os.getpid()}_{rank}_log.out").open("ab") as log:
+        command = [sys.executable, "-m", "jobs.worker", str(step.path)]
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def keep(step: StepDir, after: Sequence[str], cpus: int, gpus: int) -> int:
+    """Wait for the needs and the turn, run the workers, return the first bad exit status."""
+    _wait_for_needs(step, after)
+    with _turn(step.path.parents[2]):
+        present = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        size = max(1, min(gpus, present))
+        threads = max(1, min(cpus, (os.cpu_count() or 1) // size))
+        port = _free_port()
+        workers = [_start(step, rank, size, port, threads) for rank in range(size)]
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # the group got it: they save
+        statuses = [_ended(workers) for _ in workers]
+    return next((status for status in statuses if status), 0)
+
+
+def _ended(workers: "list[subprocess.Popen[bytes]]") -> int:
+    """Wait for one more worker; after a bad end the others, who wait for it, are ended too."""
+    while True:
+        for worker in workers:
+            if worker.poll() is not None:
+                workers.remove(worker)
+                if worker.returncode:
+                    for other in workers:
+                        other.terminate()
+                return worker.returncode
+        time.sleep(_POLL / 4)
+
+
+def main() -> int:
+    """The keeper's command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("step", type=Path)
+    parser.add_argument("--token")
+    parser.add_argument("--after", default="")
+    parser.add_argument("--cpus", type=int)
+    parser.add_argument("--gpus", type=int)
+    given = parser.parse_args()
+    return keep(
+        StepDir(given.step), list(filter(None, given.after.split(","))), given.cpus, given.gpus
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""From a YAML file to a `Pipeline`, or to every mistake in it at once, each with file:line and what
+to write instead.
+
+Nothing is created and nothing is asked of a cluster here. References (`${step.field}`) are checked
+against the `Result` of the step they name, and stay in the settings: the worker fills them in when
+the step starts.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from jobs import gate, kinds
+from jobs.errors import SpecError
+from jobs.spec import NAME, Frozen, Pipeline, Resources, Step
+from jobs.yaml12 import Document, Place, parse, read, replace, walk
+
+REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class StepFile(Frozen):
+    """A step as the file writes it."""
+
+    kind: str = Field(description="what the step does: see `launch.py kinds`")
+    settings: dict[str, Any] = Field({}, description="the kind's settings")
+    resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
+    needs: list[str] = Field([], description="steps that must have succeeded before this one")
+    gate: dict[str, str] = Field({}, description='conditions on the result: {wer: "<= 0.1"}')
+
+
+class PipelineFile(Frozen):
+    """A pipeline file."""
+
+    name: str = Field("", pattern=NAME, description="name of its runs; the file's name by default")
+    description: str = Field("", description="what it is for, in a sentence")
+    steps: dict[str, Any] = Field(min_length=1, description="the steps, by name")
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` and the valid names, as far as they help."""
+    names = list(names)
+    close = difflib.get_close_matches(word, names, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"valid are {', '.join(names)}" if names else "nothing is valid here"
+
+
+def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """The pipeline in `path` with `--set` overrides laid over it (SpecError with every mistake)."""
+    document = read(path)
+    for override in overrides:
+        _override(document, override)
+    _stop(document)
+    header = _validate(document, PipelineFile, document.value, ())
+    _stop(document)
+    assert header is not None
+    default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())
+    steps = _Steps(document, header.steps).read()
+    _stop(document)
+    return Pipeline(
+        name=header.name or default_name, description=header.description, steps=tuple(steps)
+    )
+
+
+def read_model(path: Path, model: type[_Model]) -> _Model:
+    """A file that holds one settings block, such as a cluster (SpecError with every mistake)."""
+    document = read(path)
+    value = _validate(document, model, document.value, ())
+    _stop(document)
+    assert value is not None
+    return value
+
+
+def _stop(document: Document) -> None:
+    if document.mistakes:
+        raise SpecError(document.mistakes)
+
+
+def _override(document: Document, text: str) -> None:
+    path, equals, value = text.partition("=")
+    keys = path.split(".")
+    source = f"--set {text}"
+    if not equals or len(keys) < 2:
+        document.mistakes.append(f"{source}: write step.setting=value")
+        return
+    given = parse(value, source)
+    document.mistakes += given.mistakes
+    inside = keys[1] in StepFile.model_fields
+    place: Place = ("steps", keys[0], *([] if inside else ["settings"]), *keys[1:])
+    if not isinstance(document.value, dict) or keys[0] not in (document.value.get("steps") or {}):
+        names = (
+            (document.value or {}).get("steps") or {} if isinstance(document.value, dict) else {}
+        )
+        document.mistakes.append(f"{source}: no step {keys[0]!r}: {nearest(keys[0], names)}")
+        return
+    document.value = replace(document.value, place, given.value)
+    document.places[place] = source
+
+
+class _Steps:
+    """The steps of one file: every check that needs more than one value."""
+
+    def __init__(self, document: Document, raw: dict[str, Any]) -> None:
+        self.document = document
+        self.raw = raw
+        self.files: dict[str, StepFile] = {}
+        self.kinds: dict[str, ModuleType] = {}
+
+    def read(self) -> list[Step]:
+        """The steps in dependency order; what is wrong goes to the document's mistakes."""
+        for name, raw in self.raw.items():
+            self._read_one(name, raw)
+        order = self._order()
+        return [step for name in order if (step := self._check(name)) is not None]
+
+    def _read_one(self, name: str, raw: Any) -> None:
+        place = ("steps", name)
+        if not re.match(NAME, name):
+            self.document.mistake(
+                place, "a step's name is lower-case letters, digits and _, and begins with a letter"
+            )
+        step = _validate(self.document, StepFile, raw, place)
+        if step is None:
+            return
+        self.files[name] = step
+        if step.kind in kinds.NAMES:
+            self.kinds[name] = kinds.load(step.kind)
+        else:
+            hint = nearest(step.kind, kinds.NAMES)
+            self.document.mistake((*place, "kind"), f"no kind {step.kind!r}: {hint}")
+
+    def _order(self) -> list[str]:
+        """Names so that every step follows its needs, otherwise in the file's order."""
+        order: list[str] = []
+        state: dict[str, str] = {}
+
+        def visit(name: str, trail: tuple[str, ...]) -> None:
+            if state.get(name) == "open":
+                circle = " -> ".join([*trail[trail.index(name) :], name])
+                message = f"steps need each other in a circle: {circle}; take one need out"
+                self.document.mistake(("steps", name, "needs"), message)
+            if name in state:
+                return
+            state[name] = "open"
+            for index, need in enumerate(self.files[name].needs):
+                if need in self.files:
+                    visit(need, (*trail, name))
+                elif need not in self.raw:
+                    hint = nearest(need, [other for other in self.raw if other != name])
+                    self.document.mistake(
+                        ("steps", name, "needs", index), f"no step {need!r}: {hint}"
+                    )
+            state[name] = "done"
+            order.append(name)
+
+        for name in self.files:
+            visit(name, ())
+        return order
+
+    def _check(self, name: str) -> Step | None:
+        file, kind = self.files[name], self.kinds.get(name)
+        if kind is None:
+            return None
+        place = ("steps", name)
+        settings = self._settings(name, kind)
+        base = kind.RESOURCES.model_dump(mode="json")
+        resources = _validate(
+            self.document, Resources, {**base, **file.resources}, (*place, "resources")
+        )
+        self._gate(name, kind)
+        if resources is None or settings is None:
+            return None
+        return Step(
+            name=name,
+            kind=file.kind,
+            settings=settings,
+            resources=resources.model_dump(mode="json"),
+            needs=tuple(file.needs),
+            gate=file.gate,
+        )
+
+    def _gate(self, name: str, kind: ModuleType) -> None:
+        fields = kind.Result.model_fields
+        for key, text in self.files[name].gate.items():
+            place = ("steps", name, "gate", key)
+            if key not in fields and kind.Result.model_config.get("extra") != "allow":
+                self.document.mistake(place, f"no such result: {nearest(key, fields)}")
+            try:
+                gate.parse_condition(text)
+            except ValueError as error:
+                self.document.mistake(place, str(error))
+
+    def _settings(self, name: str, kind: ModuleType) -> dict[str, Any] | None:
+        """The kind's settings, complete with defaults, paths absolute, references as written."""
+        place = ("steps", name, "settings")
+        raw = self.files[name].settings
+        references: dict[Place, str] = {}
+        filled = raw
+        for inner, value in walk(raw):
+            if isinstance(value, str) and "${" in value:
+                references[inner] = value
+                filled = replace(filled, inner, self._sample(name, (*place, *inner), value))
+        model = _validate(self.document, kind.Settings, filled, place, tuple(references))
+        if model is None:
+            return None
+        settings: dict[str, Any] = model.model_dump()
+        for inner, value in list(walk(settings)):
+            if isinstance(value, Path):
+                settings = replace(settings, inner, str(value.expanduser().absolute()))
+        for inner, value in references.items():
+            settings = replace(settings, inner, value)
+        return settings
+
+    def _sample(self, name: str, place: Place, text: str) -> Any:
+        """A value of the type that the reference will have, for checking the settings now."""
+        samples = [self._target(name, place, match) for match in REFERENCE.findall(text)]
+        if REFERENCE.fullmatch(text):
+            return samples[0]
+        if not samples:
+            self.document.mistake(place, "write a reference as ${step.field}")
+        return REFERENCE.sub("x", text)
+
+    def _target(self, name: str, place: Place, reference: str) -> Any:
+        step, _, field = reference.partition(".")
+        if step not in self.raw:
+            hint = nearest(step, [other for other in self.raw if other != name])
+            self.document.mistake(place, f"${{{reference}}}: no step {step!r}: {hint}")
+        elif step not in self._upstream(name):
+            message = f"${{{reference}}}: {name} does not need {step}: write needs: [{step}]"
+            self.document.mistake(place, message)
+        elif kind := self.kinds.get(step):
+            head = field.split(".")[0]
+            if head in kind.Result.model_fields:
+                return _sample_of(kind.Result.model_fields[head].annotation, "." in field)
+            if kind.Result.model_config.get("extra") != "allow":
+                hint = nearest(field, kind.Result.model_fields)
+                self.document.mistake(
+                    place,
+                    f"${{{reference}}}: {self.files[step].kind} has no result {field!r}: {hint}",
+                )
+        return _ANYTHING
+
+    def _upstream(self, name: str) -> set[str]:
+        found: set[str] = set()
+        queue = [name]
+        while queue:
+            for need in self.files[queue.pop()].needs:
+                if need in self.files and need not in found:
+                    found.add(need)
+                    queue.append(need)
+        return found
+
+
+_ANYTHING = "${anything}"  # a reference whose type is not known: no type mistake is reported for it
+
+
+def _sample_of(annotation: Any, inside: bool) -> Any:
+    """A value as JSON holds it of a result's type; `inside` a mapping, that of its values."""
+    schema = TypeAdapter(annotation).json_schema()
+    if inside:
+        schema = schema.get("additionalProperties", {})
+    if schema.get("type") in ("array", "object"):
+        return [] if schema["type"] == "array" else {}
+    return _SAMPLES.get(schema.get("type", ""), _ANYTHING)
+
+
+def _validate(
+    document: Document,
+    model: type[_Model],
+    raw: Any,
+    place: Place,
+    references: tuple[Place, ...] = (),
+) -> _Model | None:
+    """`raw` as a `model`; mistakes are put into our words and given their line.
+
+    A reference stands for a value that is known later: only its type counts now, not its bounds.
+    """
+    if not isinstance(raw, dict):
+        document.mistake(place, f"write a mapping here, not {_shown(raw)}")
+        return None
+    try:
+        return model.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        wrong = [item for item in error.errors() if not _excused(item, raw, references)]
+        for item in wrong:
+            at, message = _message(model, item)
+            document.mistake((*place, *at), message)
+        return None if wrong else model.model_construct(**raw)
+
+
+def _excused(item: Any, raw: Any, references: tuple[Place, ...]) -> bool:
+    at = next((ref for ref in references if item["loc"][: len(ref)] == ref), None)
+    if at is None:
+        return False
+    of_type = item["type"].endswith(("_type", "_parsing"))
+    return item["input"] == _ANYTHING or not of_type
+
+
+def _message(model: type[BaseModel], item: Any) -> tuple[Place, str]:
+    at: Place = tuple(item["loc"])
+    if item["type"] == "extra_forbidden":
+        names = _fields_at(model, at[:-1])
+        return at, f"unknown key {at[-1]!r}: {nearest(str(at[-1]), names)}"
+    if item["type"] == "missing":
+        field = _fields_at(model, at[:-1]).get(str(at[-1]))
+        about = f" ({field.description})" if field is not None and field.description else ""
+        return at, f"missing: write {at[-1]}: ...{about}"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "write")
+    shown = "" if item["type"] == "value_error" else f", not {_shown(item['input'])}"
+    return at, f"{message}{shown}"
+
+
+def _fields_at(model: type[BaseModel], place: Place) -> dict[str, Any]:
+    """The fields of the model that a place inside `model` leads to."""
+    for part in place:
+        field = model.model_fields.get(str(part))
+        inner = getattr(field, "annotation", None)
+        options = [inner, *getattr(inner, "__args__", ())]
+        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if found is None:
+            return {}
+        model = found
+    return dict(model.model_fields)
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,55 @@
+"""The code a run uses: a copy of our packages, the commit, and what differs from it.
+
+Queued jobs import this copy, so that later edits do not touch them. Compiled files travel along:
+sources keep their times, so that 50 jobs do not compile the same modules 50 times.
+"""
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_PARTS = ("jobs", "lact_asr", "distill", "slurm_templates", "launch.py")
+_VERSIONS = ("torch", "torchaudio", "submitit")
+
+
+def copy_code(target: Path) -> None:
+    """Copy our code to `target`, which appears whole or not at all."""
+    temporary = target.with_name(f".{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for part in _PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, temporary / part)
+        else:
+            shutil.copy2(source, temporary / part)
+    temporary.rename(target)
+
+
+def provenance(dirty: Path) -> dict[str, Any]:
+    """Commit and versions; what differs from the commit is written to the file `dirty`."""
+    commit = _git("rev-parse", "HEAD").strip()
+    difference = _git("diff", "HEAD") if commit else ""
+    if difference:
+        dirty.write_text(difference)
+    return {
+        "commit": commit or None,
+        "dirty": bool(difference),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _VERSIONS},
+    }
+
+
+def _git(*arguments: str) -> str:
+    """Output of a git command; empty where this is no checkout or git is missing."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, errors="replace"
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,300 @@
+"""Runs on disk: the only module that knows a file name of the launcher.
+
+    runs/<name>-<time>-<hex>/       sortable, unique, typeable by prefix
+      pipeline.yaml  run.json       as given; resolved pipeline, cluster, user, host, commit, versions
+      code/  dirty.diff             the snapshot the jobs run from (code.2/ ... after --fresh-code)
+      steps/<step>/
+        job.json                    kind, settings, resources: all the worker reads
+        submissions.jsonl           the intent before each submission, the job's id right after it
+        logs/                       one file per rank
+        metrics.jsonl events.jsonl  progress and what happened
+        failure.json                class, message, traceback, host, rank, job
+        result.json                 written last, by rename; means success
+
+The launcher writes the upper half of this list, the worker the lower half (from logs/ on): never
+the same file. Imports nothing heavy: `status` needs 60 ms in all.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UserError
+from lact_asr.files import append_line, read_json, write_atomic, write_json
+
+_TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One try at submitting a step; `job` is empty where its outcome was never recorded."""
+
+    token: str
+    time: float  # seconds since 1970
+    job: str = ""
+    cancelled: bool = False
+
+
+class StepDir:
+    """The folder of one step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.logs = path / "logs"
+
+    def write_job(self, job: Mapping[str, Any]) -> None:
+        """Store what the worker will read."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "job.json", job)
+
+    def job(self) -> dict[str, Any]:
+        """Kind, settings, resources, gate and needs of the step."""
+        job: dict[str, Any] = read_json(self.path / "job.json")
+        return job
+
+    def upstream(self, name: str) -> "StepDir":
+        """Another step of the same run."""
+        return StepDir(self.path.parent / name)
+
+    def result(self) -> dict[str, Any] | None:
+        """The result, where the step has succeeded."""
+        return _read(self.path / "result.json")
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Success: the last thing a step does."""
+        write_json(self.path / "result.json", result)
+
+    def failure(self) -> dict[str, Any] | None:
+        """How the step failed, where it has: class, message, traceback, host, rank, job."""
+        return _read(self.path / "failure.json")
+
+    def write_failure(self, failure: Mapping[str, Any]) -> None:
+        """Record a failure; the first rank of a job to fail has the true reason and stays."""
+        earlier = self.failure()
+        if earlier is None or earlier["job"] != failure["job"]:
+            write_json(self.path / "failure.json", failure)
+
+    def submissions(self) -> list[Submission]:
+        """Every try at submitting this step, oldest first."""
+        tries: dict[str, Submission] = {}
+        for line in _lines(self.path / "submissions.jsonl"):
+            known = tries.get(line["token"], Submission(line["token"], line["time"]))
+            tries[line["token"]] = Submission(
+                known.token,
+                known.time,
+                line.get("job", known.job),
+                line.get("cancelled", known.cancelled),
+            )
+        return list(tries.values())
+
+    def latest(self) -> Submission | None:
+        """The newest try, or None for a step never submitted."""
+        tries = self.submissions()
+        return tries[-1] if tries else None
+
+    def add_submission(self, token: str, **facts: Any) -> None:
+        """Append the intent (no facts), the id (`job=`) or the end (`cancelled=`) of a try."""
+        line = {"token": token, "time": time.time(), **facts}
+        append_line(self.path / "submissions.jsonl", json.dumps(line))
+
+    def add_metrics(self, metrics: Mapping[str, object]) -> None:
+        """Append one line of metrics."""
+        _append(self.path / "metrics.jsonl", metrics)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics."""
+        return list(_lines(self.path / "metrics.jsonl"))
+
+    def progress(self) -> dict[str, Any]:
+        """The newest value of each metric near the end of metrics.jsonl."""
+        newest: dict[str, Any] = {}
+        for line in _lines(self.path / "metrics.jsonl", _TAIL):
+            newest.update(line)
+        return newest
+
+    def add_event(self, name: str, facts: Mapping[str, object]) -> None:
+        """Append one event."""
+        _append(self.path / "events.jsonl", {"event": name, **facts})
+
+    def events(self) -> list[dict[str, Any]]:
+        """Everything that happened to the step, oldest first."""
+        return list(_lines(self.path / "events.jsonl"))
+
+    def log_files(self, rank: int) -> list[Path]:
+        """The log files of one rank, oldest first: standard output and error of each job."""
+        files = [*self.logs.glob(f"*_{rank}_log.out"), *self.logs.glob(f"*_{rank}_log.err")]
+        return sorted(files, key=lambda file: file.stat().st_mtime)
+
+
+class Run:
+    """One submission of a pipeline: a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.given = path / "pipeline.yaml"
+        self.dirty = path / "dirty.diff"
+
+    def write_given(self, text: str) -> None:
+        """Keep the pipeline file as it was given."""
+        write_atomic(self.given, text)
+
+    def info(self) -> dict[str, Any]:
+        """Resolved pipeline, cluster, user, host, commit, versions."""
+        info: dict[str, Any] = read_json(self.path / "run.json")
+        return info
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        """Store `info()`."""
+        write_json(self.path / "run.json", info)
+
+    def step(self, name: str) -> StepDir:
+        """The folder of a step."""
+        return StepDir(self.path / "steps" / name)
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps as run.json has them, in dependency order."""
+        steps: list[dict[str, Any]] = self.info()["steps"]
+        return steps
+
+    def codes(self) -> list[Path]:
+        """The code snapshots, oldest first."""
+        return sorted(self.path.glob("code*"), key=lambda path: int(path.suffix[1:] or 1))
+
+    def next_code(self) -> Path:
+        """Where the next snapshot goes; the earlier ones stay for the jobs that use them."""
+        count = len(self.codes())
+        return self.path / (f"code.{count + 1}" if count else "code")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while jobs are submitted or cancelled; a lock whose owner is dead is taken over.
+
+        UserError where another process of ours is at it.
+        """
+        path = self.path / "lock"
+        owner = f"{socket.gethostname()} {os.getpid()}"
+        while True:
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                _break_stale(path)
+                continue
+            os.write(descriptor, owner.encode())
+            os.close(descriptor)
+            break
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
+def _break_stale(path: Path) -> None:
+    """Remove the lock of a dead process of this host; UserError for a living or distant one."""
+    with contextlib.suppress(FileNotFoundError):
+        host, _, pid = path.read_text().partition(" ")
+        if host == socket.gethostname() and not _alive(int(pid)):
+            path.unlink()
+            return
+        raise UserError(
+            f"{path.parent.name} is being submitted or cancelled by process {pid or '?'} on "
+            f"{host or '?'}: wait for it, or delete {path} if that process is dead"
+        )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class RunStore:
+    """The folder of all runs: `$TRAINYARD_RUNS`, else ./runs."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or Path(os.environ.get("TRAINYARD_RUNS", "runs"))).absolute()
+
+    def create(self, pipeline: str) -> Run:
+        """A new, empty run."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        path = self.root / f"{pipeline}-{stamp}-{secrets.token_hex(3)}"
+        (path / "steps").mkdir(parents=True)
+        return Run(path)
+
+    def runs(self) -> list[Run]:
+        """Every run, newest last."""
+        found = self.root.glob("*/run.json") if self.root.is_dir() else iter(())
+        by_time = sorted(found, key=lambda file: (file.stat().st_mtime, file.parent.name))
+        return [Run(file.parent) for file in by_time]
+
+    def find(self, text: str | None) -> Run:
+        """A run by folder, name or unique prefix; the newest for None (UserError otherwise)."""
+        if text and (Path(text) / "run.json").is_file():
+            return Run(Path(text).absolute())
+        runs = self.runs()
+        if not runs:
+            raise UserError(f"no runs in {self.root}: start one with `launch.py run FILE`")
+        if not text:
+            return runs[-1]
+        matches = [run for run in runs if run.name.startswith(text)]
+        exact = [run for run in matches if run.name == text]
+        if len(exact or matches) == 1:
+            return (exact or matches)[0]
+        names = ", ".join(run.name for run in (matches or runs)[-5:])
+        what = "several runs begin with" if matches else "no run begins with"
+        raise UserError(f"{what} {text!r}: {'' if matches else 'the newest are '}{names}")
+
+    def find_step(self, text: str) -> tuple[Run, StepDir | None]:
+        """The run, and the step where `RUN/STEP` names one (UserError otherwise)."""
+        if (Path(text) / "run.json").is_file():
+            return Run(Path(text).absolute()), None
+        head, slash, name = text.rstrip("/").rpartition("/")
+        if not slash:
+            return self.find(text), None
+        run = self.find(head)
+        names = [step["name"] for step in run.steps()]
+        if name not in names:
+            raise UserError(f"{run.name} has no step {name!r}: its steps are {', '.join(names)}")
+        return run, run.step(name)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = read_json(path)
+    except FileNotFoundError:
+        return None
+    return value
+
+
+def _append(path: Path, values: Mapping[str, object]) -> None:
+    append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str))
+
+
+def _lines(path: Path, tail: int = 0) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a file or of its last `tail` bytes; a line cut by a crash is left out."""
+    try:
+        with path.open("rb") as file:
+            if tail and file.seek(0, os.SEEK_END) > tail:
+                file.seek(-tail, os.SEEK_END)
+                file.readline()
+            else:
+                file.seek(0)
+            lines: Sequence[bytes] = file.read().split(b"\n")
+    except FileNotFoundError:
+        return
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+            if line:
+                yield json.loads(line)

@@ -1,0 +1,195 @@
+"""The compute node's side: job.json -> the kind's `run` -> result.json, or failure.json.
+
+Submitit pickles only `Worker(step_dir)`; without submitit `python -m jobs.worker STEP_DIR` does
+the same. A signal only sets a flag: the kind saves at the next step boundary and raises
+`Interrupted`. After the time-limit warning (USR2) the worker then asks Slurm to requeue the job,
+under the same id, so that the steps behind it stay valid; after SIGTERM (preemption, scancel) it
+just leaves. A started step reads everything from disk, never from a pickled state.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs import gate, kinds
+from jobs.errors import Interrupted, StepFailed, UserError
+from jobs.job import Job
+from jobs.store import StepDir
+from jobs.yaml12 import replace, walk
+
+WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
+_PATIENCE = 3  # interruptions at one position after which a step is not started again
+_SAVED = 75  # exit status of a step that saved and left (EX_TEMPFAIL)
+
+
+class Worker:
+    """One process of one step; picklable, and equal to its path."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = str(directory)
+
+    def __call__(self) -> None:
+        """Run the step; raises what the kind raises, after recording it."""
+        step = StepDir(Path(self.directory))
+        if step.result() is not None:  # requeued by Slurm after it had finished
+            return
+        _Process(step).run()
+
+
+class _Process:
+    def __init__(self, step: StepDir) -> None:
+        self.step = step
+        self.rank, self.world_size, self.local_rank = _place()
+        self.job_id = os.environ.get("SLURM_JOB_ID") or os.environ.get("TRAINYARD_JOB", "")
+        self.received: int | None = None
+
+    def run(self) -> None:
+        for number in (WARNING, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        described = self.step.job()
+        os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
+        self._event("resumed" if self.step.events() else "started", host=socket.gethostname())
+        started = time.time()
+        try:
+            result = self._result(described)
+        except Interrupted as saved:
+            self._leave(saved)
+        except Exception as error:
+            self._fail(error)
+            raise
+        else:
+            if self.rank == 0:
+                self._event("finished", seconds=round(time.time() - started, 1))
+                self.step.write_result(result)
+
+    def _result(self, described: Mapping[str, Any]) -> dict[str, Any]:
+        kind = kinds.load(described["kind"])
+        given = resolve(self.step, described["settings"])
+        try:
+            settings = kind.Settings.model_validate(given)
+        except ValidationError as error:
+            places = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise UserError(f"the settings do not hold at run time: {'; '.join(places)}") from None
+        result = kind.run(settings, self._job()).model_dump(mode="json")
+        if reason := gate.missed(described["gate"], result):
+            raise StepFailed("gate", reason)
+        values: dict[str, Any] = result
+        return values
+
+    def _job(self) -> Job:
+        return Job(
+            directory=self.step.path,
+            rank=self.rank,
+            world_size=self.world_size,
+            local_rank=self.local_rank,
+            report=self.step.add_metrics if self.rank == 0 else _say_nothing,
+            event=self._event,
+            should_stop=lambda: self.received is not None,
+        )
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def _event(self, name: str, **facts: object) -> None:
+        if self.rank == 0:
+            self.step.add_event(name, {"job": self.job_id, **facts})
+
+    def _leave(self, saved: Interrupted) -> None:
+        """Record the interruption and go; by way of the queue where the time limit is the reason."""
+        name = signal.Signals(self.received).name if self.received else "none"
+        self._event("interrupted", signal=name, position=saved.position)
+        if self._stuck(saved.position):
+            message = (
+                f"interrupted {_PATIENCE} times at position {saved.position} without getting "
+                "further: write a longer resources.time or save more often"
+            )
+            error = StepFailed("no_progress", message)
+            self._fail(error)
+            raise error from saved
+        if self.received == WARNING and "SLURM_JOB_ID" in os.environ:
+            if self.rank == 0:
+                requeue(os.environ["SLURM_JOB_ID"])
+            time.sleep(60)  # Slurm ends the job; leaving now would let it count as finished
+        sys.exit(_SAVED)
+
+    def _stuck(self, position: int) -> bool:
+        positions = [e["position"] for e in self.step.events() if e["event"] == "interrupted"]
+        return positions[-_PATIENCE:] == [position] * _PATIENCE
+
+    def _fail(self, error: Exception) -> None:
+        described = failure_class(error)
+        message = str(error).strip() or type(error).__name__
+        self._event("failed", failure_class=described, message=message)
+        self.step.write_failure(
+            {
+                "class": described,
+                "message": message,
+                "traceback": traceback.format_exc(),
+                "host": socket.gethostname(),
+                "rank": self.rank,
+                "job": self.job_id,
+                "time": time.time(),
+            }
+        )
+
+
+def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with every `${step.field}` replaced by that step's result."""
+    from jobs.reading import REFERENCE
+
+    def value_of(reference: str) -> Any:
+        name, _, field = reference.partition(".")
+        value: Any = step.upstream(name).result()
+        for part in field.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise UserError(f"${{{reference}}}: the result of {name} has no {field!r}")
+            value = value[part]
+        return value
+
+    for place, value in list(walk(settings)):
+        if isinstance(value, str) and (whole := REFERENCE.fullmatch(value)):
+            settings = replace(settings, place, value_of(whole[1]))
+        elif isinstance(value, str) and "${" in value:
+            text = REFERENCE.sub(lambda match: str(value_of(match[1])), value)
+            settings = replace(settings, place, text)
+    return settings
+
+
+def failure_class(error: Exception) -> str:
+    """One word for an exception: what a remedy, or a person, answers to."""
+    if isinstance(name := getattr(error, "failure_class", None), str):
+        return name
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "out_of_memory"
+    return "data" if type(error).__name__ == "DataError" else "error"
+
+
+def requeue(job_id: str) -> None:
+    """Put the running job back into the queue under its own id."""
+    subprocess.run(["scontrol", "requeue", job_id], check=True, timeout=60)
+
+
+def _place() -> tuple[int, int, int]:
+    """Rank, world size and local rank, from Slurm's variables or from torchrun's names."""
+    slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    names = slurm if "SLURM_PROCID" in os.environ else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
+    return rank, size, local
+
+
+def _say_nothing(metrics: Mapping[str, object]) -> None:
+    """Only rank 0 keeps the record."""
+
+
+if __name__ == "__main__":
+    Worker(Path(sys.argv[1]).absolute())()
