@@ -1,7 +1,8 @@
-"""Every setting of the recogniser and its training, with default, unit, bounds and meaning. No torch here.
+"""Every setting of the recogniser and its training: default, unit, bounds and meaning. No torch.
 
-`ModelConfig` and the named sizes come first, then the optimiser and the training loop. The launcher shows these fields in
-`kinds` and checks pipeline files against them; checkpoints store them as `config.json`.
+`ModelConfig` and the named sizes come first, then the optimiser and the training loop. The launcher
+shows these fields in `kinds` and checks pipeline files against them; checkpoints store them as
+`config.json`.
 """
 
 from collections.abc import Mapping
@@ -64,7 +65,9 @@ class ModelConfig(Frozen):
             if self.hidden % getattr(self, name):
                 raise ValueError(f"hidden {self.hidden} is not a multiple of {name}")
         if self.hidden // self.attention_heads % 2:
-            raise ValueError("hidden / attention_heads must be even: rotary positions pair channels")
+            raise ValueError(
+                "hidden / attention_heads must be even: rotary positions pair channels"
+            )
         if 2**self.conv_layers < self.subsampling:
             raise ValueError(
                 f"subsampling {self.subsampling} needs {self.subsampling.bit_length() - 1} "

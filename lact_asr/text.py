@@ -1,0 +1,79 @@
+"""Text as the recogniser sees it: normal form, and the one vocabulary that travels with a
+checkpoint.
+
+The vocabulary is fixed by its symbols, never counted from data: a public recogniser that rebuilt
+its characters per split, sorted by frequency, read its test set at 91.9 % WER.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lact_asr.errors import DataError
+
+CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_APOSTROPHES = str.maketrans("\u2019\u02bc\u2018`", "''''")
+
+
+def normalise(text: str) -> str:
+    """Upper case, straight apostrophes, other punctuation as spaces, single spaces.
+
+    Letters outside A-Z, digits and symbols stay, so that `Vocabulary.encode` can name them.
+    """
+    text = text.translate(_APOSTROPHES).upper()
+    kept = (" " if _is_punctuation(character) else character for character in text)
+    return " ".join("".join(kept).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character != "'" and unicodedata.category(character).startswith("P")
+
+
+class Vocabulary:
+    """Symbols and their ids; id 0 is the CTC blank, which no text contains."""
+
+    blank = 0
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        if len(set(symbols)) != len(symbols) or not all(len(symbol) == 1 for symbol in symbols):
+            raise ValueError(f"symbols must be single characters, each once: {symbols!r}")
+        self.symbols = tuple(symbols)
+        self._ids = {symbol: index for index, symbol in enumerate(self.symbols, start=1)}
+
+    @classmethod
+    def characters(cls) -> "Vocabulary":
+        """Space, apostrophe, A to Z."""
+        return cls(CHARACTERS)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Vocabulary":
+        """The vocabulary that `to_dict` described."""
+        return cls(value["symbols"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint stores."""
+        return {"kind": "characters", "symbols": list(self.symbols)}
+
+    def __len__(self) -> int:
+        return len(self.symbols) + 1  # and the blank
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.symbols == other.symbols
+
+    def __hash__(self) -> int:
+        return hash(self.symbols)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in normal form; DataError names the characters that have none."""
+        foreign = sorted(set(text) - self._ids.keys())
+        if foreign:
+            named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in foreign)
+            raise DataError(
+                f"characters outside the vocabulary: {named}, in {text!r}; "
+                f"spell them with {''.join(self.symbols)!r} or drop the utterance"
+            )
+        return [self._ids[character] for character in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; blanks vanish, repeats stay (collapsing CTC paths is decoding's job)."""
+        return "".join(self.symbols[index - 1] for index in ids if index != self.blank)
