@@ -36,11 +36,11 @@ class Interrupted(Exception):
     """The step has saved its work and goes on from there when it is started again.
 
     `position` says how far it came (a training step, a number of bytes): a step that is interrupted
-    three times at the same position is not started a fourth time.
+    three times at the same position is not started a fourth time. None: nothing was saved.
     """
 
-    def __init__(self, position: int) -> None:
-        super().__init__(f"saved at {position}")
+    def __init__(self, position: int | None) -> None:
+        super().__init__("nothing saved" if position is None else f"saved at {position}")
         self.position = position
 
 

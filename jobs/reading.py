@@ -18,10 +18,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from jobs import gate, kinds
 from jobs.errors import SpecError
-from jobs.spec import NAME, Frozen, Pipeline, Resources, Step
+from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Resources, Step
 from jobs.yaml12 import Document, Place, parse, read, replace, walk
 
-REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
+REFERENCE = re.compile(r"\$\{([^}]*)\}")  # ${step.field}: a field of another step's result
 _UNITS = {"m": 1, "h": 60, "d": 1440}
 _TIME = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?$"
 

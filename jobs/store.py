@@ -1,7 +1,7 @@
 """Runs on disk: the only module that knows a file name of the launcher.
 
     runs/<name>-<time>-<hex>/       sortable, unique, typeable by prefix
-      pipeline.yaml  run.json       as given; resolved pipeline, cluster, user, host, commit, versions
+      pipeline.yaml  run.json       as given; resolved steps, cluster, user, host, commit, versions
       code/  dirty.diff             the snapshot the jobs run from (code.2/ ... after --fresh-code)
       steps/<step>/
         job.json                    kind, settings, resources: all the worker reads
@@ -81,6 +81,10 @@ class StepDir:
         earlier = self.failure()
         if earlier is None or earlier["job"] != failure["job"]:
             write_json(self.path / "failure.json", failure)
+
+    def forget_failure(self) -> None:
+        """The step runs again: an earlier failure no longer says how it is."""
+        (self.path / "failure.json").unlink(missing_ok=True)
 
     def submissions(self) -> list[Submission]:
         """Every try at submitting this step, oldest first."""

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from jobs import gate, kinds
 from jobs.errors import Interrupted, StepFailed, UserError
 from jobs.job import Job
+from jobs.spec import REFERENCE
 from jobs.store import StepDir
 from jobs.yaml12 import replace, walk
 
@@ -57,6 +58,8 @@ class _Process:
         for number in (WARNING, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
         described = self.step.job()
+        if self.rank == 0:
+            self.step.forget_failure()
         os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
         self._event("resumed" if self.step.events() else "started", host=socket.gethostname())
         started = time.time()
@@ -105,7 +108,7 @@ class _Process:
             self.step.add_event(name, {"job": self.job_id, **facts})
 
     def _leave(self, saved: Interrupted) -> None:
-        """Record the interruption and go; by way of the queue where the time limit is the reason."""
+        """Record the interruption and go, through the queue where the time limit is the reason."""
         name = signal.Signals(self.received).name if self.received else "none"
         self._event("interrupted", signal=name, position=saved.position)
         if self._stuck(saved.position):
@@ -122,9 +125,9 @@ class _Process:
             time.sleep(60)  # Slurm ends the job; leaving now would let it count as finished
         sys.exit(_SAVED)
 
-    def _stuck(self, position: int) -> bool:
+    def _stuck(self, position: int | None) -> bool:
         positions = [e["position"] for e in self.step.events() if e["event"] == "interrupted"]
-        return positions[-_PATIENCE:] == [position] * _PATIENCE
+        return position is not None and positions[-_PATIENCE:] == [position] * _PATIENCE
 
     def _fail(self, error: Exception) -> None:
         described = failure_class(error)
@@ -145,7 +148,6 @@ class _Process:
 
 def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` with every `${step.field}` replaced by that step's result."""
-    from jobs.reading import REFERENCE
 
     def value_of(reference: str) -> Any:
         name, _, field = reference.partition(".")

@@ -1,4 +1,4 @@
-"""Steps as processes of this machine: no Slurm, no daemon, the run goes on when the terminal closes.
+"""Steps as processes of this machine: no Slurm, no daemon, and no terminal that must stay open.
 
 Each step gets a keeper of its own, in its own session: it waits until the steps it needs have
 succeeded, takes its turn (one step of a runs folder at a time, an flock that dies with it), starts
@@ -109,8 +109,7 @@ def _wait_for_needs(step: StepDir, after: Sequence[str]) -> None:
     for need in step.job()["needs"]:
         upstream = step.upstream(need)
         while upstream.result() is None:
-            latest = upstream.latest()
-            alive = [job for job in after if latest and job.endswith(latest.token) and _keeper(job)]
+            alive = [job for job in after if job.split(".")[1] == need and _keeper(job)]
             if not alive and upstream.result() is None:
                 sys.exit(f"{need} ended without a result: {step.name} is not started")
             time.sleep(_POLL)
@@ -125,11 +124,11 @@ def _turn(runs: Path) -> Iterator[None]:
 
 
 def _start(
-    step: StepDir, rank: int, size: int, port: int, threads: int
+    step: StepDir, job: str, rank: int, size: int, port: int, threads: int
 ) -> "subprocess.Popen[bytes]":
     environment = {
         **os.environ,
-        "TRAINYARD_JOB": f"{os.getpid()}.{step.submissions()[-1].token}",
+        "TRAINYARD_JOB": job,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
@@ -138,7 +137,7 @@ def _start(
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
     }
-    with (step.logs / f"{os.getpid()}_{rank}_log.out").open("ab") as log:
+    with (step.logs / f"{job}_{rank}_log.out").open("ab") as log:
         command = [sys.executable, "-m", "jobs.worker", str(step.path)]
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -152,7 +151,7 @@ def _free_port() -> int:
         return port
 
 
-def keep(step: StepDir, after: Sequence[str], cpus: int, gpus: int) -> int:
+def keep(step: StepDir, token: str, after: Sequence[str], cpus: int, gpus: int) -> int:
     """Wait for the needs and the turn, run the workers, return the first bad exit status."""
     _wait_for_needs(step, after)
     with _turn(step.path.parents[2]):
@@ -160,7 +159,8 @@ def keep(step: StepDir, after: Sequence[str], cpus: int, gpus: int) -> int:
         size = max(1, min(gpus, present))
         threads = max(1, min(cpus, (os.cpu_count() or 1) // size))
         port = _free_port()
-        workers = [_start(step, rank, size, port, threads) for rank in range(size)]
+        job = f"{os.getpid()}.{token}"
+        workers = [_start(step, job, rank, size, port, threads) for rank in range(size)]
         signal.signal(signal.SIGTERM, lambda number, frame: None)  # the group got it: they save
         statuses = [_ended(workers) for _ in workers]
     return next((status for status in statuses if status), 0)
@@ -188,9 +188,8 @@ def main() -> int:
     parser.add_argument("--cpus", type=int)
     parser.add_argument("--gpus", type=int)
     given = parser.parse_args()
-    return keep(
-        StepDir(given.step), list(filter(None, given.after.split(","))), given.cpus, given.gpus
-    )
+    after = list(filter(None, given.after.split(",")))
+    return keep(StepDir(given.step), given.token, after, given.cpus, given.gpus)
 
 
 if __name__ == "__main__":
