@@ -1,0 +1,227 @@
+"""Steps as jobs of Slurm: submitted through submitit, judged by squeue and sacct.
+
+Each job carries its step's token as its name; that is how a job is found whose submission was cut
+short. Its pickle lies beside the logs under the token before the job exists, and the job itself
+links it to the name that submitit looks for: a queued job runs even if nobody ever learnt its id.
+
+submitit and pydantic are imported by `submit` alone (0.3 s): status and cancel need neither.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
+from jobs.errors import ClusterError
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
+
+    from jobs.clusters import Cluster
+
+_TIMEOUT = 60  # seconds for one call; Slurm's own MessageTimeout is 10 s to 100 s
+_INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")  # of a job we may be in
+# What sbatch says when nothing has been queued: its own complaints, and the controller's answers.
+# Everything else ("Socket timed out on send/recv operation", "Unexpected message received", no
+# words at all) may come after the job was queued.
+_REFUSED = re.compile(
+    r"sbatch: (fatal|unrecognized option|invalid option|option )|"
+    r"Batch job submission failed: .*(Invalid|invalid|specified|specification|not available|"
+    r"permission denied|not permitted|violates|unable to accept|disabled|More processors|"
+    r"Requested|Required|dependency problem|exceeds|too long|Reservation|limit)"
+)
+_OF_STATE = {
+    QueueState.PENDING: "PENDING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT",
+    QueueState.RUNNING: "RUNNING COMPLETING CONFIGURING RESIZING SIGNALING STAGE_OUT STOPPED"
+    " SUSPENDED",
+    QueueState.SUCCEEDED: "COMPLETED",
+    QueueState.CANCELLED: "CANCELLED PREEMPTED REVOKED",
+    QueueState.FAILED: "FAILED TIMEOUT OUT_OF_MEMORY NODE_FAIL BOOT_FAIL DEADLINE LAUNCH_FAILED"
+    " RECONFIG_FAIL",
+}
+_STATES = {word: state for state, words in _OF_STATE.items() for word in words.split()}
+_WORDS = {  # Slurm's -> ours, where Slurm's alone would not tell a person what happened
+    "None": "",
+    "Dependency": "",
+    "TIMEOUT": "time limit reached",
+    "OUT_OF_MEMORY": "out of memory (resources.memory_gb)",
+    "NODE_FAIL": "its node failed",
+    "PREEMPTED": "preempted",
+    "SUSPENDED": "suspended",
+    "DEADLINE": "deadline passed",
+    "NonZeroExitCode": "exit status not 0",
+    "DependencyNeverSatisfied": "a step before it failed",
+    "PartitionTimeLimit": "resources.time is over the partition's limit",
+    "JobHeldUser": "held by its user",
+    "JobHeldAdmin": "held by an administrator",
+}
+_PENDING = {  # what it means for a job that is PENDING for this reason
+    "Dependency": QueueState.WAITING,
+    "DependencyNeverSatisfied": QueueState.CANCELLED,  # it would stay in the queue for ever
+}
+
+
+class SlurmBackend:
+    """The backend of a cluster, given as run.json has it; the Slurm it talks to is the system's."""
+
+    def __init__(self, cluster: "Cluster | Mapping[str, Any]") -> None:
+        self.cluster = cluster
+
+    def submit(self, job: StepJob, after: Sequence[str]) -> str:
+        """Queue one step; ClusterError where Slurm refuses, SubmitUnclear where nobody knows."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        from jobs.clusters import Cluster
+        from jobs.worker import Worker
+
+        executor = _executor(Cluster.model_validate(self.cluster), job, after)
+        try:
+            return str(executor.submit(Worker(job.directory)).job_id)
+        except FailedSubmissionError as error:  # sbatch ended well, with words nobody understands
+            raise SubmitUnclear(str(error)) from error
+        except FailedJobError as error:
+            said = str(error).strip() or "sbatch ended without a word"
+            if _REFUSED.search(said):
+                raise ClusterError(f"{job.step}: Slurm refused it: {said}") from error
+            raise SubmitUnclear(said) from error
+
+    def find(self, job: StepJob) -> str | None:
+        """The id of the newest job that carries the token, in the queue or in the accounts."""
+        said = _call("squeue", "-h", "-t", "all", "-n", job.token, "-o", "%A")
+        if not said.strip():
+            since = ["-S", "now-30days"]  # without it sacct looks at today only
+            said = _sacct("--name", job.token, *since, "-o", "JobIDRaw")[0]
+        ids = sorted(said.split(), key=int)
+        return ids[-1] if ids else None
+
+    def states(self, submitted: Mapping[str, float]) -> dict[str, JobState]:
+        """The state of each job: one squeue call, and one sacct call if squeue has forgotten some.
+
+        UNKNOWN is a job that neither knows: it has left the queue, or came into it just now.
+        ClusterError where squeue does not answer, since nothing may be concluded from that.
+        """
+        if not submitted:
+            return {}
+        states = _queued(list(submitted))
+        if missing := [job for job in submitted if job not in states]:
+            states |= _accounted(missing)
+        return states
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Cancel jobs in one call; those that have ended meanwhile are none of our business."""
+        if ids:
+            _call("scancel", *ids, harmless="already completing or completed|Invalid job id")
+
+
+def _executor(cluster: "Cluster", job: StepJob, after: Sequence[str]) -> "SlurmExecutor":
+    """submitit's executor for one step, with the pickle in place that the job will link to."""
+    from submitit import SlurmExecutor
+    from submitit.core.utils import DelayedSubmission
+
+    from jobs.clusters import parameters, step_command
+    from jobs.worker import Worker
+
+    class Executor(SlurmExecutor):  # type: ignore[misc]
+        @property
+        def _submitit_command_str(self) -> str:
+            statement = "from submitit.core.submission import submitit_main; submitit_main()"
+            return step_command(cluster, statement, self.folder)
+
+        def _make_submission_command(self, submission_file_path: Any) -> list[str]:
+            command: list[str] = super()._make_submission_command(submission_file_path)
+            inherited = [name for name in os.environ if _is_inherited(name)]
+            hidden = [word for name in inherited for word in ("-u", name)]
+            return ["env", *hidden, *command] if hidden else command
+
+    executor = Executor(job.logs)
+    executor._throttling = 0.0  # submitit pauses 0.2 s between jobs: 10 s for 50
+    asked = parameters(cluster, job, after)
+    pickle = job.logs / f"{job.token}.pkl"
+    link = f'ln -s {pickle.name} "{job.logs}/${{SLURM_JOB_ID}}_submitted.pkl" 2>/dev/null || true'
+    executor.update_parameters(**{**asked, "setup": [*asked["setup"], link]})
+    delayed = DelayedSubmission(Worker(job.directory))
+    delayed.set_timeout(job.resources.time, 0)  # the worker, not submitit, answers the signals
+    delayed.dump(pickle)
+    return executor
+
+
+def _is_inherited(name: str) -> bool:
+    return name.startswith(_INHERITED) and name != "SLURM_CONF"
+
+
+def _queued(ids: Sequence[str]) -> dict[str, JobState]:
+    """What squeue says; it forgets a job MinJobAge (300 s) after its end."""
+    command = ["squeue", "-h", "-t", "all", "-j", ",".join(ids), "-o", "%A|%T|%r|%M"]
+    states = {}
+    for line in _call(*command, harmless="Invalid job id").splitlines():
+        job, word, reason, elapsed = line.split("|")
+        state = _STATES.get(word, QueueState.UNKNOWN)
+        if word == "PENDING":
+            state = _PENDING.get(reason, state)
+        elif word == "PREEMPTED":
+            state = QueueState.PENDING  # on its way back into the queue
+        states[job] = _state(state, word, reason, elapsed)
+    return states
+
+
+def _accounted(ids: Sequence[str]) -> dict[str, JobState]:
+    """What sacct says of jobs that have left the queue; a site may have it switched off."""
+    said, trouble = _sacct("-j", ",".join(ids), "-o", "JobIDRaw,State,Elapsed,ExitCode")
+    states = dict.fromkeys(ids, JobState(QueueState.UNKNOWN, trouble or "unknown to Slurm"))
+    for line in said.splitlines():  # a requeued job has several lines: the last one counts
+        job, word, elapsed, status = line.split("|")
+        name, _, by = word.partition(" ")  # CANCELLED by 1234
+        state = _STATES.get(name, QueueState.UNKNOWN)
+        reason = f"exit status {status.split(':')[0]}" if name == "FAILED" else by
+        if state in (QueueState.PENDING, QueueState.RUNNING):
+            state, reason = QueueState.UNKNOWN, f"left the queue; sacct still says {word}"
+        states[job] = _state(state, name, reason, elapsed)
+    return states
+
+
+def _state(state: QueueState, word: str, reason: str, elapsed: str) -> JobState:
+    if state is QueueState.UNKNOWN:
+        said = reason if " " in reason else f"Slurm says {word}"
+    else:
+        said = _WORDS.get(word) or _WORDS.get(reason, reason)
+    return JobState(state, said, _seconds(elapsed))
+
+
+def _seconds(text: str) -> float | None:
+    """Seconds in Slurm's `[days-][hours:]minutes:seconds`; None where it knows none."""
+    if not re.fullmatch(r"(\d+-)?(\d+:)?\d+:\d+", text):
+        return None
+    days, _, clock = text.rpartition("-")
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = 60 * seconds + int(part)
+    return float(seconds + 86400 * int(days or 0))
+
+
+def _call(*command: str, harmless: str = "") -> str:
+    """Standard output of a Slurm command; ClusterError where it fails for a reason that matters."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT
+        )
+    except FileNotFoundError:
+        message = f"{command[0]} is not installed here: log in to the cluster, or --cluster local"
+        raise ClusterError(message) from None
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{command[0]} has not answered for {_TIMEOUT} s: try again") from None
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode and not (harmless and all(re.search(harmless, line) for line in lines)):
+        said = "; ".join(lines) or f"exit status {done.returncode}"
+        raise ClusterError(f"{command[0]} failed: {said}")
+    return done.stdout
+
+
+def _sacct(*arguments: str) -> tuple[str, str]:
+    """What sacct prints and, where it does not answer, what it says instead."""
+    try:
+        return _call("sacct", "-n", "-P", "-X", "-D", *arguments), ""
+    except ClusterError as error:
+        return "", str(error)
