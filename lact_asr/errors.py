@@ -1,12 +1,17 @@
-"""The two ways a model package says no.
+"""The ways a model package says no.
 
-`DataError` is the user's to mend: a file, an utterance, a character; the message names it. `TrainingFailed` is a run that
-cannot go on as configured; its class is what a remedy answers.
+`DataError` is the user's to mend: a file, an utterance, a character; the message names it. `Stopped`
+is an interruption with the work saved. `TrainingFailed` is a run that cannot go on as configured; its
+class is what a remedy answers.
 """
 
 
 class DataError(Exception):
     """Something in the data is wrong; the message says what, where and what to do."""
+
+
+class Stopped(Exception):
+    """`should_stop()` came true; what is done is on disk, and the next call goes on from there."""
 
 
 class TrainingFailed(Exception):

@@ -50,7 +50,8 @@ class Progress:
         """The state in one line, `elapsed` seconds after the start."""
         rate = (self.done - self._first) / elapsed if elapsed > 0 else 0.0
         share = f"{100 * self.done / self.total:.0f} %" if self.total else "100 %"
-        counts = f"{self._amount(self.done)} of {self._amount(self.total)} ({share})"
+        done = size(self.done) if self.unit == "B" else f"{self.done:,.0f}"
+        counts = f"{done} of {self._amount(self.total)} ({share})"
         if self.done >= self.total:
             return f"{self.label}: {counts}, {self._amount(rate)}/s, {clock(elapsed)}"
         left = clock((self.total - self.done) / rate) if rate else "unknown time"
