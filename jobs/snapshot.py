@@ -30,6 +30,15 @@ def copy_code(target: Path) -> None:
     temporary.rename(target)
 
 
+def entry(module: str) -> str:
+    """The argument of `python -c` that runs `main()` of one of our modules from the snapshot.
+
+    `python -m` would look into the working folder first: the checkout in which launch.py was
+    called, with whatever has been edited since. PYTHONPATH names the snapshot.
+    """
+    return f"import sys; sys.path[:] = filter(None, sys.path); from {module} import main; main()"
+
+
 def provenance(dirty: Path) -> dict[str, Any]:
     """Commit and versions; what differs from the commit is written to the file `dirty`."""
     commit = _git("rev-parse", "HEAD").strip()

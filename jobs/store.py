@@ -230,10 +230,13 @@ class RunStore:
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or Path(os.environ.get("TRAINYARD_RUNS", "runs"))).absolute()
 
-    def create(self, pipeline: str) -> Run:
+    def new_name(self, pipeline: str) -> str:
+        """Sortable by time, unique, typeable by its beginning."""
+        return f"{pipeline}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+    def create(self, name: str) -> Run:
         """A new, empty run."""
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        path = self.root / f"{pipeline}-{stamp}-{secrets.token_hex(3)}"
+        path = self.root / name
         (path / "steps").mkdir(parents=True)
         return Run(path)
 

@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jobs.backends import Backend, JobState, StepJob, SubmitUnclear
+from jobs.backends import Backend, StepJob, SubmitUnclear
 from jobs.clusters import Cluster
 from jobs.errors import ClusterError
-from jobs.plan import ACTIVE, Evidence, Observed, Submit, observe_all, plan
+from jobs.plan import ACTIVE, Observed, Submit, plan
 from jobs.snapshot import copy_code, provenance
 from jobs.spec import Pipeline, Resources
-from jobs.store import Run, RunStore, StepDir
+from jobs.states import states
+from jobs.store import Run, RunStore
 
 _PARALLEL = (
     4  # sbatch calls at once: 50 jobs in 0.2 s instead of 0.5 s, and no load on a controller
@@ -28,9 +29,9 @@ _PARALLEL = (
 _LOOKS = 5  # for a job whose submission was unclear, one second apart
 
 
-def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str) -> Run:
+def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, name: str) -> Run:
     """A new run with its snapshot and one job.json per step; nothing is submitted yet."""
-    run = store.create(pipeline.name)
+    run = store.create(name)
     run.write_given(given)
     copy_code(run.next_code())
     steps = [step.model_dump(mode="json") for step in pipeline.steps]
@@ -53,48 +54,6 @@ def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str) ->
     return run
 
 
-def evidence(run: Run) -> dict[str, Evidence]:
-    """What the files say of every step, in dependency order."""
-    found = {}
-    for step in run.steps():
-        folder = run.step(step["name"])
-        found[step["name"]] = _evidence(folder, tuple(step["needs"]))
-    return found
-
-
-def _evidence(folder: StepDir, needs: tuple[str, ...]) -> Evidence:
-    latest, failure = folder.latest(), folder.failure()
-    if latest is None:
-        return Evidence(needs=needs, succeeded=folder.result() is not None)
-    current = failure is not None and failure["job"] == latest.job
-    return Evidence(
-        needs=needs,
-        succeeded=folder.result() is not None,
-        failure=f"{failure['class']}: {failure['message']}" if failure and current else "",
-        job=latest.job,
-        tried=True,
-        cancelled=latest.cancelled,
-        age=time.time() - latest.time,
-    )
-
-
-def ask(run: Run, backend: Backend) -> dict[str, JobState]:
-    """The queue's opinion of every job whose step has not recorded its end."""
-    open_jobs = {}
-    for step in run.steps():
-        folder = run.step(step["name"])
-        latest = folder.latest()
-        if latest and latest.job and not latest.cancelled and folder.result() is None:
-            open_jobs[latest.job] = latest.time
-    return backend.states(open_jobs) if open_jobs else {}
-
-
-def states(run: Run, backend: Backend) -> tuple[dict[str, Observed], dict[str, JobState]]:
-    """The state of every step, and what the queue said."""
-    queue = ask(run, backend)
-    return observe_all(evidence(run), queue), queue
-
-
 def proceed(run: Run, backend: Backend, only: Sequence[str] | None = None) -> list[Submit]:
     """Submit whatever of the run is not done and not under way; what was submitted.
 
@@ -115,7 +74,7 @@ def _recover(run: Run, backend: Backend) -> None:
     for step in run.steps():
         folder = run.step(step["name"])
         latest = folder.latest()
-        if latest and not latest.job and (job := backend.find(_step_job(run, step, latest.token))):
+        if latest and not latest.job and (job := backend.find(step_job(run, step, latest.token))):
             folder.add_submission(latest.token, job=job)
 
 
@@ -152,7 +111,7 @@ def _submit(run: Run, backend: Backend, step: Mapping[str, Any], after: Sequence
     token = f"{step['name']}.{run.name[-6:]}{secrets.token_hex(2)}"
     ids = [latest.job for name in after if (latest := run.step(name).latest())]
     folder.add_submission(token)
-    job = _step_job(run, step, token)
+    job = step_job(run, step, token)
     try:
         found = backend.submit(job, ids)
     except SubmitUnclear as unclear:
@@ -171,7 +130,8 @@ def _look(backend: Backend, job: StepJob, unclear: SubmitUnclear) -> str:
     ) from None
 
 
-def _step_job(run: Run, step: Mapping[str, Any], token: str) -> StepJob:
+def step_job(run: Run, step: Mapping[str, Any], token: str) -> StepJob:
+    """A step of a run, ready to be submitted under a token."""
     folder = run.step(step["name"])
     return StepJob(
         step=step["name"],

@@ -40,7 +40,7 @@ class Worker:
         self.directory = str(directory)
 
     def __call__(self) -> None:
-        """Run the step; raises what the kind raises, after recording it."""
+        """Run the step; what goes wrong is recorded, then ends the process with a bad status."""
         step = StepDir(Path(self.directory))
         if step.result() is not None:  # requeued by Slurm after it had finished
             return
@@ -69,7 +69,9 @@ class _Process:
             self._leave(saved)
         except Exception as error:
             self._fail(error)
-            raise
+            if failure_class(error) == "error" and not isinstance(error, UserError):
+                raise  # a bug of ours: submitit logs its traceback
+            sys.exit(f"{self.step.name} failed: {failure_class(error)}: {error}")
         else:
             if self.rank == 0:
                 self._event("finished", seconds=round(time.time() - started, 1))
@@ -116,9 +118,8 @@ class _Process:
                 f"interrupted {_PATIENCE} times at position {saved.position} without getting "
                 "further: write a longer resources.time or save more often"
             )
-            error = StepFailed("no_progress", message)
-            self._fail(error)
-            raise error from saved
+            self._fail(StepFailed("no_progress", message))
+            sys.exit(f"{self.step.name} failed: {message}")
         if self.received == WARNING and "SLURM_JOB_ID" in os.environ:
             if self.rank == 0:
                 requeue(os.environ["SLURM_JOB_ID"])
@@ -193,5 +194,10 @@ def _say_nothing(metrics: Mapping[str, object]) -> None:
     """Only rank 0 keeps the record."""
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the step in the folder named on the command line."""
     Worker(Path(sys.argv[1]).absolute())()
+
+
+if __name__ == "__main__":
+    main()

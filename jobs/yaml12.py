@@ -114,8 +114,9 @@ def _mapping(
         elif key in values:
             document.mistake(place, f"{key!r} is written twice (again at {line}): keep one")
         else:
-            values[key] = _value(value_node, (*place, key), document, name, above)
-            document.places[(*place, key)] = line
+            inner: Place = (*place, key)
+            values[key] = _value(value_node, inner, document, name, above)
+            document.places[inner] = line
     return values
 
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from jobs.clusters import Cluster
     from jobs.spec import Resources
 
 
@@ -69,9 +68,9 @@ class Backend(Protocol):
         """Take jobs out of the queue or end them; the ids come with dependents first."""
 
 
-def connect(cluster: "Cluster") -> Backend:
-    """The backend of a cluster."""
-    if cluster.backend == "slurm":
+def connect(cluster: Mapping[str, Any]) -> Backend:
+    """The backend of a cluster, given as run.json has it."""
+    if cluster["backend"] == "slurm":
         from jobs.backends.slurm import SlurmBackend
 
         return SlurmBackend(cluster)

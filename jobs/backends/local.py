@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs.backends import JobState, QueueState, StepJob
+from jobs.snapshot import entry
 from jobs.store import StepDir
 
 _POLL = 0.2  # seconds
@@ -30,7 +31,7 @@ class LocalBackend:
 
     def submit(self, job: StepJob, after: Sequence[str]) -> str:
         """Start the keeper of a step."""
-        command = [sys.executable, "-m", "jobs.backends.local", str(job.directory)]
+        command = [sys.executable, "-c", entry(__name__), str(job.directory)]
         command += ["--token", job.token, "--cpus", str(job.resources.cpus)]
         command += ["--gpus", str(job.resources.gpus)]
         command += [f"--after={','.join(after)}"]
@@ -138,7 +139,7 @@ def _start(
         "PYTHONUNBUFFERED": "1",
     }
     with (step.logs / f"{job}_{rank}_log.out").open("ab") as log:
-        command = [sys.executable, "-m", "jobs.worker", str(step.path)]
+        command = [sys.executable, "-c", entry("jobs.worker"), str(step.path)]
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
@@ -179,7 +180,7 @@ def _ended(workers: "list[subprocess.Popen[bytes]]") -> int:
         time.sleep(_POLL / 4)
 
 
-def main() -> int:
+def main() -> None:
     """The keeper's command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("step", type=Path)
@@ -189,8 +190,4 @@ def main() -> int:
     parser.add_argument("--gpus", type=int)
     given = parser.parse_args()
     after = list(filter(None, given.after.split(",")))
-    return keep(StepDir(given.step), given.token, after, given.cpus, given.gpus)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep(StepDir(given.step), given.token, after, given.cpus, given.gpus))

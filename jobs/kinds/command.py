@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
@@ -19,13 +20,16 @@ from jobs.spec import Frozen, Resources
 from lact_asr.files import read_json
 
 RESOURCES = Resources(time="1h", cpus=1, memory_gb=4)
+Text = Annotated[str, Field(strict=False)]
 
 
 class Settings(Frozen):
-    """What to run."""
+    """What to run. Numbers become text: `argv: [sleep, 0.5]`, or a reference to a number."""
 
-    argv: list[str] = Field(min_length=1, description="the program and its arguments; no shell")
-    environment: dict[str, str] = Field({}, description="variables added to the environment")
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+    argv: list[Text] = Field(min_length=1, description="the program and its arguments; no shell")
+    environment: dict[str, Text] = Field({}, description="variables added to the environment")
     folder: Path | None = Field(
         None, description="where it runs; the folder of `launch.py run` if not given"
     )

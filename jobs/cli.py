@@ -1,0 +1,389 @@
+"""The command line: one short function per command.
+
+Exit codes: 0 fine, 1 the cluster refused or a step failed, 2 the user can mend it. A user's mistake
+never shows a traceback, a bug always does. Each command imports what it needs and no more.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.errors import ClusterError, UserError
+
+if TYPE_CHECKING:
+    from jobs.backends import Backend
+    from jobs.clusters import Cluster
+    from jobs.plan import Submit
+    from jobs.spec import Pipeline
+    from jobs.store import Run
+
+_ABOUT = """\
+Training pipelines on Slurm, or on this machine: one YAML file names the steps.
+
+  launch.py check FILE                 every mistake in a pipeline file, at once
+  launch.py run FILE --cluster NAME    submit all steps; --wait stays until they have ended
+  launch.py status                     the newest run: state, progress, why a step failed
+  launch.py logs RUN/STEP -f           follow a step's log
+  launch.py resume RUN                 submit what is left after a failure is mended
+
+RUN is a folder, a run's name, a unique beginning of it, or nothing for the newest. Runs are kept
+in $TRAINYARD_RUNS (default ./runs). Where Slurm is not installed, steps run on this machine.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch.py", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, about: str, epilog: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    run = add(
+        "run",
+        "submit a pipeline as a chain of jobs",
+        "example: launch.py run jobs/pipelines/demo.yaml --set train.training.max_steps=300 --wait",
+    )
+    run.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
+    _add_cluster(run)
+    _add_set(run)
+    run.add_argument(
+        "--only", action="append", metavar="STEP", help="this step and what it needs (repeatable)"
+    )
+    run.add_argument("--dry-run", action="store_true", help="show what would be submitted")
+    run.add_argument("--wait", action="store_true", help="stay until every step has ended")
+
+    check = add("check", "report every mistake in a pipeline file; nothing is created")
+    check.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
+    _add_cluster(check, "also ask this cluster: partitions, limits, accounts, paths, disk")
+    _add_set(check)
+
+    kinds = add("kinds", "what steps can do, with every setting, its default, unit and meaning")
+    kinds.add_argument("name", nargs="?", metavar="NAME", help="one kind, in full")
+
+    add("schema", "print the JSON Schema of pipeline files, for editors")
+
+    status = add("status", "the state of every step; exit 1 where one has failed")
+    _add_run(status)
+    status.add_argument("--watch", action="store_true", help="redraw until nothing is active")
+    status.add_argument("--json", action="store_true", help="the same as data")
+
+    logs = add("logs", "print or follow the log of a step")
+    logs.add_argument("step", metavar="RUN/STEP", help="the step; /STEP means the newest run")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the step ends")
+    logs.add_argument("--grep", metavar="RE", help="only lines that match this expression")
+    logs.add_argument("--rank", type=int, default=0, metavar="N", help="process (default 0)")
+    logs.add_argument("--lines", type=int, default=100, metavar="N", help="how many (default 100)")
+
+    cancel = add("cancel", "cancel a run, or a step and all behind it")
+    cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="default: the newest run")
+
+    resume = add("resume", "submit what is left of a run: failed, cancelled and lost steps")
+    _add_run(resume)
+    resume.add_argument("--fresh-code", action="store_true", help="with the code as it is now")
+    resume.add_argument("--wait", action="store_true", help="stay until every step has ended")
+
+    render = add("render", "write standalone sbatch scripts and submit_all.sh")
+    render.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
+    render.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_cluster(render)
+    _add_set(render)
+
+    infer = add(
+        "infer",
+        "transcribe with a checkpoint, and score where the text is known",
+        "example: launch.py infer --checkpoint-dir runs/RUN/steps/train a.flac b.flac",
+    )
+    infer.add_argument("--checkpoint-dir", type=Path, required=True, metavar="DIR")
+    what = infer.add_mutually_exclusive_group(required=True)
+    what.add_argument("--test-subset", metavar="NAME", help="a subset that a download step made")
+    what.add_argument("--manifest", type=Path, metavar="F", help="a manifest (JSON lines)")
+    what.add_argument("audio", nargs="*", default=[], type=Path, metavar="AUDIO")
+    infer.add_argument("--num-samples", type=int, default=0, metavar="N", help="0: all of them")
+    _add_cluster(infer)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help="default: the newest run")
+
+
+def _add_cluster(parser: argparse.ArgumentParser, about: str = "") -> None:
+    text = about or "a file in slurm_templates/clusters, or a path; `local` is this machine"
+    parser.add_argument("--cluster", metavar="NAME", help=text)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="step.path=value",
+        help="override a value of the file (repeatable); the value is YAML",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        return int(_COMMANDS[given.command](given))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `launch.py logs ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("stopped looking; the run goes on: launch.py status", file=sys.stderr)
+        return 130
+
+
+def _read(given: argparse.Namespace) -> "tuple[Pipeline, str]":
+    """The pipeline of a command line, and the text that made it."""
+    from jobs.reading import read_pipeline
+
+    pipeline = read_pipeline(given.file, given.set)
+    header = "".join(f"# --set {override}\n" for override in given.set)
+    return pipeline, header + given.file.read_text()
+
+
+def _run(given: argparse.Namespace) -> int:
+    from jobs.plan import restrict
+
+    pipeline, text = _read(given)
+    if given.only:
+        known = {step.name: step.needs for step in pipeline.steps}
+        _known_steps(given.only, known)
+        wanted = restrict(known, given.only)
+        steps = tuple(step for step in pipeline.steps if step.name in wanted)
+        pipeline = pipeline.model_copy(update={"steps": steps})
+    if given.dry_run:
+        return _dry_run(pipeline, _cluster(given))
+    return _launch(pipeline, text, _cluster(given), wait=given.wait)
+
+
+def _known_steps(names: Sequence[str], known: Sequence[str] | dict[str, tuple[str, ...]]) -> None:
+    from jobs.reading import nearest
+
+    unknown = [f"--only {name}: {nearest(name, known)}" for name in names if name not in known]
+    if unknown:
+        raise UserError("\n".join(unknown))
+
+
+def _cluster(given: argparse.Namespace) -> "Cluster":
+    from jobs.clusters import load_cluster
+
+    return load_cluster(given.cluster)
+
+
+def _preflight(pipeline: "Pipeline", cluster: "Cluster") -> None:
+    """ClusterError with everything the cluster would refuse, before anything exists."""
+    from jobs.preflight import problems
+    from jobs.store import RunStore
+
+    found = problems(pipeline, cluster, RunStore().root)
+    if found:
+        raise ClusterError("\n".join(found))
+
+
+def _dry_run(pipeline: "Pipeline", cluster: "Cluster") -> int:
+    from jobs.plan import State, plan
+
+    needs = {step.name: step.needs for step in pipeline.steps}
+    print(f"{pipeline.name} on {cluster.name}: nothing is submitted")
+    for submit in plan(needs, {name: State.NEW for name in needs}):
+        step = pipeline.step(submit.step)
+        wants = step.resources.model_dump(mode="json")
+        print(f"  {step.name} ({step.kind}) {_amounts(wants)}{_behind(submit)}")
+    return 0
+
+
+def _amounts(resources: dict[str, object]) -> str:
+    return " ".join(f"{name}={value}" for name, value in resources.items())
+
+
+def _behind(submit: "Submit") -> str:
+    return f" after {', '.join(submit.after)}" if submit.after else ""
+
+
+def _launch(pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool) -> int:
+    from jobs.backends import connect
+    from jobs.store import RunStore
+    from jobs.submit import create, proceed
+
+    _preflight(pipeline, cluster)
+    store = RunStore()
+    run = create(store, pipeline, cluster, text, store.new_name(pipeline.name))
+    print(run.path)
+    backend = connect(cluster.model_dump(mode="json"))
+    with run.lock():
+        todo = proceed(run, backend)
+    return _report(run, backend, todo, wait)
+
+
+def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool) -> int:
+    for submit in todo:
+        latest = run.step(submit.step).latest()
+        print(f"  {submit.step}: job {latest.job.split('.')[0] if latest else ''}{_behind(submit)}")
+    if not todo:
+        print("nothing to submit: every step has succeeded or is under way")
+    sys.stdout.flush()
+    if not wait:
+        print(f"look: launch.py status {run.name}\n      launch.py logs {run.name}/STEP -f")
+        return 0
+    from jobs.show import exit_code, watch
+
+    return exit_code(watch(run, backend))
+
+
+def _check(given: argparse.Namespace) -> int:
+    pipeline, _ = _read(given)
+    if given.cluster:
+        _preflight(pipeline, _cluster(given))
+    print(f"{given.file}: {len(pipeline.steps)} steps, no mistakes")
+    return 0
+
+
+def _kinds(given: argparse.Namespace) -> int:
+    from jobs import kinds
+    from jobs.reading import nearest
+    from jobs.schema import describe, summary
+
+    if not given.name:
+        for name in kinds.NAMES:
+            print(f"{name:<10} {summary(kinds.load(name))}")
+        print("\nlaunch.py kinds NAME: every setting, with default, unit and meaning")
+        return 0
+    if given.name not in kinds.NAMES:
+        raise UserError(f"no kind {given.name!r}: {nearest(given.name, kinds.NAMES)}")
+    from jobs.show import print_kind
+
+    print_kind(describe(given.name))
+    return 0
+
+
+def _schema(given: argparse.Namespace) -> int:
+    from jobs.schema import json_schema
+    from jobs.show import print_json
+
+    print_json(json_schema())
+    return 0
+
+
+def _open(text: str | None) -> "tuple[Run, Backend]":
+    from jobs.store import RunStore
+
+    run = RunStore().find(text)
+    return run, _backend_of(run)
+
+
+def _backend_of(run: "Run") -> "Backend":
+    from jobs.backends import connect
+
+    return connect(run.info()["cluster"])
+
+
+def _status(given: argparse.Namespace) -> int:
+    from jobs import show
+
+    run, backend = _open(given.run)
+    if given.watch:
+        return show.exit_code(show.watch(run, backend))
+    status = show.describe(run, backend)
+    if given.json:
+        show.print_json(status)
+    else:
+        show.print_status(status)
+    return show.exit_code(status)
+
+
+def _logs(given: argparse.Namespace) -> int:
+    from jobs import show
+    from jobs.states import states
+    from jobs.store import RunStore
+
+    run, step = RunStore().find_step(given.step)
+    if step is None:
+        names = ", ".join(f"{run.name}/{step['name']}" for step in run.steps())
+        raise UserError(f"name a step: {names}")
+    backend = _backend_of(run)
+    show.logs(
+        step,
+        lambda: states(run, backend)[0][step.name],
+        rank=given.rank,
+        lines=given.lines,
+        pattern=given.grep,
+        follow=given.follow,
+    )
+    return 0
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    from jobs.store import RunStore
+    from jobs.submit import cancel
+
+    run, step = RunStore().find_step(given.run)
+    backend = _backend_of(run)
+    with run.lock():
+        names = cancel(run, backend, [step.name] if step else None)
+    print(f"cancelled: {', '.join(names)}" if names else "nothing to cancel: no step is active")
+    return 0
+
+
+def _resume(given: argparse.Namespace) -> int:
+    from jobs.snapshot import copy_code
+    from jobs.submit import proceed
+
+    run, backend = _open(given.run)
+    with run.lock():
+        if given.fresh_code:
+            copy_code(run.next_code())
+        todo = proceed(run, backend)
+    return _report(run, backend, todo, given.wait)
+
+
+def _render(given: argparse.Namespace) -> int:
+    from jobs.render import render
+
+    pipeline, text = _read(given)
+    run = render(pipeline, _cluster(given), text, given.out)
+    print(f"{run.path / 'submit_all.sh'} submits {len(pipeline.steps)} steps")
+    return 0
+
+
+def _infer(given: argparse.Namespace) -> int:
+    from jobs.infer import inference_pipeline
+
+    pipeline = inference_pipeline(
+        checkpoint=given.checkpoint_dir,
+        subset=given.test_subset,
+        manifest=given.manifest,
+        audio=given.audio,
+        num_samples=given.num_samples,
+    )
+    return _launch(pipeline, f"# {pipeline.description}\n", _cluster(given), wait=True)
+
+
+_COMMANDS = {
+    "run": _run,
+    "check": _check,
+    "kinds": _kinds,
+    "schema": _schema,
+    "status": _status,
+    "logs": _logs,
+    "cancel": _cancel,
+    "resume": _resume,
+    "render": _render,
+    "infer": _infer,
+}

@@ -1,0 +1,44 @@
+"""`launch.py infer`: a pipeline of one `evaluate` step, made from the command line."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs import kinds
+from jobs.errors import UserError
+from jobs.reading import nearest
+from jobs.spec import Pipeline, Step
+
+
+def inference_pipeline(
+    *,
+    checkpoint: Path,
+    subset: str | None,
+    manifest: Path | None,
+    audio: Sequence[Path],
+    num_samples: int,
+) -> Pipeline:
+    """One step that transcribes a subset, a manifest or audio files (UserError, all at once)."""
+    if subset:
+        manifest = _manifest_of(subset)
+    missing = [path for path in (checkpoint, manifest, *audio) if path and not path.exists()]
+    if missing:
+        raise UserError("\n".join(f"{path} does not exist" for path in missing))
+    kind = kinds.load("evaluate")
+    given: dict[str, Any] = {"checkpoint": checkpoint.absolute(), "num_samples": num_samples}
+    given["manifest"] = manifest.absolute() if manifest else None
+    given["audio"] = [path.absolute() for path in audio]
+    settings = kind.Settings.model_validate(given).model_dump(mode="json")
+    resources = kind.RESOURCES.model_dump(mode="json")
+    step = Step(name="infer", kind="evaluate", settings=settings, resources=resources)
+    return Pipeline(name="infer", description=f"inference with {checkpoint}", steps=(step,))
+
+
+def _manifest_of(subset: str) -> Path:
+    """The manifest that a download step wrote for a subset."""
+    folder = Path(os.environ.get("TRAINYARD_DATA", "data")) / "manifests"
+    known = sorted(file.stem for file in folder.glob("*.jsonl"))
+    if subset not in known:
+        raise UserError(f"no subset {subset!r} in {folder}: {nearest(subset, known)}")
+    return folder / f"{subset}.jsonl"
