@@ -54,7 +54,7 @@ class LogMel(nn.Module):
     def energies(self, waves: Tensor, lengths: Tensor) -> Tensor:
         """Mel energies [B,T,M]; samples past a length count as silence."""
         count = -(-waves.shape[1] // HOP)
-        waves = waves * valid(lengths, waves.shape[1])
+        waves = waves.masked_fill(~valid(lengths, waves.shape[1]), 0)
         waves = F.pad(waves, (0, (count - 1) * HOP + WINDOW - waves.shape[1]))
         frames = waves.unfold(1, WINDOW, HOP) * self.window  # [B,T,400]
         spectrum = torch.fft.rfft(frames, FFT)  # [B,T,257]

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lact_asr.config import ModelConfig
-from lact_asr.features import valid
-from lact_asr.lact import Weights, fast_mlp, test_time_training, wide
+from lact_asr.fast_weights import Weights, fast_mlp, wide
+from lact_asr.lact import test_time_training
 
 ROTARY_BASE = 10_000.0
 EPS = 1e-5
@@ -22,36 +22,84 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Layout:
-    """What every layer of one forward pass shares: lengths, positions, who may attend to whom."""
+    """What every layer of one forward pass shares: lengths, positions, who may attend to whom.
+
+    Attention works in blocks of queries, each with the span of keys in its reach, so that its cost
+    grows with L, not L^2 (3,000 tokens: 28 ms against 455); a short batch is one block.
+    """
 
     lengths: Tensor  # [B] valid tokens
-    rotary: tuple[Tensor, Tensor]  # cosine and sine [L, D/Ha/2]
-    allowed: Tensor  # [B,1,L,L] True where a query (row) may look at a key (column)
+    rotary: tuple[Tensor, Tensor]  # cosine and signed sine [L,1,D/Ha]
+    block: int  # queries per block
+    span: int  # keys per block
+    before: int  # keys of a block's span that lie before its first query
+    allowed: Tensor  # [B*blocks,1,block,span] True where a query may look at a key
 
     @classmethod
     def of(cls, config: ModelConfig, x: Tensor, lengths: Tensor) -> "Layout":
         """The layout of tokens x [B,L,D]."""
-        places = torch.arange(x.shape[1], device=x.device)
-        distance = places[:, None] - places
-        if config.causal:
-            near = (distance >= 0) & (distance < config.window)
-        else:
-            near = distance.abs() <= config.window // 2
-        keys = valid(lengths, x.shape[1])[:, None, None, :]
-        allowed = near & keys | (distance == 0)  # padding looks at itself: a row of none is NaN
-        width = config.hidden // config.attention_heads
-        exponents = torch.arange(0, width, 2, device=x.device, dtype=torch.float64) / width
-        angles = places[:, None] * ROTARY_BASE**-exponents
-        kind = wide(x).dtype
-        return cls(lengths, (angles.cos().to(kind), angles.sin().to(kind)), allowed)
+        size = x.shape[1]
+        before = config.window - 1 if config.causal else config.window // 2
+        after = 0 if config.causal else before
+        block = max(before, 1)
+        span = before + block + after
+        if 2 * size <= 3 * span:  # measured: blocks win from 1.5 to 2 spans on
+            block, span, before = max(size, 1), max(size, 1), 0
+        allowed = _allowed(config, size, lengths, block, span, before)
+        return cls(lengths, _rotary(config, x), block, span, before, allowed)
+
+
+def _allowed(
+    config: ModelConfig, size: int, lengths: Tensor, block: int, span: int, before: int
+) -> Tensor:
+    device = lengths.device
+    starts = torch.arange(0, max(size, 1), block, device=device)[:, None, None]
+    queries = starts + torch.arange(block, device=device)[:, None]  # [blocks,block,1]
+    keys = starts - before + torch.arange(span, device=device)  # [blocks,1,span]
+    distance = queries - keys
+    if config.causal:
+        near = (distance >= 0) & (distance < config.window)
+    else:
+        near = distance.abs() <= config.window // 2
+    inside = (keys >= 0) & (keys < lengths[:, None, None, None])  # [B,blocks,1,span]
+    # Padding looks at itself: a row of the softmax without any key would be NaN.
+    return (near & inside | (distance == 0)).flatten(0, 1)[:, None]
+
+
+def _rotary(config: ModelConfig, x: Tensor) -> tuple[Tensor, Tensor]:
+    width = config.hidden // config.attention_heads
+    places = torch.arange(x.shape[1], device=x.device, dtype=torch.float64)
+    exponents = torch.arange(0, width, 2, device=x.device, dtype=torch.float64) / width
+    angles = places[:, None, None] * ROTARY_BASE**-exponents  # [L,1,D/Ha/2]
+    cosine = torch.cat((angles.cos(), angles.cos()), -1)
+    sine = torch.cat((-angles.sin(), angles.sin()), -1)
+    return cosine.to(wide(x).dtype), sine.to(wide(x).dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """Softmax attention of heads [B,L,Ha,w] inside the layout's windows: [B,L,Ha*w]."""
+    size = q.shape[1]
+    blocks = -(-max(size, 1) // layout.block)
+    fill = blocks * layout.block - size
+    after = layout.span - layout.before - layout.block
+    q = F.pad(q, (0, 0, 0, 0, 0, fill)).unflatten(1, (blocks, layout.block))
+    k, v = (
+        F.pad(x, (0, 0, 0, 0, layout.before, after + fill))
+        .unfold(1, layout.span, layout.block)
+        .movedim(-1, 2)
+        for x in (k, v)
+    )  # [B,blocks,span,Ha,w]
+    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # [B*blocks,Ha,...,w]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.allowed)
+    out = out.transpose(1, 2).unflatten(0, (-1, blocks)).flatten(1, 2)
+    return out[:, :size].flatten(2)
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions on heads [B,L,heads,width]; channel i turns with channel i + width/2."""
-    cosine, sine = (table[:, None, :] for table in rotary)
-    first, second = wide(x).chunk(2, -1)
-    turned = (first * cosine - second * sine, second * cosine + first * sine)
-    return torch.cat(turned, -1).to(x.dtype)
+    cosine, sine = rotary
+    partner = x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * cosine, partner, sine).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -103,16 +151,15 @@ class Mix(nn.Module):
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.config.attention_heads, -1)) for x in (q, k, v))
-        q, k = rotate(q, layout.rotary), rotate(k, layout.rotary)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B,Ha,L,D/Ha]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.allowed)
-        return out.transpose(1, 2).flatten(2)
+        return attend(rotate(q, layout.rotary), rotate(k, layout.rotary), v, layout)
 
     def _fast(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor]:
         """The fast branch [B,L,D], in the type of v."""
-        q, k = (t * self.qk_scale[:, i] + self.qk_offset[:, i] for i, t in enumerate((q, k)))
+        q, k = (
+            torch.addcmul(self.qk_offset[:, i], t, self.qk_scale[:, i]) for i, t in ((0, q), (1, k))
+        )
         q, k = (self._rows(self._directions(t, layout), v.dtype) for t in (q, k))
         y, updates = self._read(x, q, k, self._rows(F.silu(v), v.dtype), layout.lengths)
         y = self.ttt_norm(y.unflatten(0, (len(x), -1))).transpose(1, 2)  # [B,L,H,d]

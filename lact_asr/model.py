@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lact_asr.config import ModelConfig
+from lact_asr.fast_weights import wide
 from lact_asr.features import LogMel, valid
-from lact_asr.lact import wide
 from lact_asr.mix import Layout, Mix, RMSNorm
 
 EPS = 1e-6
