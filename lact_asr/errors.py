@@ -1,8 +1,8 @@
 """The ways a model package says no.
 
-`DataError` is the user's to mend: a file, an utterance, a character; the message names it. `Stopped`
-is an interruption with the work saved. `TrainingFailed` is a run that cannot go on as configured; its
-class is what a remedy answers.
+`DataError` is the user's to mend: a file, an utterance, a character; the message names it.
+`Stopped` is an interruption with the work saved. `TrainingFailed` is a run that cannot go on as
+configured; its class is what a remedy answers.
 """
 
 
@@ -11,7 +11,14 @@ class DataError(Exception):
 
 
 class Stopped(Exception):
-    """`should_stop()` came true; what is done is on disk, and the next call goes on from there."""
+    """`should_stop()` came true; what is done is on disk, and the next call goes on from there.
+
+    `position` says how far it came (bytes); None: there was nothing to save.
+    """
+
+    def __init__(self, position: int | None = None) -> None:
+        super().__init__("stopped on request")
+        self.position = position
 
 
 class TrainingFailed(Exception):

@@ -105,7 +105,7 @@ def matches(path: Path, checksum: str, should_stop: Callable[[], bool] = never) 
     ):
         while chunk := file.read(1 << 22):
             if should_stop():
-                raise Stopped
+                raise Stopped(path.stat().st_size)
             digest.update(chunk)
             progress.advance(len(chunk))
     return digest.hexdigest() == expected.lower()
@@ -130,7 +130,7 @@ def _fill(download: Download) -> None:
             wait = download.pause * 2 ** max(0, fruitless - 1) if again.wait is None else again.wait
             wait = min(wait, LONGEST_WAIT)
             print(f"{download.url}: {again}; next attempt in {wait:.0f} s", flush=True)
-            _sleep(wait, download.should_stop)
+            _sleep(wait, download)
 
 
 def _attempt(download: Download) -> None:
@@ -216,7 +216,7 @@ def _save(download: Download, response: requests.Response, start: int) -> None:
                 ) from error
             progress.advance(len(chunk))
             if download.should_stop():
-                raise Stopped
+                raise Stopped(download.arrived)
             if progress.done > download.size:
                 raise DataError(
                     f"{download.url}: more than {download.size:,} bytes; check `mirror`"
@@ -268,11 +268,11 @@ def _retry_after(response: requests.Response) -> float | None:
         return None
 
 
-def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
+def _sleep(seconds: float, download: Download) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        if should_stop():
-            raise Stopped
+        if download.should_stop():
+            raise Stopped(download.arrived)
         time.sleep(min(0.5, left))
 
 

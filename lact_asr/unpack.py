@@ -114,7 +114,7 @@ def _extract(archive: Path, folder: Path, should_stop: Callable[[], bool]) -> No
         ):
             for member in tar:
                 if should_stop():
-                    raise Stopped
+                    raise Stopped(archive.stat().st_size)
                 tar.extract(member, folder, filter="data")
                 progress.advance(file.tell() - progress.done)
     except tarfile.FilterError as error:

@@ -1,0 +1,221 @@
+"""Bring a corpus and list it: one manifest each for train, dev and test.
+
+LibriSpeech and Mini LibriSpeech come from OpenSLR or a mirror, into `root`, once for all pipelines;
+`folder` takes what is already there in LibriSpeech layout; `synthetic` speaks a small corpus with
+espeak-ng. Up to date takes seconds. Where compute nodes have no internet, run this step alone on a
+login node that shares `root`: `launch.py run FILE --only STEP --cluster local`.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jobs.errors import Interrupted
+from jobs.job import Job
+from jobs.spec import Frozen, Resources
+from lact_asr.corpora import CORPORA, MIRROR, MIRRORS
+from lact_asr.errors import DataError, Stopped
+from lact_asr.sentences import Synthetic
+
+if TYPE_CHECKING:
+    from lact_asr.manifest import Utterance
+
+    Utterances = list[Utterance]
+    Part = tuple[str, Utterances]  # the manifest's name, without .jsonl, and what it lists
+
+RESOURCES = Resources(time="6h", cpus=2, memory_gb=4)
+PARTS = ("train", "dev", "test")
+SubsetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # a folder's and a manifest's name
+
+
+def data_root() -> Path:
+    """Where corpora live: $TRAINYARD_DATA, else ./data."""
+    return Path(os.environ.get("TRAINYARD_DATA", "data")).absolute()
+
+
+class Settings(Frozen):
+    """Which corpus, and which of its subsets are for what."""
+
+    source: Literal["librispeech", "mini_librispeech", "folder", "synthetic"] = Field(
+        description="the corpus; synthetic makes its own train, dev and test"
+    )
+    train: list[SubsetName] = Field(
+        [], description="subsets to learn from, such as train-clean-100"
+    )
+    dev: list[SubsetName] = Field([], description="subsets that choose the checkpoint")
+    test: list[SubsetName] = Field(
+        [], description="subsets that judge it; may name dev's on purpose"
+    )
+    holdout_speakers: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="speakers moved from train to dev, and as many to test, where those are empty",
+    )
+    root: Path = Field(
+        default_factory=data_root,
+        description="where corpora are kept; $TRAINYARD_DATA, else ./data, if not given",
+    )
+    folder: Path | None = Field(
+        None, description="for source: folder. LibriSpeech layout: FOLDER/SUBSET/SPEAKER/CHAPTER/"
+    )
+    mirror: str = Field(
+        MIRROR, pattern=r"^https?://", description=f"one of {', '.join(MIRRORS)}, or your own copy"
+    )
+    retries: int = Field(
+        8, ge=1, le=1000, description="attempts in a row that may get no further before giving up"
+    )
+    synthetic: Synthetic = Field(Synthetic(), description="for source: synthetic")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        mistakes = [*self._mistakes_of_source(), *self._mistakes_of_subsets()]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    def _mistakes_of_source(self) -> list[str]:
+        if self.source == "folder" and self.folder is None:
+            return ["source: folder needs `folder`, the path that holds the subsets"]
+        if self.source != "folder" and self.folder is not None:
+            return [f"`folder` goes with source: folder, not with {self.source}"]
+        return []
+
+    def _mistakes_of_subsets(self) -> list[str]:
+        if self.source == "synthetic":
+            named = [*self.train, *self.dev, *self.test]
+            return ["source: synthetic makes its own subsets: name none"] if named else []
+        mistakes = [] if self.train else ["`train` names no subset"]
+        for name in {*self.train, *self.dev, *self.test}:
+            mistakes += self._unknown(name)
+        for part in ("dev", "test"):
+            if not getattr(self, part) and not self.holdout_speakers:
+                mistakes.append(f"`{part}` names no subset: name one, or set `holdout_speakers`")
+            if both := set(self.train) & set(getattr(self, part)):
+                mistakes.append(f"`{part}` and `train` share {', '.join(sorted(both))}")
+        if self.holdout_speakers and self.dev and self.test:
+            mistakes.append("`holdout_speakers` has nothing to do: `dev` and `test` name subsets")
+        return mistakes
+
+    def _unknown(self, name: str) -> list[str]:
+        known = CORPORA.get(self.source)
+        if known is None or name in known:
+            return []
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+        return [f"{self.source} has no subset {name!r}: {hint}"]
+
+
+class Result(Frozen):
+    """Where the manifests are."""
+
+    train: Path = Field(description="manifest of the training utterances")
+    dev: Path = Field(description="manifest of the utterances that choose the checkpoint")
+    test: Path = Field(description="manifest of the utterances that judge it")
+    manifests: dict[str, Path] = Field(description="every manifest written, by name")
+    utterances: int = Field(description="in train, dev and test together")
+    hours: float = Field(description="of audio in train, dev and test together")
+
+
+def run(settings: Settings, job: Job) -> Result:
+    """Bring what is missing, then write the manifests."""
+    if job.world_size > 1:
+        raise DataError("download runs as one process: write nodes: 1, gpus: 0")
+    try:
+        home, subsets = _bring(settings, job)
+    except Stopped as stopped:
+        raise Interrupted(stopped.position) from None
+    parts = _parts(settings, subsets)
+    if set(settings.dev) & set(settings.test):
+        print("note: test shares utterances with dev, which chooses the checkpoint", flush=True)
+    return _write(home, subsets, parts, job)
+
+
+def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]:
+    """The folder for the manifests, and the utterances of each subset named."""
+    from lact_asr.layout import scan
+
+    wanted = sorted({*settings.train, *settings.dev, *settings.test})
+    if settings.source == "synthetic":
+        from lact_asr.synthesis import synthesise
+
+        made = synthesise(settings.synthetic, settings.root)
+        return made / "manifests", {part: scan(made / part) for part in PARTS}
+    if settings.folder is not None:  # it may change and it may be read-only: manifests to the run
+        folder = settings.folder
+        return job.directory / "manifests", {name: scan(folder / name) for name in wanted}
+    home = settings.root / "manifests"
+    return home, {name: _from_openslr(name, home, settings, job) for name in wanted}
+
+
+def _from_openslr(name: str, home: Path, settings: Settings, job: Job) -> "Utterances":
+    """A subset of LibriSpeech, listed once: a manifest that is there is not written again."""
+    from lact_asr.layout import scan
+    from lact_asr.manifest import read_manifest
+    from lact_asr.unpack import obtain
+
+    subset = CORPORA[settings.source][name]
+    folder = obtain(subset, settings.root, settings.mirror, settings.retries, job.should_stop)
+    manifest = home / f"{name}.jsonl"
+    return read_manifest(manifest) if manifest.exists() else scan(folder)
+
+
+def _parts(settings: Settings, subsets: "dict[str, Utterances]") -> "dict[str, Part]":
+    """Train, dev and test: a name for the manifest, and the utterances."""
+    from lact_asr.layout import hold_out
+
+    parts: dict[str, Part] = {}
+    for part in PARTS:
+        names = [part] if settings.source == "synthetic" else getattr(settings, part)
+        if names:
+            parts[part] = "+".join(names), _joined(subsets, names)
+    empty = [part for part in PARTS if part not in parts]
+    if empty:
+        train, everyone = parts["train"]
+        *held, rest = hold_out(everyone, settings.holdout_speakers, len(empty))
+        stem = f"{train}-without-{len(empty)}x{settings.holdout_speakers}-speakers"
+        for part, utterances in [*zip(empty, held, strict=True), ("train", rest)]:
+            parts[part] = f"{stem}-{part}", utterances
+    heard = {each.id for each in parts["train"][1]}
+    for part in ("dev", "test"):
+        if both := sorted(each.id for each in parts[part][1] if each.id in heard):
+            raise DataError(f"{len(both)} utterances are in train and in {part}: {both[0]} ...")
+    return parts
+
+
+def _joined(subsets: "dict[str, Utterances]", names: Sequence[str]) -> "Utterances":
+    joined = {each.id: each for name in names for each in subsets[name]}
+    if len(joined) < sum(len(subsets[name]) for name in names):
+        raise DataError(f"{', '.join(names)}: the same utterance ids occur in more than one")
+    return list(joined.values())
+
+
+def _write(
+    home: Path, subsets: "dict[str, Utterances]", parts: "dict[str, Part]", job: Job
+) -> Result:
+    """One manifest per subset and per part; a part that is a subset shares its manifest."""
+    from lact_asr.manifest import write_manifest
+
+    lists = {**subsets, **dict(parts.values())}
+    manifests = {name: home / f"{name}.jsonl" for name in lists}
+    for name, utterances in lists.items():
+        write_manifest(manifests[name], utterances)
+    for part, (name, utterances) in parts.items():
+        hours = sum(each.duration for each in utterances) / 3600
+        speakers = len({each.speaker for each in utterances})
+        facts = {"utterances": len(utterances), "hours": round(hours, 3), "speakers": speakers}
+        print(f"{part}: {', '.join(f'{n:,} {what}' for what, n in facts.items())}", flush=True)
+        job.event("manifest", part=part, name=name, **facts)
+    seconds = {each.id: each.duration for _, found in parts.values() for each in found}
+    return Result(
+        train=manifests[parts["train"][0]],
+        dev=manifests[parts["dev"][0]],
+        test=manifests[parts["test"][0]],
+        manifests=manifests,
+        utterances=len(seconds),
+        hours=round(sum(seconds.values()) / 3600, 4),
+    )
