@@ -180,7 +180,10 @@ class TrainingConfig(Frozen):
     samples: int = Field(3, ge=0, description="Predictions printed at each validation")
     log_every: int = Field(50, gt=0, description="Steps between progress lines")
     patience: int = Field(
-        0, ge=0, description="Validations without a better WER before stopping early; 0 is never"
+        0,
+        ge=0,
+        description="Validations without a lower WER (at equal WER: loss) before stopping early; "
+        "0 is never",
     )
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
     precision: Literal["fp32", "bf16"] = Field(

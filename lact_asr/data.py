@@ -1,9 +1,37 @@
-"""From manifest to batches."""
+"""From manifest to batches: what can be trained on, read by workers, padded together.
 
+The corpus lies in a few flat arrays, not in a list of objects, because every worker process would
+end with a copy of the list (reading an object writes its reference count). A file that cannot be
+read is named and left out; training goes on without it, within a stated number.
+"""
+
+import os
+import signal
+import zlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lact_asr.audio import RATE, read_audio
+from lact_asr.batching import Position, batches_from
+from lact_asr.config import TrainingConfig
+from lact_asr.errors import DataError
+from lact_asr.health import frames_needed
+from lact_asr.manifest import Utterance
+from lact_asr.parallel import World
+from lact_asr.text import CHARACTERS, Vocabulary, normalise
+
+CACHE = 3600  # seconds of audio: a corpus up to this is kept decoded in memory (230 MB) on a CPU
+SPARES = 10  # other utterances tried where a whole batch is unreadable
+TOO_LONG = "longer than the limit"
+FOREIGN = "characters outside the vocabulary"
+EMPTY = "empty text"
+INFEASIBLE = "more labels than output frames"
 
 
 @dataclass
@@ -21,6 +49,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def seconds(self) -> float:
+        """Audio without its padding; wave_lengths must be on the CPU for this to be cheap."""
+        return int(self.wave_lengths.sum()) / RATE
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronously where its memory is pinned."""
         return self._apply(lambda tensor: tensor.to(device, non_blocking=True))
@@ -29,6 +62,225 @@ class Batch:
         """The batch in page-locked memory; the data loader calls this."""
         return self._apply(Tensor.pin_memory)
 
-    def _apply(self, change) -> "Batch":
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = (self.waves, self.wave_lengths, self.targets, self.target_lengths)
         return Batch(self.ids, self.texts, *map(change, tensors), unreadable=self.unreadable)
+
+
+class Rows:
+    """Arrays of different lengths, end to end in one."""
+
+    def __init__(self, rows: Sequence[np.ndarray], dtype: type) -> None:
+        self.flat = np.concatenate([np.empty(0, dtype), *rows]).astype(dtype, copy=False)
+        self.ends = np.cumsum([0] + [len(row) for row in rows])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.flat[self.ends[index] : self.ends[index + 1]]
+
+
+class Strings(Rows):
+    """Many strings as one array of bytes."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        super().__init__([np.frombuffer(each.encode(), np.uint8) for each in strings], np.uint8)
+
+    def text(self, index: int) -> str:
+        """The string at an index."""
+        return self[index].tobytes().decode()
+
+
+class Corpus:
+    """Utterances with their labels, read-only, by index."""
+
+    def __init__(self, utterances: Sequence[Utterance], labels: Sequence[Sequence[int]]) -> None:
+        self.durations = np.array([each.duration for each in utterances])  # seconds
+        self.ids = Strings(each.id for each in utterances)
+        self.paths = Strings(str(each.audio) for each in utterances)
+        self.texts = Strings(in_normal_form(each.text) for each in utterances)
+        self.labels = Rows([np.array(each, np.int32) for each in labels], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.durations)
+
+    def fingerprint(self) -> int:
+        """A number that changes when utterances come, go or change length."""
+        return zlib.crc32(self.ids.flat.tobytes(), zlib.crc32(self.durations.tobytes()))
+
+
+def in_normal_form(text: str) -> str:
+    """`normalise`, which costs 30 µs a sentence, only where a foreign character asks for it."""
+    text = " ".join(text.split())
+    return normalise(text) if text.strip(CHARACTERS) else text
+
+
+def usable(
+    utterances: Sequence[Utterance],
+    vocabulary: Vocabulary,
+    output_lengths: Callable[[Tensor], Tensor],
+    config: TrainingConfig,
+) -> tuple[Corpus, dict[str, list[str]]]:
+    """What can be trained on, and the ids of what cannot, by reason.
+
+    CTC needs a frame per label and one between equal neighbours: a single utterance without them
+    gives NaN gradients to the whole model. No utterance may exceed a batch. DataError if more than
+    half cannot be used: that is a mistake in the data or the settings.
+    """
+    longest = min(config.max_duration, config.batch_seconds)
+    samples = torch.tensor([round(each.duration * RATE) for each in utterances], dtype=torch.int64)
+    frames = output_lengths(samples).tolist()
+    dropped: dict[str, list[str]] = defaultdict(list)
+    kept, kept_labels = [], []
+    for utterance, count in zip(utterances, frames, strict=True):
+        labels, reason = _labels(utterance.text, vocabulary)
+        if utterance.duration > longest:
+            reason = TOO_LONG
+        elif not reason and frames_needed(labels) > count:
+            reason = INFEASIBLE
+        if reason:
+            dropped[reason].append(utterance.id)
+        else:
+            kept.append(utterance)
+            kept_labels.append(labels)
+    if len(kept) * 2 < len(utterances) or not kept:
+        counts = ", ".join(f"{len(ids)} {reason}" for reason, ids in dropped.items())
+        raise DataError(
+            f"only {len(kept)} of {len(utterances)} utterances can be trained on ({counts}; the "
+            f"limit is {longest:g} s, the smaller of max_duration and batch_seconds)"
+        )
+    return Corpus(kept, kept_labels), dict(dropped)
+
+
+def whole_corpus(utterances: Sequence[Utterance], vocabulary: Vocabulary) -> Corpus:
+    """Every utterance, for decoding; one whose text has no labels counts for WER, not for loss."""
+    return Corpus(utterances, [_labels(each.text, vocabulary)[0] for each in utterances])
+
+
+def _labels(text: str, vocabulary: Vocabulary) -> tuple[list[int], str]:
+    """Labels of a text, or none and the reason."""
+    try:
+        labels = vocabulary.encode(in_normal_form(text))
+    except DataError:
+        return [], FOREIGN
+    return labels, "" if labels else EMPTY
+
+
+def read(corpus: Corpus, index: int) -> np.ndarray:
+    """The samples of one utterance; DataError if there are none, too many, or not finite."""
+    samples = read_audio(corpus.paths.text(index))
+    seconds, promised = len(samples) / RATE, float(corpus.durations[index])
+    if abs(seconds - promised) > max(0.1, 0.01 * promised):
+        raise DataError(
+            f"{corpus.paths.text(index)} has {seconds:.2f} s of audio, its manifest says "
+            f"{promised:.2f} s: the file is cut off, or the manifest is older than the file"
+        )
+    if not np.isfinite(samples).all():
+        raise DataError(f"{corpus.paths.text(index)} has samples that are NaN or infinite")
+    return samples
+
+
+class Reader(Dataset):
+    """Batches by lists of utterance indices; an unreadable utterance is left out and named."""
+
+    def __init__(self, corpus: Corpus, spare: bool = False, cache: bool = False) -> None:
+        """`spare`: a batch without any readable utterance gets another one, so none is empty."""
+        self.corpus, self.spare = corpus, spare
+        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        waves: dict[int, np.ndarray] = {}
+        unreadable: list[tuple[str, str]] = []
+        for index in map(int, indices):
+            self._add(index, waves, unreadable)
+        for step in range(1, SPARES + 1):
+            if not self.spare or waves:
+                break
+            self._add((int(indices[0]) + step) % len(self.corpus), waves, unreadable)
+        if self.spare and not waves:
+            raise DataError(
+                f"{len(unreadable)} audio files in a row are unreadable, the last one says: "
+                f"{unreadable[-1][1]}"
+            )
+        return self._padded(waves, unreadable)
+
+    def _add(
+        self, index: int, waves: dict[int, np.ndarray], unreadable: list[tuple[str, str]]
+    ) -> None:
+        try:
+            waves[index] = self._wave(index)
+        except DataError as error:
+            unreadable.append((self.corpus.ids.text(index), str(error)))
+
+    def _wave(self, index: int) -> np.ndarray:
+        if self.cache is None:
+            return read(self.corpus, index)
+        if index not in self.cache:
+            self.cache[index] = read(self.corpus, index)
+        return self.cache[index]
+
+    def _padded(self, waves: dict[int, np.ndarray], unreadable: list[tuple[str, str]]) -> Batch:
+        lengths = [len(wave) for wave in waves.values()]
+        padded = torch.zeros(len(waves), max(lengths, default=0))
+        for row, wave in zip(padded, waves.values(), strict=True):
+            row[: len(wave)] = torch.from_numpy(wave)
+        labels = [self.corpus.labels[index] for index in waves]
+        return Batch(
+            [self.corpus.ids.text(index) for index in waves],
+            [self.corpus.texts.text(index) for index in waves],
+            padded,
+            torch.tensor(lengths, dtype=torch.int64),
+            torch.from_numpy(np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)),
+            torch.tensor([len(each) for each in labels], dtype=torch.int64),
+            unreadable,
+        )
+
+
+def loader(
+    corpus: Corpus, batches: Iterable[np.ndarray], workers: int = 0, spare: bool = False
+) -> Iterable[Batch]:
+    """The batches in their order, read ahead by worker processes (one thread each) if any."""
+    return DataLoader(
+        Reader(corpus, spare, cache=not workers and corpus.durations.sum() <= CACHE),
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_deaf,
+        generator=torch.Generator(),  # the global one belongs to the model's dropout
+    )
+
+
+class Stream:
+    """The endless training batches of one rank, and the position behind the last one taken."""
+
+    def __init__(
+        self, corpus: Corpus, config: TrainingConfig, world: World, workers: int, start: Position
+    ) -> None:
+        self.position = start
+        self._ahead: deque[Position] = deque()  # of batches that are being read
+        self._order = batches_from(
+            start, corpus.durations, config.batch_seconds, config.seed, world.rank, world.world_size
+        )
+        self._batches = iter(loader(corpus, self._indices(), workers, spare=True))
+
+    def _indices(self) -> Iterator[np.ndarray]:
+        for indices, position in self._order:
+            self._ahead.append(position)
+            yield indices
+
+    def take(self) -> Batch:
+        """The next batch."""
+        batch = next(self._batches)
+        self.position = self._ahead.popleft()
+        return batch
+
+
+def default_workers(device: torch.device) -> int:
+    """Decoding takes one core per 5,000 s of audio a second: spare cores on a GPU machine."""
+    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+
+
+def _deaf(_: int) -> None:
+    """A worker leaves the cluster's warnings to its parent, whose handlers it has inherited."""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,10 +1,12 @@
 """What training minimises: the protocol between the loop and a model's loss, and plain CTC.
 
-An objective turns a micro-batch into sums. `fit` adds the sums of all micro-batches and processes of
-a step and divides once, so the gradient is that of one big batch (to 1e-7). The usual mean of means
-is not: micro-batches hold different numbers of labels (relative error 2.3 seen, cosine 0.994).
+An objective turns a micro-batch into sums. `fit` adds the sums of all micro-batches and processes
+of a step and divides once, so the gradient is that of one big batch (to 1e-7). The usual mean of
+means is not: micro-batches hold different numbers of labels (relative error 2.3 seen, cosine
+0.994).
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,3 +78,8 @@ def ctc_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
             reduction="none",
             zero_infinity=True,
         )
+
+
+def arithmetic(device: torch.device, precision: str) -> AbstractContextManager:
+    """The context of a forward pass, in training and decoding alike."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

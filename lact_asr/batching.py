@@ -1,0 +1,142 @@
+"""Which utterances make which batch, as pure functions of the durations. No torch here.
+
+A plan for a whole epoch takes 0.1 s to build for 281,241 utterances, so nothing of it is ever
+saved: going on in the middle of an epoch is rebuilding the plan and starting at batch k. A batch
+costs its longest utterance times its size, so utterances are sorted by length inside large random
+pools; pools of 20,000 leave 0.4 % padding, and random batches 33 %.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+POOL = 20_000  # utterances sorted together
+MANY = 8  # batches from which the first of a pool is cut at random, so that neighbours change
+
+Plan = list[list[np.ndarray]]  # [rank][step] -> utterance indices of one batch
+
+
+def epoch_plan(
+    durations: np.ndarray, batch_seconds: float, seed: int, epoch: int, world_size: int
+) -> Plan:
+    """Batches of at most `batch_seconds` of padded audio, equally many for every rank.
+
+    Every utterance comes once. Only if there are too few to give each rank a batch in the last
+    step, the shortest are repeated, at most world_size - 1 of them. An utterance longer than
+    batch_seconds is a batch of its own. The ranks of one step get batches of similar length. Epoch
+    0 starts with the longest utterances: a budget that does not fit the memory fails at once.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(durations))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), POOL):
+        pool = order[start : start + POOL]
+        pool = pool[np.argsort(durations[pool], kind="stable")]
+        many = durations[pool].sum() > MANY * batch_seconds
+        share = rng.uniform() if many else 1.0
+        batches += _cut(pool, durations, batch_seconds, share)
+    groups = _grouped(batches, world_size)
+    turn = rng.permutation(len(groups))
+    if epoch == 0 and len(groups):
+        longest = max(range(len(groups)), key=lambda g: max(durations[b].max() for b in groups[g]))
+        turn = np.concatenate([[longest], turn[turn != longest]])
+    shuffled = [[groups[g][r] for r in rng.permutation(world_size)] for g in turn]
+    return [[group[rank] for group in shuffled] for rank in range(world_size)]
+
+
+def by_length(durations: np.ndarray, batch_seconds: float) -> list[np.ndarray]:
+    """Every utterance once, in batches of similar length, longest first: for decoding."""
+    order = np.argsort(durations, kind="stable")
+    return _cut(order, durations, batch_seconds)[::-1]
+
+
+def _cut(
+    order: np.ndarray, durations: np.ndarray, batch_seconds: float, share: float = 1.0
+) -> list[np.ndarray]:
+    """Cut utterances in ascending length into batches; the first has a share of the budget."""
+    cuts, begin, budget = [], 0, batch_seconds * share
+    for position, duration in enumerate(durations[order].tolist()):
+        if (position - begin + 1) * duration > budget and position > begin:
+            cuts.append(position)
+            begin, budget = position, batch_seconds
+    return np.split(order, cuts) if len(order) else []
+
+
+def _grouped(batches: list[np.ndarray], world_size: int) -> list[list[np.ndarray]]:
+    """Neighbouring batches in groups of one per rank; the largest are halved to fill the last."""
+    batches = list(batches)
+    while len(batches) % world_size:
+        largest = max(range(len(batches)), key=lambda index: len(batches[index]))
+        batch = batches[largest]
+        if len(batch) == 1:
+            batches += [batches[i % len(batches)] for i in range(-len(batches) % world_size)]
+            break
+        batches[largest : largest + 1] = np.array_split(batch, 2)
+    return [batches[start : start + world_size] for start in range(0, len(batches), world_size)]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of an epoch that was trained under one plan."""
+
+    world_size: int
+    batch_seconds: float
+    done: int  # batches that every rank has taken
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is in its data: the epoch, and its stretches if the plan changed inside it."""
+
+    epoch: int = 0
+    stretches: tuple[Stretch, ...] = ()
+
+    def to_dict(self) -> dict:
+        """What a checkpoint stores."""
+        return {"epoch": self.epoch, "stretches": [vars(stretch) for stretch in self.stretches]}
+
+    @classmethod
+    def from_dict(cls, value: dict) -> "Position":
+        """The position that `to_dict` described."""
+        return cls(value["epoch"], tuple(Stretch(**stretch) for stretch in value["stretches"]))
+
+    def advanced(self) -> "Position":
+        """One batch further on every rank."""
+        *before, last = self.stretches
+        return replace(self, stretches=(*before, replace(last, done=last.done + 1)))
+
+
+def batches_from(
+    position: Position,
+    durations: np.ndarray,
+    batch_seconds: float,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> Iterator[tuple[np.ndarray, Position]]:
+    """The batches of one rank from a position on, epoch after epoch, each with the position behind
+    it. With another world size or budget than before, the rest of the epoch is planned anew.
+    """
+    while True:
+        left = np.arange(len(durations))
+        *before, last = position.stretches or (Stretch(world_size, batch_seconds, 0),)
+        if (last.world_size, last.batch_seconds) != (world_size, batch_seconds):
+            before, last = [*before, last], Stretch(world_size, batch_seconds, 0)
+        for stretch in before:
+            left = np.delete(left, _taken(left, stretch, durations, seed, position.epoch))
+        position = replace(position, stretches=(*before, last))
+        plan = epoch_plan(durations[left], batch_seconds, seed, position.epoch, world_size)
+        for batch in plan[rank][last.done :]:
+            position = position.advanced()
+            yield left[batch], position
+        position = Position(position.epoch + 1)
+
+
+def _taken(
+    left: np.ndarray, stretch: Stretch, durations: np.ndarray, seed: int, epoch: int
+) -> np.ndarray:
+    """Places in `left` of the utterances that a stretch has trained on."""
+    plan = epoch_plan(durations[left], stretch.batch_seconds, seed, epoch, stretch.world_size)
+    taken: Sequence[np.ndarray] = [batch for rank in plan for batch in rank[: stretch.done]]
+    return np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)

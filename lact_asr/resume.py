@@ -1,0 +1,88 @@
+"""Everything a run must not forget: written beside the weights, read back by the next process."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lact_asr import checkpoint
+from lact_asr.batching import Position
+from lact_asr.errors import DataError
+from lact_asr.objective import Objective
+
+
+@dataclass
+class State:
+    """What a run remembers, beside weights, optimiser and its place in the data."""
+
+    step: int = 0
+    validated: int = 0  # step of the last validation
+    best_wer: float = math.inf
+    best_loss: float = math.inf
+    stale: int = 0  # validations since the best
+    skipped: int = 0  # steps dropped
+    in_a_row: int = 0  # steps dropped since the last that was taken
+    unreadable: dict[str, str] = field(default_factory=dict)  # id -> why
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of torch's generators for one step: dropout differs between steps and ranks."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def trainer_state(
+    state: State,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    fingerprint: int,
+) -> dict[str, Any]:
+    """The content of trainer.pt: numbers, strings and tensors only."""
+    return {
+        "state": asdict(state),
+        "optimizer": optimizer.state_dict(),
+        "beside": _beside(objective),
+        "position": position.to_dict(),
+        "corpus": fingerprint,
+    }
+
+
+def resume(
+    path: Path, objective: Objective, optimizer: torch.optim.Optimizer, fingerprint: int
+) -> tuple[State, Position]:
+    """Load a checkpoint into the objective and the optimiser.
+
+    Learning rate and other settings of the optimiser are the present ones, so that a run can go on
+    with others than it began with. If the training data changed, a new epoch begins.
+    """
+    checkpoint.restore(objective.model, path / "model.pt")
+    saved = checkpoint.load(path / "trainer.pt")
+    present = _beside(objective)
+    if saved["beside"].keys() != present.keys():
+        raise DataError(
+            f"{path / 'trainer.pt'} belongs to another objective: it has "
+            f"{sorted(saved['beside'])}, this one needs {sorted(present)}"
+        )
+    objective.trainable.load_state_dict(saved["beside"], strict=False)
+    settings = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(saved["optimizer"])
+    for group, fresh in zip(optimizer.param_groups, settings, strict=True):
+        group.update(fresh)
+    position = Position.from_dict(saved["position"])
+    if saved["corpus"] != fingerprint:
+        position = Position(position.epoch + 1)
+    return State(**saved["state"]), position
+
+
+def _beside(objective: Objective) -> dict[str, Tensor]:
+    """What an objective trains or tracks outside its model: projectors, routers, running means."""
+    inside = {id(value) for value in objective.model.state_dict(keep_vars=True).values()}
+    everything = objective.trainable.state_dict(keep_vars=True)
+    return {name: value.detach() for name, value in everything.items() if id(value) not in inside}
