@@ -283,7 +283,8 @@ def _validate(
     A reference stands for a value that is known later: only its type counts now, not its bounds.
     """
     if not isinstance(raw, dict):
-        document.mistake(place, f"write a mapping here, not {_shown(raw)}")
+        names = ", ".join(f"{name}: ..." for name in model.model_fields)
+        document.mistake(place, f"write a mapping here ({names}), not {_shown(raw)}")
         return None
     try:
         return model.model_validate_json(json.dumps(raw), strict=True)
@@ -312,7 +313,10 @@ def _message(model: type[BaseModel], item: Any) -> tuple[Place, str]:
         field = _fields_at(model, at[:-1]).get(str(at[-1]))
         about = f" ({field.description})" if field is not None and field.description else ""
         return at, f"missing: write {at[-1]}: ...{about}"
-    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "write")
+    message = item["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be greater", "write a number greater")
+    message = message.replace("Input should be less", "write a number less")
+    message = message.replace("Input should be", "write")
     shown = "" if item["type"] == "value_error" else f", not {_shown(item['input'])}"
     return at, f"{message}{shown}"
 

@@ -67,8 +67,8 @@ def parse(text: str, name: str) -> Document:
         return document
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
-        code = f"U+{ord(error.character):04X}" if isinstance(error.character, str) else "a byte"
-        document.mistakes.append(f"{name}:{line + 1}: not YAML text: {code} is not allowed in it")
+        character = f"U+{error.character:04X}"
+        document.mistakes.append(f"{name}:{line + 1}: not YAML text: {character} is not allowed")
         return document
     if node is not None:
         document.value = _value(node, (), document, name, ())
@@ -92,6 +92,8 @@ def _value(
     if len(document.places) > _LIMIT:
         raise SpecError([f"{name}: more than {_LIMIT} values: write fewer, without nested aliases"])
     above = (*above, id(node))
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in (_TAG + "map", _TAG + "seq"):
+        document.mistake(place, f"the tag {node.tag!r} is not data: leave it out")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, place, document, name, above)
     if isinstance(node, yaml.SequenceNode):

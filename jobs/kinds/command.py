@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
@@ -20,13 +20,15 @@ from jobs.spec import Frozen, Resources
 from lact_asr.files import read_json
 
 RESOURCES = Resources(time="1h", cpus=1, memory_gb=4)
-Text = Annotated[str, Field(strict=False)]
+Text = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
+    WithJsonSchema({"type": ["string", "number"]}),
+]
 
 
 class Settings(Frozen):
     """What to run. Numbers become text: `argv: [sleep, 0.5]`, or a reference to a number."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     argv: list[Text] = Field(min_length=1, description="the program and its arguments; no shell")
     environment: dict[str, Text] = Field({}, description="variables added to the environment")

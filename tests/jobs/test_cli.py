@@ -1,0 +1,126 @@
+"""The command line: what it teaches, what it costs, and what it says to a wrong word."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from jobs import kinds
+from tests.conftest import REPOSITORY
+from tests.jobs.launching import Launcher
+
+COMMANDS = [
+    "run",
+    "check",
+    "kinds",
+    "schema",
+    "status",
+    "logs",
+    "cancel",
+    "resume",
+    "render",
+    "infer",
+]  # the contract of DESIGN
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launcher:
+    return Launcher(tmp_path)
+
+
+def test_help_names_every_command_and_each_command_explains_itself(launch: Launcher) -> None:
+    text = launch("--help").stdout
+    for command in COMMANDS:
+        assert f"    {command} " in text
+        assert launch(command, "--help").returncode == 0
+
+
+def test_kinds_shows_every_setting_with_its_meaning(launch: Launcher) -> None:
+    listed = launch("kinds").stdout
+    for name in kinds.NAMES:
+        assert name in listed
+        shown = launch("kinds", name).stdout
+        for field in kinds.load(name).Settings.model_fields:
+            assert field in shown
+    wrong = launch("kinds", "trian")
+    assert (wrong.returncode, wrong.stderr) == (2, "no kind 'trian': did you mean 'train'?\n")
+
+
+def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launcher) -> None:
+    schema = json.loads(launch("schema").stdout)
+    for file in (REPOSITORY / "jobs" / "pipelines").glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(file.read_text()), schema)
+    wrong = {"steps": {"a": {"kind": "command", "settings": {"argvs": ["x"]}}}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["status"], "no runs in"),
+        (["logs", "x/y"], "no runs in"),
+        (["run", "missing.yaml"], "missing.yaml: cannot be read: No such file"),
+        (["run", "p.yaml", "--cluster", "lokal"], "no cluster 'lokal': did you mean 'local'?"),
+        (["run", "p.yaml", "--only", "b"], "--only b: valid are a"),
+        (["infer", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
+        (["infer", "--checkpoint-dir", ".", "--test-subset", "dev"], "no subset 'dev' in data"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_what_is_right(
+    launch: Launcher, arguments: list[str], words: str
+) -> None:
+    launch.write("steps: {a: {kind: command, settings: {argv: [echo]}}}")
+    done = launch(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (launch.folder / "runs").exists()
+
+
+def test_a_dry_run_shows_the_plan_and_creates_nothing(launch: Launcher) -> None:
+    path = launch.write("steps: {a: {kind: command, settings: {argv: [echo]}}}")
+    done = launch("run", path, "--cluster", "local", "--dry-run")
+    assert done.returncode == 0
+    assert "a (command) time=1h" in done.stdout
+    assert not (launch.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["kinds"], ["check", "p.yaml"]])
+def test_no_command_of_the_login_node_imports_torch(launch: Launcher, arguments: list[str]) -> None:
+    path = launch.write("steps: {a: {kind: command, settings: {argv: [echo]}}}")
+    launch("run", path, "--cluster", "local", "--wait")
+    heavy = {"torch", "torchaudio", "numpy", "soundfile", "submitit"}
+    if arguments in (["--help"], ["status"]):
+        heavy |= {"pydantic", "yaml"}
+    program = (
+        "import sys; sys.argv = ['launch.py', *sys.argv[1:]]\n"
+        "from jobs.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print('HEAVY', sorted({heavy!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=launch.folder,
+        env={**launch.environment, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_every_kind_is_read_with_torch_out_of_reach() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['torchaudio'] = None\n"
+        "from jobs import kinds\n"
+        "for name in kinds.NAMES:\n"
+        "    kind = kinds.load(name)\n"
+        "    assert kind.__doc__ and kind.RESOURCES and kind.Settings and kind.run\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)

@@ -1,0 +1,118 @@
+"""Runs on disk: what is written is found again, whole, by the name a person types."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import UserError
+from jobs.store import Run, RunStore, StepDir
+
+
+def make_run(root: Path, name: str) -> Run:
+    run = RunStore(root).create(name)
+    run.write_info({"name": name, "steps": [{"name": "train", "needs": []}]})
+    return run
+
+
+def test_a_run_is_found_by_folder_name_unique_prefix_or_as_the_newest(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    make_run(tmp_path, "demo-1")
+    second = make_run(tmp_path, "real-2")
+    assert store.find("demo").name == "demo-1"
+    assert store.find("real-2").name == "real-2"
+    assert store.find(str(second.path)).name == "real-2"
+    os.utime(tmp_path / "demo-1" / "run.json", (1, 1))
+    assert store.find(None).name == "real-2"
+
+
+def test_a_prefix_of_two_runs_or_of_none_is_refused_with_their_names(tmp_path: Path) -> None:
+    make_run(tmp_path, "demo-1")
+    make_run(tmp_path, "demo-2")
+    with pytest.raises(UserError, match="several runs begin with 'demo': demo-1, demo-2"):
+        RunStore(tmp_path).find("demo")
+    with pytest.raises(UserError, match="no run begins with 'x': the newest are demo-1, demo-2"):
+        RunStore(tmp_path).find("x")
+
+
+def test_a_step_is_found_behind_its_run_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path, "demo-1")
+    run, step = RunStore(tmp_path).find_step("demo/train")
+    assert step is not None and (run.name, step.name) == ("demo-1", "train")
+    with pytest.raises(UserError, match="no step 'x': its steps are train"):
+        RunStore(tmp_path).find_step("demo/x")
+
+
+def test_a_submission_is_an_intent_that_gets_an_id_and_perhaps_an_end(tmp_path: Path) -> None:
+    step = StepDir(tmp_path)
+    step.add_submission("t1")
+    assert step.latest() is not None and step.latest().job == ""
+    step.add_submission("t1", job="7")
+    step.add_submission("t2")
+    step.add_submission("t2", job="8")
+    step.add_submission("t2", cancelled=True)
+    first, second = step.submissions()
+    assert (first.job, first.cancelled) == ("7", False)
+    assert (second.job, second.cancelled) == ("8", True)
+
+
+def test_a_line_cut_by_a_crash_hides_only_itself(tmp_path: Path) -> None:
+    step = StepDir(tmp_path)
+    step.add_metrics({"step": 1, "loss": 2.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [line["step"] for line in step.metrics()] == [1]
+
+
+def test_progress_is_the_newest_value_of_each_metric(tmp_path: Path) -> None:
+    step = StepDir(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": n, "pad": "x" * 50}) + "\n" for n in range(5000))
+    )
+    step.add_metrics({"wer": 0.25})
+    assert step.progress()["step"] == 4999
+    assert step.progress()["wer"] == 0.25
+
+
+def test_the_first_failure_of_a_job_stays_and_that_of_a_later_job_replaces_it(
+    tmp_path: Path,
+) -> None:
+    step = StepDir(tmp_path)
+    step.write_failure({"job": "1", "rank": 3, "class": "data", "message": "x"})
+    step.write_failure({"job": "1", "rank": 0, "class": "error", "message": "connection lost"})
+    assert step.failure()["rank"] == 3
+    step.write_failure({"job": "2", "rank": 0, "class": "error", "message": "y"})
+    assert step.failure()["job"] == "2"
+
+
+def test_the_lock_keeps_a_second_process_out_and_a_dead_owner_does_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "demo-1")
+    with run.lock(), pytest.raises(UserError, match=f"by process {os.getpid()} on"), run.lock():
+        pass
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with run.lock():
+        host = (run.path / "lock").read_text().split()[0]
+    (run.path / "lock").write_text(f"{host} {dead.pid}")
+    with run.lock():
+        assert (run.path / "lock").exists()
+    (run.path / "lock").write_text("another-host 1")
+    with pytest.raises(UserError, match=r"delete .*lock if that process is dead"), run.lock():
+        pass
+
+
+def _append(path: Path, who: int) -> None:
+    for number in range(200):
+        StepDir(path).add_event("x", {"who": who, "number": number, "pad": "y" * 300})
+
+
+def test_lines_of_two_writers_do_not_mix(tmp_path: Path) -> None:
+    writers = [multiprocessing.Process(target=_append, args=(tmp_path, n)) for n in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(StepDir(tmp_path).events()) == 400
