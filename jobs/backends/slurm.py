@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
@@ -27,7 +28,7 @@ _INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")  # of a job 
 # Everything else ("Socket timed out on send/recv operation", "Unexpected message received", no
 # words at all) may come after the job was queued.
 _REFUSED = re.compile(
-    r"sbatch: (fatal|unrecognized option|invalid option|option )|"
+    r"sbatch: (fatal|error: Invalid --|unrecognized option|invalid option|option )|"
     r"Batch job submission failed: .*(Invalid|invalid|specified|specification|not available|"
     r"permission denied|not permitted|violates|unable to accept|disabled|More processors|"
     r"Requested|Required|dependency problem|exceeds|too long|Reservation|limit)"
@@ -91,8 +92,9 @@ class SlurmBackend:
         """The id of the newest job that carries the token, in the queue or in the accounts."""
         said = _call("squeue", "-h", "-t", "all", "-n", job.token, "-o", "%A")
         if not said.strip():
-            since = ["-S", "now-30days"]  # without it sacct looks at today only
-            said = _sacct("--name", job.token, *since, "-o", "JobIDRaw")[0]
+            # sacct looks at today up to now, and leaves out a job that began in this second
+            when = ["-S", "now-30days", "-E", "now+1days"]
+            said = _sacct("--name", job.token, *when, "-o", "JobIDRaw")[0]
         ids = sorted(said.split(), key=int)
         return ids[-1] if ids else None
 
@@ -157,12 +159,12 @@ def _queued(ids: Sequence[str]) -> dict[str, JobState]:
     states = {}
     for line in _call(*command, harmless="Invalid job id").splitlines():
         job, word, reason, elapsed = line.split("|")
-        state = _STATES.get(word, QueueState.UNKNOWN)
+        seen = _judge(word, reason, elapsed)
         if word == "PENDING":
-            state = _PENDING.get(reason, state)
+            seen = replace(seen, state=_PENDING.get(reason, seen.state))
         elif word == "PREEMPTED":
-            state = QueueState.PENDING  # on its way back into the queue
-        states[job] = _state(state, word, reason, elapsed)
+            seen = replace(seen, state=QueueState.PENDING)  # on its way back into the queue
+        states[job] = seen
     return states
 
 
@@ -171,22 +173,23 @@ def _accounted(ids: Sequence[str]) -> dict[str, JobState]:
     said, trouble = _sacct("-j", ",".join(ids), "-o", "JobIDRaw,State,Elapsed,ExitCode")
     states = dict.fromkeys(ids, JobState(QueueState.UNKNOWN, trouble or "unknown to Slurm"))
     for line in said.splitlines():  # a requeued job has several lines: the last one counts
-        job, word, elapsed, status = line.split("|")
-        name, _, by = word.partition(" ")  # CANCELLED by 1234
-        state = _STATES.get(name, QueueState.UNKNOWN)
-        reason = f"exit status {status.split(':')[0]}" if name == "FAILED" else by
-        if state in (QueueState.PENDING, QueueState.RUNNING):
-            state, reason = QueueState.UNKNOWN, f"left the queue; sacct still says {word}"
-        states[job] = _state(state, name, reason, elapsed)
+        job, words, elapsed, status = line.split("|")
+        word, _, by = words.partition(" ")  # CANCELLED by 1234
+        seen = _judge(
+            word, f"exit status {status.split(':')[0]}" if word == "FAILED" else by, elapsed
+        )
+        if seen.state in (QueueState.PENDING, QueueState.RUNNING):
+            seen = JobState(QueueState.UNKNOWN, f"left the queue; sacct still says {word}")
+        states[job] = seen
     return states
 
 
-def _state(state: QueueState, word: str, reason: str, elapsed: str) -> JobState:
-    if state is QueueState.UNKNOWN:
-        said = reason if " " in reason else f"Slurm says {word}"
-    else:
-        said = _WORDS.get(word) or _WORDS.get(reason, reason)
-    return JobState(state, said, _seconds(elapsed))
+def _judge(word: str, reason: str, elapsed: str) -> JobState:
+    """A state from Slurm's words; one that this version does not know is UNKNOWN."""
+    if word not in _STATES:
+        return JobState(QueueState.UNKNOWN, f"Slurm says {word}", _seconds(elapsed))
+    said = _WORDS.get(word) or _WORDS.get(reason, reason)
+    return JobState(_STATES[word], said, _seconds(elapsed))
 
 
 def _seconds(text: str) -> float | None:
