@@ -1,0 +1,92 @@
+"""Self-attention and the transformer block of the teacher.
+
+The founding teacher's attention saturated. A clamp behind the output projection cannot bound the
+scores Q K, is inactive at the start (max |x| is 0.3) and has no gradient where it acts; normalising
+queries and keys bounds the scores, and so does a soft cap on the scores themselves.
+
+Shapes: B rows, S positions, D width, H heads, W = D / H.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BASE = 10_000.0  # of the rotary wavelengths, positions
+Rotary = tuple[Tensor, Tensor]  # cosine and sine (S, 1, W / 2)
+
+
+def rotary(positions: int, width: int, device: torch.device) -> Rotary:
+    """The tables that turn heads of this width by their position."""
+    rates = BASE ** -(torch.arange(0, width, 2, device=device) / width)
+    angles = torch.arange(positions, device=device)[:, None, None] * rates
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, turn: Rotary) -> Tensor:
+    """Heads (B, S, H, W) turned in float32; channel i turns with channel i + W / 2."""
+    cosine, sine = turn
+    first, second = x.float().chunk(2, dim=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+def capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, cap: float | None
+) -> Tensor:
+    """Attention (B, H, S, W) over few positions, scores softly bounded by `cap`, in float32.
+
+    Written out: the fused kernels take 65,535 rows at most, and the fusion has one per frame.
+    """
+    scores = query.float() @ key.float().transpose(-1, -2) / query.shape[-1] ** 0.5  # (B, H, S, S)
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+    return weights.to(value.dtype) @ value
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over the positions where `seen` is True; every row needs one."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool, cap: float | None = None) -> None:
+        super().__init__()
+        self.heads, self.cap = heads, cap
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, seen: Tensor, turn: Rotary | None = None) -> Tensor:
+        """(B, S, D) and (B, S) bool to (B, S, D).
+
+        With `turn` positions are a sequence and the kernel is fused; without, they are a set and
+        the scores may be capped.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, W)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, S, W)
+        if turn is not None:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
+        else:
+            mixed = capped_attention(q, k, v, seen, self.cap)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)): norms first, so depth does not explode."""
+
+    def __init__(self, width: int, heads: int, mlp: int, qk_norm: bool, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, qk_norm)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, seen: Tensor, turn: Rotary) -> Tensor:
+        """(B, S, D) and (B, S) bool to (B, S, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), seen, turn))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -1,0 +1,197 @@
+"""Every setting of the teacher, the baseline and distillation: default, unit, bounds. No torch.
+
+`SIZES` names the two models' sizes: `default` is the founding notes' (43 M and 15.7 M parameters),
+`tiny` learns ten utterances by heart on one CPU core in under a minute.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from lact_asr.config import HOP, Frozen
+
+Norm = Literal["group", "batch"]
+NORM = (
+    "Normalisation after convolutions: group is independent of the batch; batch (the notes' first "
+    "teacher) diverges at two utterances a batch"
+)
+
+
+class TeacherConfig(Frozen):
+    """The inflated-Inception teacher; the defaults are the audio-only one of 43 M parameters."""
+
+    mels: int = Field(80, ge=16, description="Mel bands of the input features")
+    clip_frames: int = Field(
+        16, ge=2, le=64, description="Context of one clip, feature frames of 10 ms"
+    )
+    clip_hop: Literal[2, 4] = Field(
+        2, description="Feature frames between clips; the trunk strides over the rest of 4 (25 Hz)"
+    )
+    trunk_width: float = Field(
+        1.0, gt=0, le=2, description="Channels of the trunk as a multiple of I3D's"
+    )
+    trunk_blocks: tuple[int, int, int] = Field(
+        (2, 5, 2), description="Inception blocks at the trunk's three scales; I3D has 2, 5, 2"
+    )
+    norm: Norm = Field("group", description=NORM)
+    cepstra: int = Field(40, ge=1, description="Cepstral coefficients (MFCC) beside the pitch")
+    video: bool = Field(
+        False, description="A second trunk for video frames, 3 x 112 x 112 at 25 Hz; may be absent"
+    )
+    video_width: float = Field(
+        0.5, gt=0, le=2, description="Channels of the video trunk as a multiple of I3D's"
+    )
+    hidden: int = Field(512, gt=0, description="Width of fusion and transformer blocks, channels")
+    heads: int = Field(8, gt=0, description="Attention heads of fusion and blocks")
+    blocks: int = Field(9, gt=0, description="Transformer blocks over time")
+    mlp: int = Field(2048, gt=0, description="Inner width of a block's MLP, channels")
+    qk_norm: bool = Field(
+        True, description="Normalise queries and keys: attention cannot saturate however deep"
+    )
+    logit_cap: float | None = Field(
+        50.0, gt=0, description="Soft bound of the fusion's attention scores; null is no bound"
+    )
+    output_cap: Literal["soft", "clamp", "none"] = Field(
+        "soft",
+        description="Bound of 10 on the fusion's attention output: 10 tanh(x / 10), or the notes' "
+        "clamp, whose gradient is zero where it acts",
+    )
+    head_std: float | None = Field(
+        None,
+        gt=0,
+        description="Spread of the output weights at the start; null is 1 / sqrt(hidden): ten "
+        "utterances by heart in 30 steps, with the notes' 0.001 in 110",
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share dropped of each residual branch")
+    modality_dropout: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Chance per utterance that a modality is hidden in training; never all of them",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TeacherConfig":
+        if self.hidden % self.heads or self.hidden // self.heads % 2:
+            raise ValueError(
+                f"hidden {self.hidden} must be an even multiple of heads {self.heads}: rotary "
+                "positions pair channels"
+            )
+        if self.cepstra > self.mels:
+            raise ValueError(f"cepstra {self.cepstra} cannot exceed mels {self.mels}")
+        for kept, there in zip(self.trunk_blocks, (2, 5, 2), strict=True):
+            if not 1 <= kept <= there:
+                raise ValueError("trunk_blocks go from [1, 1, 1] to [2, 5, 2]")
+        return self
+
+    def tokens(self, samples: Any) -> Any:
+        """Output frames (25 Hz) of so many samples; takes an int or an integer tensor."""
+        return -(-samples // (4 * HOP))
+
+
+class BaselineConfig(Frozen):
+    """The convolutional baseline, without attention; the defaults: 15.7 M parameters, 20 layers."""
+
+    mels: int = Field(80, ge=16, description="Mel bands of the input features")
+    hidden: int = Field(416, gt=0, description="Channels of the convolutions")
+    layers: int = Field(20, ge=3, description="Convolutions, the output layer among them")
+    kernel: int = Field(5, ge=1, description="Width of the convolutions, frames (odd)")
+    norm: Norm = Field("group", description=NORM)
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share dropped of each residual branch")
+
+    @model_validator(mode="after")
+    def _odd_kernel(self) -> "BaselineConfig":
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} must be odd, to look as far ahead as back")
+        return self
+
+    def tokens(self, samples: Any) -> Any:
+        """Output frames (25 Hz) of so many samples; takes an int or an integer tensor."""
+        return -(-samples // (4 * HOP))
+
+
+class DistillConfig(Frozen):
+    """What the student learns from: (1 - alpha) CTC + kd_weight(progress) KD + features."""
+
+    alpha: float = Field(
+        0.7, ge=0, le=1, description="Share taken from the CTC loss: its weight is 1 - alpha"
+    )
+    kd_start: float = Field(0.1, ge=0, description="Weight of the KD loss at the first step")
+    kd_end: float = Field(0.7, ge=0, description="Weight of the KD loss after the ramp")
+    kd_ramp: float = Field(
+        0.2, ge=0, le=1, description="Share of training over which the KD weight rises linearly"
+    )
+    temperature: float = Field(
+        2.0, gt=0, description="Softening of both distributions; the loss is scaled by its square"
+    )
+    kd: Literal["frames", "guided", "sequence"] = Field(
+        "frames",
+        description="What is taught: every frame's distribution, the teacher's peaks only, or its "
+        "greedy transcript through CTC",
+    )
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="Symbols per frame that are compared singly, the rest as one; null is all",
+    )
+    blank_policy: Literal["all", "nonblank", "selected", "drop_class"] = Field(
+        "all",
+        description="Frames of the KD loss: all, those where the teacher says a symbol, those "
+        "within blank_radius of one, or all with the blank left out of both distributions",
+    )
+    blank_radius: float = Field(
+        80.0, ge=0, description="Reach of `selected` around a symbol of the teacher, milliseconds"
+    )
+    feature: Literal["ln_mse", "cosine"] = Field(
+        "ln_mse", description="Distance of hidden states: of layer-normed vectors, or of angles"
+    )
+    feature_weight: float = Field(
+        0.0, ge=0, description="Weight of the last layers' distance; 0 leaves it out"
+    )
+    layerwise_weight: float = Field(
+        0.0, ge=0, description="Weight of the inner layers' mean distance; 0 leaves it out"
+    )
+    contrastive_weight: float = Field(
+        0.0, ge=0, description="Weight of telling a frame from 64 others; 0 leaves it out"
+    )
+    curriculum: Literal["notes", "ramp_0_60", "all_on"] = Field(
+        "notes",
+        description="When those three set in: one after the other (10-40 %, 40-70 %, 70-100 % of "
+        "training), together over the first 60 %, or at once",
+    )
+    projector_rate: float = Field(
+        5.0, gt=0, description="Learning rate of the projectors as a multiple of the student's"
+    )
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "teacher": {
+        "tiny": TeacherConfig(
+            mels=40,
+            clip_frames=8,
+            clip_hop=4,
+            trunk_width=0.125,
+            trunk_blocks=(1, 1, 1),
+            cepstra=20,
+            hidden=144,
+            heads=4,
+            blocks=3,
+            mlp=576,
+        ),
+        "default": TeacherConfig(),
+        "video": TeacherConfig(video=True, blocks=8),
+    },
+    "baseline": {
+        "tiny": BaselineConfig(mels=40, hidden=128, layers=10),
+        "default": BaselineConfig(),
+    },
+}
+
+
+def sized(family: str, size: str, changes: Mapping[str, object]) -> Any:
+    """The configuration of a named size with some settings changed, checked as a whole."""
+    sizes = SIZES[family]
+    if size not in sizes:
+        raise ValueError(f"no {family} size {size!r}; sizes are {', '.join(sizes)}")
+    return type(sizes[size]).model_validate({**sizes[size].model_dump(), **changes})

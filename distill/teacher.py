@@ -1,0 +1,171 @@
+"""The teacher: an inflated Inception trunk over log-mel clips, and pitch, and perhaps video; CTC.
+
+Everything meets on one grid of 25 frames a second (character CTC is infeasible at I3D's own 12.5).
+A modality may be missing for an utterance or for all: its input is cleared, its place in the fusion
+taken by a learned vector, and the other modalities are not disturbed.
+
+Shapes: B batch, N samples, T feature frames (100 Hz), T' = ceil(T / 4), M modalities, D width,
+V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.attention import Block, rotary
+from distill.config import TeacherConfig
+from distill.fusion import ModalityFusion
+from distill.i3d import Trunk
+from distill.masking import silence, strided
+from distill.pitch import PITCH, PitchAndCepstra
+from lact_asr.features import LogMel, valid
+from lact_asr.model import CTCOutput
+
+
+@dataclass
+class TeacherOutput(CTCOutput):
+    """A CTC output that also says how much each modality counted."""
+
+    modality_weights: Tensor | None = None  # (B, T', M + 1), the last one the null token's
+
+
+class ClipStem(nn.Module):
+    """The trunk over clips of log-mel frames: (B, T, mels) at 100 Hz to (B, T', outputs)."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        super().__init__()
+        self.frames, self.hop = config.clip_frames, config.clip_hop
+        self.trunk = Trunk(
+            1, config.trunk_width, 4 // config.clip_hop, config.norm, config.trunk_blocks
+        )
+        self.outputs = self.trunk.outputs
+
+    def forward(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        """Clip j shows frames around j * hop; frames past the length are zero, the mean, in it."""
+        before = (self.frames - 1) // 2
+        clips = strided(torch.tensor(mel.shape[1]), self.hop).item()
+        after = (clips - 1) * self.hop + self.frames - before - mel.shape[1]
+        padded = F.pad(mel, (0, 0, before, max(after, 0)))
+        pieces = padded.unfold(1, self.frames, self.hop)[:, None, :clips]  # (B, 1, T, mels, frames)
+        return self.trunk(pieces, strided(lengths, self.hop))[0]
+
+
+class PitchStem(nn.Module):
+    """Two strided convolutions over pitch and cepstra: (B, T, features) to (B, T', D)."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.outputs = width
+        self.layers = nn.ModuleList(
+            nn.Conv1d(narrow, wide, 5, 2, 2)
+            for narrow, wide in ((inputs, width // 2), (width // 2, width))
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(layer.out_channels) for layer in self.layers)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Zero past the lengths before each convolution."""
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = layer(silence(x.transpose(1, 2), lengths)).transpose(1, 2)
+            x, lengths = F.gelu(norm(x)), strided(lengths, 2)
+        return x
+
+
+class Teacher(nn.Module):
+    """Waves, and video where there is some, to CTC log-probabilities at 25 frames a second."""
+
+    family = "teacher"
+
+    def __init__(self, config: TeacherConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.mel = LogMel(config.mels)
+        self.pitch = PitchAndCepstra(config.mels, config.cepstra)
+        self.clip_stem = ClipStem(config)
+        self.pitch_stem = PitchStem(config.cepstra + PITCH, config.hidden)
+        inputs = [self.clip_stem.outputs, self.pitch_stem.outputs]
+        if config.video:
+            self.video_trunk = Trunk(3, config.video_width, 1, config.norm)
+            inputs.append(self.video_trunk.outputs)
+        self.fusion = ModalityFusion(
+            inputs,
+            config.hidden,
+            config.heads,
+            qk_norm=config.qk_norm,
+            logit_cap=config.logit_cap,
+            output_cap=config.output_cap,
+            dropout=config.dropout,
+            modality_dropout=config.modality_dropout,
+        )
+        self.blocks = nn.ModuleList(
+            Block(config.hidden, config.heads, config.mlp, config.qk_norm, config.dropout)
+            for _ in range(config.blocks)
+        )
+        self.norm = nn.LayerNorm(config.hidden)
+        self.head = nn.Linear(config.hidden, vocabulary_size)
+        nn.init.normal_(self.head.weight, std=config.head_std or config.hidden**-0.5)
+        nn.init.zeros_(self.head.bias)
+
+    def output_lengths(self, wave_lengths: Tensor) -> Tensor:
+        """Output frames of waves of so many samples."""
+        return self.config.tokens(wave_lengths)
+
+    def forward(
+        self,
+        waves: Tensor,
+        wave_lengths: Tensor,
+        *,
+        video: Tensor | None = None,
+        video_lengths: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> TeacherOutput:
+        """Waves (B, N) float32 at 16 kHz and their lengths (B,) in samples.
+
+        `video` (B, 3, T_v, H, W) shows 25 frames a second, each utterance its `video_lengths` (B,):
+        0 where it has none. `present` (B, M) bool, in the order mel, pitch, video, marks what may
+        be used; whatever an absent modality holds, NaN even, has no effect.
+        """
+        lengths = self.output_lengths(wave_lengths)
+        grid = self.output_lengths(waves.shape[1])
+        if present is None:
+            present = torch.ones(len(waves), len(self.fusion.norms), device=waves.device).bool()
+        streams = self._audio(waves, wave_lengths, present)
+        there = [valid(lengths, grid) & present[:, index, None] for index in range(2)]
+        if self.config.video:
+            stream, seen = self._video(video, video_lengths, present[:, 2], grid)
+            streams.append(stream)
+            there.append(seen & valid(lengths, grid))
+        fused, weights = self.fusion(streams, torch.stack(there, dim=-1))
+        return self._transcribe(fused, lengths, weights)
+
+    def _audio(self, waves: Tensor, wave_lengths: Tensor, present: Tensor) -> list[Tensor]:
+        waves = waves.masked_fill(~present[:, :2].any(1, keepdim=True), 0.0)
+        mel, lengths = self.mel(waves, wave_lengths)
+        pitch = self.pitch(waves, wave_lengths, mel)
+        mel = mel.masked_fill(~present[:, 0, None, None], 0.0)
+        pitch = pitch.masked_fill(~present[:, 1, None, None], 0.0)
+        return [self.clip_stem(mel, lengths), self.pitch_stem(pitch, lengths)]
+
+    def _video(
+        self, video: Tensor | None, lengths: Tensor | None, present: Tensor, grid: int
+    ) -> tuple[Tensor, Tensor]:
+        """The video stream (B, T', D_v) and where it is there (B, T')."""
+        if video is None or lengths is None:  # one black frame keeps the trunk in the graph
+            video = self.head.weight.new_zeros(len(present), 3, 1, 32, 32)
+            lengths = torch.zeros_like(present, dtype=torch.int64)
+        lengths = lengths.masked_fill(~present, 0)
+        stream, _ = self.video_trunk(video, lengths)
+        stream = F.pad(stream, (0, 0, 0, max(0, grid - stream.shape[1])))[:, :grid]
+        return stream, valid(lengths, grid)
+
+    def _transcribe(self, x: Tensor, lengths: Tensor, weights: Tensor) -> TeacherOutput:
+        seen = valid(lengths, x.shape[1])
+        turn = rotary(x.shape[1], self.config.hidden // self.config.heads, x.device)
+        hidden = []
+        for block in self.blocks:
+            x = block(x, seen, turn)
+            hidden.append(x)  # (B, T', D)
+        with torch.autocast(x.device.type, enabled=False):
+            log_probs = self.head(self.norm(x).float()).log_softmax(-1)  # (B, T', V)
+        return TeacherOutput(log_probs, lengths, hidden, modality_weights=weights)
