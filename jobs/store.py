@@ -263,12 +263,10 @@ class RunStore:
         what = "several runs begin with" if matches else "no run begins with"
         raise UserError(f"{what} {text!r}: {'' if matches else 'the newest are '}{names}")
 
-    def find_step(self, text: str) -> tuple[Run, StepDir | None]:
+    def find_step(self, text: str | None) -> tuple[Run, StepDir | None]:
         """The run, and the step where `RUN/STEP` names one (UserError otherwise)."""
-        if (Path(text) / "run.json").is_file():
-            return Run(Path(text).absolute()), None
-        head, slash, name = text.rstrip("/").rpartition("/")
-        if not slash:
+        head, slash, name = (text or "").rstrip("/").rpartition("/")
+        if not slash or (Path(text or "") / "run.json").is_file():
             return self.find(text), None
         run = self.find(head)
         names = [step["name"] for step in run.steps()]
