@@ -41,11 +41,13 @@ class PitchAndCepstra(nn.Module):
     @torch.no_grad()
     def forward(self, waves: Tensor, lengths: Tensor, mel: Tensor) -> Tensor:
         """Waves (B, N), lengths (B,) in samples, mel (B, T, mels) to (B, T, cepstra + 3)."""
-        mask = valid(-(-lengths // HOP), mel.shape[1])
+        frames = -(-lengths // HOP)
+        mask = valid(frames, mel.shape[1])
         with torch.autocast(waves.device.type, enabled=False):
             voicing, log_pitch = self.pitch(waves.float(), lengths, mel.shape[1])
             log_pitch = standardise(log_pitch[..., None], mask & (voicing > 0.5))[..., 0]
             change = F.pad(log_pitch[:, 2:] - log_pitch[:, :-2], (1, 1))
+            change = change.masked_fill(~valid(frames - 1, mel.shape[1]), 0.0)  # no next frame
             pitch = torch.stack([voicing, log_pitch, change], dim=-1)
             return standardise(torch.cat([mel.float() @ self.cosines, pitch], dim=-1), mask)
 

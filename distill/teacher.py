@@ -76,6 +76,7 @@ class Teacher(nn.Module):
     """Waves, and video where there is some, to CTC log-probabilities at 25 frames a second."""
 
     family = "teacher"
+    conditional = ("fusion.absent",)  # gets a gradient only where a modality is missing
 
     def __init__(self, config: TeacherConfig, vocabulary_size: int) -> None:
         super().__init__()
