@@ -37,7 +37,9 @@ class Objective(Protocol):
     It is called under autocast when the precision is bf16; losses must be computed in float32.
     Every parameter of `trainable` takes part in every total (an inactive part as 0 * its sum), or
     the objective says `unused_parameters = True`. It may also have `parameter_groups(learning_rate)
-    -> [{"params": ..., "lr": ...}, ...]`; without it all parameters learn at the same rate.
+    -> [{"params": ..., "lr": ...}, ...]`; without it all parameters learn at the same rate. And
+    `begin_step(batches, all_sum)`, called with this rank's micro-batches before the first of them,
+    for a loss that counts something else beside labels.
     """
 
     trainable: nn.Module  # everything with parameters to learn

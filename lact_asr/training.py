@@ -155,6 +155,8 @@ class _Run:
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
         batches = [self.stream.take() for _ in range(config.accumulate)]
+        if hasattr(self.objective, "begin_step"):
+            self.objective.begin_step(batches, self.world.all_sum)
         progress = state.step / config.max_steps
         setting = steps.Setting(config, self.world, self.device)
         outcome = steps.take(
