@@ -1,0 +1,182 @@
+"""Distillation as an objective of `lact_asr.training.fit`: any family teaches any family.
+
+    total = (1 - alpha) CTC + kd_weight(progress) KD + curriculum(progress) feature_weight feature
+
+CTC counts per label token, KD and feature loss per valid frame, over all micro-batches and
+processes of a step. The loop divides by one weight, the labels, so what is summed over frames is
+brought to it by labels / frames of the whole step, which `begin_step` learns before the first
+forward pass: lengths are arithmetic, no model is run for them.
+
+Shapes: B batch, S student frames, T teacher frames, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill import losses, schedules
+from distill.alignment import average, average_log_probs, frame_rate, taught
+from distill.config import DistillConfig
+from lact_asr.config import SAMPLE_RATE
+from lact_asr.data import Batch
+from lact_asr.decoding import collapse
+from lact_asr.errors import DataError
+from lact_asr.features import valid
+from lact_asr.model import CTCOutput
+from lact_asr.objective import Loss, ctc_losses
+from lact_asr.text import Vocabulary
+
+
+class DistillObjective:
+    """A student with parameters to learn, and a frozen teacher beside it."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        config: DistillConfig,
+        *,
+        vocabulary: Vocabulary,
+        teacher_vocabulary: Vocabulary,
+    ) -> None:
+        """DataError if the two do not write with the same symbols under the same ids."""
+        check_vocabularies(vocabulary, teacher_vocabulary)
+        self.config, self.model = config, student
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.ratio = frame_rate(teacher) / frame_rate(student)
+        self.reach = round(config.blank_radius / 1000 * frame_rate(student))
+        self.trainable = nn.ModuleDict({"student": student})
+        if config.feature_weight:
+            self.trainable["projector"] = nn.Linear(last_width(student), last_width(teacher))
+        self.labels_per_frame: Tensor | None = None
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The student at the given rate, the projector faster: it starts from nothing."""
+        rates = {"student": learning_rate, "projector": learning_rate * self.config.projector_rate}
+        return [
+            {"params": list(module.parameters()), "lr": rates[name]}
+            for name, module in self.trainable.items()
+        ]
+
+    def begin_step(self, batches: Sequence[Batch], all_sum: Callable[[Tensor], Tensor]) -> None:
+        """Count labels and frames of a step: this rank's micro-batches, summed by `all_sum`."""
+        labels = sum(int(batch.target_lengths.sum()) for batch in batches)
+        frames = sum(int(self._frames(batch.wave_lengths).sum()) for batch in batches)
+        device = next(self.model.parameters()).device
+        sums = all_sum(torch.tensor([labels, frames], dtype=torch.float64, device=device))
+        self.labels_per_frame = (sums[0] / sums[1]).float()
+
+    def __call__(self, batch: Batch, progress: float) -> Loss:
+        """The loss of one micro-batch, with every component raw and weighted in its parts."""
+        if self.labels_per_frame is None:
+            raise RuntimeError("begin_step must announce the micro-batches of a step first")
+        student = self.model(batch.waves, batch.wave_lengths)
+        teacher = self._teach(batch)
+        with torch.autocast(batch.waves.device.type, enabled=False):
+            ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()
+            raw = {"ctc": ctc, **self._taught(student, teacher, batch)}
+        weights = self.weights(progress)
+        weighted = {name: weights[name] * value for name, value in raw.items()}
+        shown = {f"{name}_weighted": value for name, value in weighted.items()}
+        total = torch.stack(list(weighted.values())).sum()
+        return Loss(total, batch.target_lengths.sum(), parts={**raw, **shown})
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """What each component is multiplied by."""
+        config = self.config
+        gate = schedules.curriculum(config.curriculum, progress)["feature"]
+        return {
+            "ctc": 1 - config.alpha,
+            "kd": schedules.kd_weight(progress, config),
+            "feature": config.feature_weight * gate,
+        }
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch) -> CTCOutput:
+        if next(self.teacher.parameters()).device != batch.waves.device:
+            self.teacher.to(batch.waves.device)
+        return self.teacher(batch.waves, batch.wave_lengths)
+
+    def _frames(self, wave_lengths: Tensor) -> Tensor:
+        """Student frames of each utterance that the teacher speaks for, (B,)."""
+        lengths = self.model.output_lengths(wave_lengths)
+        return taught(lengths, self.teacher.output_lengths(wave_lengths), self.ratio)
+
+    def _taught(self, student: CTCOutput, teacher: CTCOutput, batch: Batch) -> dict[str, Tensor]:
+        """KD and feature loss, scaled so that dividing by labels gives what they are defined as."""
+        mask = valid(self._frames(batch.wave_lengths), student.log_probs.shape[1])
+        parts = {"kd": self._kd(student, teacher, mask, batch)}
+        if self.config.feature_weight:
+            parts["feature"] = self.labels_per_frame * self._feature(student, teacher, mask)
+        return parts
+
+    def _kd(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, batch: Batch) -> Tensor:
+        """Per frame (`frames`), or per label token (`guided`, `sequence`)."""
+        if self.config.kd == "sequence":
+            return ctc_losses(student.log_probs, student.lengths, transcribed(teacher, batch)).sum()
+        target = average_log_probs(
+            teacher.log_probs, teacher.lengths, student.log_probs.shape[1], self.ratio
+        )
+        if self.config.kd == "guided":
+            return losses.masked_sum(losses.guided(student.log_probs, target), mask)
+        mask = losses.select_frames(target, mask, self.config.blank_policy, self.reach)
+        divergence = self._divergence(student.log_probs, target)
+        return self.labels_per_frame * losses.masked_sum(divergence, mask)
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """(B, S, V) twice to (B, S)."""
+        config = self.config
+        if config.blank_policy == "drop_class":
+            student, teacher = losses.drop_blank(student), losses.drop_blank(teacher)
+        if config.top_k is None:
+            return losses.frame_kd(student, teacher, config.temperature)
+        kept = losses.top_k(teacher, config.top_k, config.temperature)
+        return losses.top_k_kd(student, kept, config.temperature)
+
+    def _feature(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor) -> Tensor:
+        """The student's last hidden states, projected, against the teacher's."""
+        states = teacher.hidden[-1].float()
+        target = average(states, teacher.lengths, mask.shape[1], self.ratio)
+        projected = self.trainable["projector"](student.hidden[-1].float())
+        return losses.masked_sum(losses.FEATURE[self.config.feature](projected, target), mask)
+
+
+def transcribed(teacher: CTCOutput, batch: Batch) -> Batch:
+    """The batch with the teacher's greedy transcripts in place of its texts."""
+    labels = collapse(teacher.log_probs.argmax(-1), teacher.lengths)
+    device = batch.targets.device
+    return replace(
+        batch,
+        targets=torch.tensor([label for row in labels for label in row], device=device).long(),
+        target_lengths=torch.tensor([len(row) for row in labels], device=device),
+    )
+
+
+def last_width(model: nn.Module) -> int:
+    """Width of a model's last hidden states, seen on a tenth of a second of silence."""
+    training, device = model.training, next(model.parameters()).device
+    samples = SAMPLE_RATE // 10
+    with torch.no_grad():
+        output = model.eval()(
+            torch.zeros(1, samples, device=device), torch.tensor([samples], device=device)
+        )
+    model.train(training)
+    return output.hidden[-1].shape[-1]
+
+
+def check_vocabularies(student: Vocabulary, teacher: Vocabulary) -> None:
+    """DataError naming the symbols in which two vocabularies differ."""
+    if student == teacher:
+        return
+    pairs = zip(student.symbols, teacher.symbols, strict=False)
+    moved = next((f"id {i} is {a!r} and {b!r}" for i, (a, b) in enumerate(pairs, 1) if a != b), "")
+    extra = sorted(set(student.symbols) ^ set(teacher.symbols))
+    named = f"only one of them has {', '.join(map(repr, extra))}" if extra else moved
+    raise DataError(
+        f"student and teacher do not share a vocabulary ({len(student)} and {len(teacher)} symbols "
+        f"with the blank; {named}): a frame's distributions cannot be compared. Train the student "
+        "with the teacher's vocabulary"
+    )
