@@ -51,6 +51,15 @@ def test_whatever_a_step_is_put_behind_is_under_way_or_submitted_before_it(case)
 
 
 @given(observed())
+def test_no_step_stays_queued_behind_a_job_that_is_submitted_anew(case) -> None:
+    needs, states = case
+    names = {submit.step for submit in plan(needs, states)}
+    for name, state in states.items():
+        if state is not State.SUCCEEDED and names & set(needs[name]):
+            assert name in names
+
+
+@given(observed())
 def test_after_a_plan_is_carried_out_nothing_is_left_to_do(case) -> None:
     needs, states = case
     done = {**states, **{submit.step: State.QUEUED for submit in plan(needs, states)}}
