@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lact_asr.config import HOP, SAMPLE_RATE
+from lact_asr.fast_weights import wide
 
 WINDOW = 400  # samples: 25 ms
 FFT = 512
@@ -47,7 +48,7 @@ class LogMel(nn.Module):
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waves [B,N] at 16 kHz, lengths [B] in samples to mels [B,T,M], lengths [B] in frames."""
         with torch.autocast(waves.device.type, enabled=False):
-            mel = torch.log(self.energies(waves.float(), lengths) + FLOOR)
+            mel = torch.log(self.energies(wide(waves), lengths) + FLOOR)
             frames = -(-lengths // HOP)
             return standardise(mel, valid(frames, mel.shape[1])), frames
 

@@ -67,6 +67,8 @@ def test_time_training(
     if state is None:
         weights = Weights(wide(w0), wide(w1), wide(w2))
         state = State.initial(weights, prenorm=prenorm, momentum=momentum is not None)
+    if not q.shape[1]:
+        return torch.empty_like(q), state
     counts = None if lengths is None else _row_counts(lengths, q)
     if schedule == "apply_then_update":
         output, state = _look_back(state, q, lesson, chunk_size, orthogonalize, counts)
@@ -126,14 +128,14 @@ def _look_inside(
 ) -> tuple[Tensor, State]:
     """Step, then read the same chunk; `set` is the case of one chunk."""
     mask = None if counts is None else _inside(counts, lesson.lr0)
-    outputs = [q[:, :0]]
-    for start in range(0, q.shape[1], size or 1):
+    outputs = []
+    for start in range(0, q.shape[1], size):
         rows = None if counts is None else counts > start
         part = None if mask is None else mask[:, start : start + size]
         state = update(state, lesson.part(start, size), orthogonalize, rows, part)
         outputs.append(fast_mlp(state.weights, q[:, start : start + size]))
     waiting = state.waiting + (q.shape[1] if counts is None else counts)
-    return torch.cat(outputs, 1), replace(state, waiting=waiting % max(size, 1))
+    return torch.cat(outputs, 1), replace(state, waiting=waiting % size)
 
 
 def _look_back(
@@ -154,7 +156,7 @@ def _look_back(
         q = _picked(F.pad(q, (0, 0, size, 0)), order)
         ragged = True
     counts = waiting + (length if counts is None else counts)
-    outputs = [q[:, :0]]
+    outputs = []
     for start in range(0, q.shape[1], size):
         outputs.append(fast_mlp(state.weights, q[:, start : start + size]))
         if start + size < q.shape[1]:
