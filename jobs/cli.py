@@ -8,9 +8,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.arguments import parser
 from jobs.errors import ClusterError, UserError
 
 if TYPE_CHECKING:
@@ -20,122 +20,10 @@ if TYPE_CHECKING:
     from jobs.spec import Pipeline
     from jobs.store import Run
 
-_ABOUT = """\
-Training pipelines on Slurm, or on this machine: one YAML file names the steps.
-
-  launch.py check FILE                 every mistake in a pipeline file, at once
-  launch.py run FILE --cluster NAME    submit all steps; --wait stays until they have ended
-  launch.py status                     the newest run: state, progress, why a step failed
-  launch.py logs RUN/STEP -f           follow a step's log
-  launch.py resume RUN                 submit what is left after a failure is mended
-
-RUN is a folder, a run's name, a unique beginning of it, or nothing for the newest. Runs are kept
-in $TRAINYARD_RUNS (default ./runs). Where Slurm is not installed, steps run on this machine.
-"""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="launch.py", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str, about: str, epilog: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=about,
-            description=about,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    run = add(
-        "run",
-        "submit a pipeline as a chain of jobs",
-        "example: launch.py run jobs/pipelines/demo.yaml --set train.training.max_steps=300 --wait",
-    )
-    run.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
-    _add_cluster(run)
-    _add_set(run)
-    run.add_argument(
-        "--only", action="append", metavar="STEP", help="this step and what it needs (repeatable)"
-    )
-    run.add_argument("--dry-run", action="store_true", help="show what would be submitted")
-    run.add_argument("--wait", action="store_true", help="stay until every step has ended")
-
-    check = add("check", "report every mistake in a pipeline file; nothing is created")
-    check.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
-    _add_cluster(check, "also ask this cluster: partitions, limits, accounts, paths, disk")
-    _add_set(check)
-
-    kinds = add("kinds", "what steps can do, with every setting, its default, unit and meaning")
-    kinds.add_argument("name", nargs="?", metavar="NAME", help="one kind, in full")
-
-    add("schema", "print the JSON Schema of pipeline files, for editors")
-
-    status = add("status", "the state of every step; exit 1 where one has failed")
-    _add_run(status)
-    status.add_argument("--watch", action="store_true", help="redraw until nothing is active")
-    status.add_argument("--json", action="store_true", help="the same as data")
-
-    logs = add("logs", "print or follow the log of a step")
-    logs.add_argument("step", metavar="RUN/STEP", help="the step; /STEP means the newest run")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the step ends")
-    logs.add_argument("--grep", metavar="RE", help="only lines that match this expression")
-    logs.add_argument("--rank", type=int, default=0, metavar="N", help="process (default 0)")
-    logs.add_argument("--lines", type=int, default=100, metavar="N", help="how many (default 100)")
-
-    cancel = add("cancel", "cancel a run, or a step and all behind it")
-    cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="default: the newest run")
-
-    resume = add("resume", "submit what is left of a run: failed, cancelled and lost steps")
-    _add_run(resume)
-    resume.add_argument("--fresh-code", action="store_true", help="with the code as it is now")
-    resume.add_argument("--wait", action="store_true", help="stay until every step has ended")
-
-    render = add("render", "write standalone sbatch scripts and submit_all.sh")
-    render.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
-    render.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    _add_cluster(render)
-    _add_set(render)
-
-    infer = add(
-        "infer",
-        "transcribe with a checkpoint, and score where the text is known",
-        "example: launch.py infer --checkpoint-dir runs/RUN/steps/train a.flac b.flac",
-    )
-    infer.add_argument("--checkpoint-dir", type=Path, required=True, metavar="DIR")
-    what = infer.add_mutually_exclusive_group(required=True)
-    what.add_argument("--test-subset", metavar="NAME", help="a subset that a download step made")
-    what.add_argument("--manifest", type=Path, metavar="F", help="a manifest (JSON lines)")
-    what.add_argument("audio", nargs="*", default=[], type=Path, metavar="AUDIO")
-    infer.add_argument("--num-samples", type=int, default=0, metavar="N", help="0: all of them")
-    _add_cluster(infer)
-    return parser
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", metavar="RUN", help="default: the newest run")
-
-
-def _add_cluster(parser: argparse.ArgumentParser, about: str = "") -> None:
-    text = about or "a file in slurm_templates/clusters, or a path; `local` is this machine"
-    parser.add_argument("--cluster", metavar="NAME", help=text)
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="step.path=value",
-        help="override a value of the file (repeatable); the value is YAML",
-    )
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     try:
         return int(_COMMANDS[given.command](given))
     except UserError as error:
@@ -174,7 +62,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _known_steps(names: Sequence[str], known: Sequence[str] | dict[str, tuple[str, ...]]) -> None:
-    from jobs.reading import nearest
+    from jobs.validation import nearest
 
     unknown = [f"--only {name}: {nearest(name, known)}" for name in names if name not in known]
     if unknown:
@@ -257,8 +145,8 @@ def _check(given: argparse.Namespace) -> int:
 
 def _kinds(given: argparse.Namespace) -> int:
     from jobs import kinds
-    from jobs.reading import nearest
     from jobs.schema import describe, summary
+    from jobs.validation import nearest
 
     if not given.name:
         for name in kinds.NAMES:

@@ -18,8 +18,9 @@ from pydantic import Field, field_validator
 
 from jobs.backends import StepJob
 from jobs.errors import UserError
-from jobs.reading import nearest, read_model
+from jobs.reading import read_model
 from jobs.spec import Frozen, Minutes, Resources
+from jobs.validation import nearest
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "slurm_templates"
 _RUN = "from jobs.worker import Worker; Worker(sys.argv[1])()"

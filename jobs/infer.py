@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs import kinds
 from jobs.errors import UserError
-from jobs.reading import nearest
 from jobs.spec import Pipeline, Step
+from jobs.validation import nearest
 
 
 def inference_pipeline(

@@ -6,22 +6,20 @@ against the `Result` of the step they name, and stay in the settings: the worker
 the step starts.
 """
 
-import difflib
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
 from jobs import gate, kinds
 from jobs.errors import SpecError
 from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Resources, Step
+from jobs.validation import ANYTHING, nearest, sample_of, validate
 from jobs.yaml12 import Document, Place, parse, read, replace, walk
 
-_SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -43,22 +41,13 @@ class PipelineFile(Frozen):
     steps: dict[str, Any] = Field(min_length=1, description="the steps, by name")
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` and the valid names, as far as they help."""
-    names = list(names)
-    close = difflib.get_close_matches(word, names, 1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"valid are {', '.join(names)}" if names else "nothing is valid here"
-
-
 def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     """The pipeline in `path` with `--set` overrides laid over it (SpecError with every mistake)."""
     document = read(path)
     for override in overrides:
         _override(document, override)
     _stop(document)
-    header = _validate(document, PipelineFile, document.value, ())
+    header = validate(document, PipelineFile, document.value, ())
     _stop(document)
     assert header is not None
     default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())
@@ -72,7 +61,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
 def read_model(path: Path, model: type[_Model]) -> _Model:
     """A file that holds one settings block, such as a cluster (SpecError with every mistake)."""
     document = read(path)
-    value = _validate(document, model, document.value, ())
+    value = validate(document, model, document.value, ())
     _stop(document)
     assert value is not None
     return value
@@ -126,7 +115,7 @@ class _Steps:
             self.document.mistake(
                 place, "a step's name is lower-case letters, digits and _, and begins with a letter"
             )
-        step = _validate(self.document, StepFile, raw, place)
+        step = validate(self.document, StepFile, raw, place)
         if step is None:
             return
         self.files[name] = step
@@ -171,7 +160,7 @@ class _Steps:
         place = ("steps", name)
         settings = self._settings(name, kind)
         base = kind.RESOURCES.model_dump(mode="json")
-        resources = _validate(
+        resources = validate(
             self.document, Resources, {**base, **file.resources}, (*place, "resources")
         )
         self._gate(name, kind)
@@ -207,7 +196,7 @@ class _Steps:
             if isinstance(value, str) and "${" in value:
                 references[inner] = value
                 filled = replace(filled, inner, self._sample(name, (*place, *inner), value))
-        model = _validate(self.document, kind.Settings, filled, place, tuple(references))
+        model = validate(self.document, kind.Settings, filled, place, tuple(references))
         if model is None:
             return None
         settings: dict[str, Any] = model.model_dump()
@@ -238,14 +227,14 @@ class _Steps:
         elif kind := self.kinds.get(step):
             head = field.split(".")[0]
             if head in kind.Result.model_fields:
-                return _sample_of(kind.Result.model_fields[head].annotation, "." in field)
+                return sample_of(kind.Result.model_fields[head].annotation, "." in field)
             if kind.Result.model_config.get("extra") != "allow":
                 hint = nearest(field, kind.Result.model_fields)
                 self.document.mistake(
                     place,
                     f"${{{reference}}}: {self.files[step].kind} has no result {field!r}: {hint}",
                 )
-        return _ANYTHING
+        return ANYTHING
 
     def _upstream(self, name: str) -> set[str]:
         found: set[str] = set()
@@ -256,84 +245,3 @@ class _Steps:
                     found.add(need)
                     queue.append(need)
         return found
-
-
-_ANYTHING = "${anything}"  # a reference whose type is not known: no type mistake is reported for it
-
-
-def _sample_of(annotation: Any, inside: bool) -> Any:
-    """A value as JSON holds it of a result's type; `inside` a mapping, that of its values."""
-    schema = TypeAdapter(annotation).json_schema()
-    if inside:
-        schema = schema.get("additionalProperties", {})
-    if schema.get("type") in ("array", "object"):
-        return [] if schema["type"] == "array" else {}
-    return _SAMPLES.get(schema.get("type", ""), _ANYTHING)
-
-
-def _validate(
-    document: Document,
-    model: type[_Model],
-    raw: Any,
-    place: Place,
-    references: tuple[Place, ...] = (),
-) -> _Model | None:
-    """`raw` as a `model`; mistakes are put into our words and given their line.
-
-    A reference stands for a value that is known later: only its type counts now, not its bounds.
-    """
-    if not isinstance(raw, dict):
-        names = ", ".join(f"{name}: ..." for name in model.model_fields)
-        document.mistake(place, f"write a mapping here ({names}), not {_shown(raw)}")
-        return None
-    try:
-        return model.model_validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
-        wrong = [item for item in error.errors() if not _excused(item, raw, references)]
-        for item in wrong:
-            at, message = _message(model, item)
-            document.mistake((*place, *at), message)
-        return None if wrong else model.model_construct(**raw)
-
-
-def _excused(item: Any, raw: Any, references: tuple[Place, ...]) -> bool:
-    at = next((ref for ref in references if item["loc"][: len(ref)] == ref), None)
-    if at is None:
-        return False
-    of_type = item["type"].endswith(("_type", "_parsing"))
-    return item["input"] == _ANYTHING or not of_type
-
-
-def _message(model: type[BaseModel], item: Any) -> tuple[Place, str]:
-    at: Place = tuple(item["loc"])
-    if item["type"] == "extra_forbidden":
-        names = _fields_at(model, at[:-1])
-        return at, f"unknown key {at[-1]!r}: {nearest(str(at[-1]), names)}"
-    if item["type"] == "missing":
-        field = _fields_at(model, at[:-1]).get(str(at[-1]))
-        about = f" ({field.description})" if field is not None and field.description else ""
-        return at, f"missing: write {at[-1]}: ...{about}"
-    message = item["msg"].removeprefix("Value error, ")
-    message = message.replace("Input should be greater", "write a number greater")
-    message = message.replace("Input should be less", "write a number less")
-    message = message.replace("Input should be", "write")
-    shown = "" if item["type"] == "value_error" else f", not {_shown(item['input'])}"
-    return at, f"{message}{shown}"
-
-
-def _fields_at(model: type[BaseModel], place: Place) -> dict[str, Any]:
-    """The fields of the model that a place inside `model` leads to."""
-    for part in place:
-        field = model.model_fields.get(str(part))
-        inner = getattr(field, "annotation", None)
-        options = [inner, *getattr(inner, "__args__", ())]
-        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if found is None:
-            return {}
-        model = found
-    return dict(model.model_fields)
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

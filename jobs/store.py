@@ -16,18 +16,17 @@ the same file. Imports nothing heavy: `status` needs 60 ms in all.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from lact_asr.files import append_line, read_json, write_atomic, write_json
+from lact_asr.files import append_json, json_lines, read_json, write_atomic, write_json
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
 
@@ -89,7 +88,7 @@ class StepDir:
     def submissions(self) -> list[Submission]:
         """Every try at submitting this step, oldest first."""
         tries: dict[str, Submission] = {}
-        for line in _lines(self.path / "submissions.jsonl"):
+        for line in json_lines(self.path / "submissions.jsonl"):
             known = tries.get(line["token"], Submission(line["token"], line["time"]))
             tries[line["token"]] = Submission(
                 known.token,
@@ -106,31 +105,30 @@ class StepDir:
 
     def add_submission(self, token: str, **facts: Any) -> None:
         """Append the intent (no facts), the id (`job=`) or the end (`cancelled=`) of a try."""
-        line = {"token": token, "time": time.time(), **facts}
-        append_line(self.path / "submissions.jsonl", json.dumps(line))
+        append_json(self.path / "submissions.jsonl", {"token": token, **facts})
 
     def add_metrics(self, metrics: Mapping[str, object]) -> None:
         """Append one line of metrics."""
-        _append(self.path / "metrics.jsonl", metrics)
+        append_json(self.path / "metrics.jsonl", metrics)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics."""
-        return list(_lines(self.path / "metrics.jsonl"))
+        return list(json_lines(self.path / "metrics.jsonl"))
 
     def progress(self) -> dict[str, Any]:
         """The newest value of each metric near the end of metrics.jsonl."""
         newest: dict[str, Any] = {}
-        for line in _lines(self.path / "metrics.jsonl", _TAIL):
+        for line in json_lines(self.path / "metrics.jsonl", _TAIL):
             newest.update(line)
         return newest
 
     def add_event(self, name: str, facts: Mapping[str, object]) -> None:
         """Append one event."""
-        _append(self.path / "events.jsonl", {"event": name, **facts})
+        append_json(self.path / "events.jsonl", {"event": name, **facts})
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened to the step, oldest first."""
-        return list(_lines(self.path / "events.jsonl"))
+        return list(json_lines(self.path / "events.jsonl"))
 
     def log_files(self, rank: int) -> list[Path]:
         """The log files of one rank, oldest first: standard output and error of each job."""
@@ -281,25 +279,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return value
-
-
-def _append(path: Path, values: Mapping[str, object]) -> None:
-    append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str))
-
-
-def _lines(path: Path, tail: int = 0) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file or of its last `tail` bytes; a line cut by a crash is left out."""
-    try:
-        with path.open("rb") as file:
-            if tail and file.seek(0, os.SEEK_END) > tail:
-                file.seek(-tail, os.SEEK_END)
-                file.readline()
-            else:
-                file.seek(0)
-            lines: Sequence[bytes] = file.read().split(b"\n")
-    except FileNotFoundError:
-        return
-    for line in lines:
-        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-            if line:
-                yield json.loads(line)

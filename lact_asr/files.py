@@ -1,13 +1,16 @@
 """Files that are whole or absent: written under a temporary name, synced, then renamed."""
 
+import contextlib
 import json
 import os
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` so that a reader, or a crash, sees the old file or the new one, never half."""
+    """Write `content` so that readers, and crashes, see the old file or the new, never half."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
@@ -35,3 +38,29 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_json(path: Path, values: Mapping[str, object]) -> None:
+    """Append one JSON object, with the time (seconds since 1970), as a line."""
+    append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str))
+
+
+def json_lines(path: Path, tail: int = 0) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a file, or those in its last `tail` bytes; none where there is no file.
+
+    A line that a crash has cut is left out.
+    """
+    try:
+        with path.open("rb") as file:
+            if tail and file.seek(0, os.SEEK_END) > tail:
+                file.seek(-tail, os.SEEK_END)
+                file.readline()
+            else:
+                file.seek(0)
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+            if line:
+                yield json.loads(line)

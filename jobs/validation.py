@@ -1,0 +1,102 @@
+"""Values against a schema: pydantic's mistakes in our words, each at its line.
+
+Unknown keys come with the nearest valid name, missing ones with what they mean. A reference stands
+for a value that is known later: only its type counts now, not its bounds.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from jobs.yaml12 import Document, Place
+
+_SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
+_Model = TypeVar("_Model", bound=BaseModel)
+ANYTHING = "${anything}"  # a reference whose type is not known: no type mistake is reported for it
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` and the valid names, as far as they help."""
+    names = list(names)
+    close = difflib.get_close_matches(word, names, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"valid are {', '.join(names)}" if names else "nothing is valid here"
+
+
+def validate(
+    document: Document,
+    model: type[_Model],
+    raw: Any,
+    place: Place,
+    references: tuple[Place, ...] = (),
+) -> _Model | None:
+    """`raw` as a `model`, or None where it is none and the document has its mistakes."""
+    if not isinstance(raw, dict):
+        names = ", ".join(f"{name}: ..." for name in model.model_fields)
+        document.mistake(place, f"write a mapping here ({names}), not {_shown(raw)}")
+        return None
+    try:
+        return model.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        wrong = [item for item in error.errors() if not _excused(item, raw, references)]
+        for item in wrong:
+            at, message = _message(model, item)
+            document.mistake((*place, *at), message)
+        return None if wrong else model.model_construct(**raw)
+
+
+def _excused(item: Any, raw: Any, references: tuple[Place, ...]) -> bool:
+    at = next((ref for ref in references if item["loc"][: len(ref)] == ref), None)
+    if at is None:
+        return False
+    of_type = item["type"].endswith(("_type", "_parsing"))
+    return item["input"] == ANYTHING or not of_type
+
+
+def _message(model: type[BaseModel], item: Any) -> tuple[Place, str]:
+    at: Place = tuple(item["loc"])
+    if item["type"] == "extra_forbidden":
+        names = _fields_at(model, at[:-1])
+        return at, f"unknown key {at[-1]!r}: {nearest(str(at[-1]), names)}"
+    if item["type"] == "missing":
+        field = _fields_at(model, at[:-1]).get(str(at[-1]))
+        about = f" ({field.description})" if field is not None and field.description else ""
+        return at, f"missing: write {at[-1]}: ...{about}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be greater", "write a number greater")
+    message = message.replace("Input should be less", "write a number less")
+    message = message.replace("Input should be", "write")
+    shown = "" if item["type"] == "value_error" else f", not {_shown(item['input'])}"
+    return at, f"{message}{shown}"
+
+
+def _fields_at(model: type[BaseModel], place: Place) -> dict[str, Any]:
+    """The fields of the model that a place inside `model` leads to."""
+    for part in place:
+        field = model.model_fields.get(str(part))
+        inner = getattr(field, "annotation", None)
+        options = [inner, *getattr(inner, "__args__", ())]
+        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if found is None:
+            return {}
+        model = found
+    return dict(model.model_fields)
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def sample_of(annotation: Any, inside: bool) -> Any:
+    """A value as JSON holds it of a result's type; `inside` a mapping, that of its values."""
+    schema = TypeAdapter(annotation).json_schema()
+    if inside:
+        schema = schema.get("additionalProperties", {})
+    if schema.get("type") in ("array", "object"):
+        return [] if schema["type"] == "array" else {}
+    return _SAMPLES.get(schema.get("type", ""), ANYTHING)
