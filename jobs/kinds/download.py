@@ -209,7 +209,7 @@ def _write(
         speakers = len({each.speaker for each in utterances})
         facts = {"utterances": len(utterances), "hours": round(hours, 3), "speakers": speakers}
         print(f"{part}: {', '.join(f'{n:,} {what}' for what, n in facts.items())}", flush=True)
-        job.event("manifest", part=part, name=name, **facts)
+        job.event("manifest", part=part, manifest=str(manifests[name]), **facts)
     seconds = {each.id: each.duration for _, found in parts.values() for each in found}
     return Result(
         train=manifests[parts["train"][0]],
