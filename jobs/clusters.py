@@ -171,8 +171,8 @@ def flags(directives: Mapping[str, Any]) -> list[str]:
 def sbatch_text(cluster: Cluster, job: StepJob, after: Sequence[str] = ()) -> str:
     """A script for plain sbatch: the same directives and setup, without submitit's pickle."""
     asked = parameters(cluster, job, after)
-    logs = {"output": job.logs / "%j_%t_log.out", "error": job.logs / "%j_%t_log.err"}
-    srun = ["srun", "--unbuffered", *flags(logs), *asked["srun_args"]]
+    logs = [f"--output={job.logs}/%j_%t_log.out", f"--error={job.logs}/%j_%t_log.err"]
+    srun = ["srun", "--unbuffered", *logs, *asked["srun_args"]]
     return (
         (TEMPLATES / "job.sbatch")
         .read_text()

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from jobs.clusters import Cluster
 
 _TIMEOUT = 60  # seconds for one call; Slurm's own MessageTimeout is 10 s to 100 s
-_INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")  # of a job we may be in
+# Variables of a job that we may be in, and of users: they would beat what a command asks for.
+_INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_")
 # What sbatch says when nothing has been queued: its own complaints, and the controller's answers.
 # Everything else ("Socket timed out on send/recv operation", "Unexpected message received", no
 # words at all) may come after the job was queued.
@@ -53,6 +54,8 @@ _WORDS = {  # Slurm's -> ours, where Slurm's alone would not tell a person what 
     "SUSPENDED": "suspended",
     "DEADLINE": "deadline passed",
     "NonZeroExitCode": "exit status not 0",
+    "JobLaunchFailure": "it could not be started: its node must see the run's folder",
+    "BadConstraints": "no node has what it asks for",
     "DependencyNeverSatisfied": "a step before it failed",
     "PartitionTimeLimit": "resources.time is over the partition's limit",
     "JobHeldUser": "held by its user",
@@ -90,7 +93,7 @@ class SlurmBackend:
 
     def find(self, job: StepJob) -> str | None:
         """The id of the newest job that carries the token, in the queue or in the accounts."""
-        said = _call("squeue", "-h", "-t", "all", "-n", job.token, "-o", "%A")
+        said = call("squeue", "-h", "-t", "all", "-n", job.token, "-o", "%A")
         if not said.strip():
             # sacct looks at today up to now, and leaves out a job that began in this second
             when = ["-S", "now-30days", "-E", "now+1days"]
@@ -114,7 +117,7 @@ class SlurmBackend:
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel jobs in one call; those that have ended meanwhile are none of our business."""
         if ids:
-            _call("scancel", *ids, harmless="already completing or completed|Invalid job id")
+            call("scancel", *ids, harmless="already completing or completed|Invalid job id")
 
 
 def _executor(cluster: "Cluster", job: StepJob, after: Sequence[str]) -> "SlurmExecutor":
@@ -157,7 +160,7 @@ def _queued(ids: Sequence[str]) -> dict[str, JobState]:
     """What squeue says; it forgets a job MinJobAge (300 s) after its end."""
     command = ["squeue", "-h", "-t", "all", "-j", ",".join(ids), "-o", "%A|%T|%r|%M"]
     states = {}
-    for line in _call(*command, harmless="Invalid job id").splitlines():
+    for line in call(*command, harmless="Invalid job id").splitlines():
         job, word, reason, elapsed = line.split("|")
         seen = _judge(word, reason, elapsed)
         if word == "PENDING":
@@ -187,12 +190,12 @@ def _accounted(ids: Sequence[str]) -> dict[str, JobState]:
 def _judge(word: str, reason: str, elapsed: str) -> JobState:
     """A state from Slurm's words; one that this version does not know is UNKNOWN."""
     if word not in _STATES:
-        return JobState(QueueState.UNKNOWN, f"Slurm says {word}", _seconds(elapsed))
+        return JobState(QueueState.UNKNOWN, f"Slurm says {word}", seconds(elapsed))
     said = _WORDS.get(word) or _WORDS.get(reason, reason)
-    return JobState(_STATES[word], said, _seconds(elapsed))
+    return JobState(_STATES[word], said, seconds(elapsed))
 
 
-def _seconds(text: str) -> float | None:
+def seconds(text: str) -> float | None:
     """Seconds in Slurm's `[days-][hours:]minutes:seconds`; None where it knows none."""
     if not re.fullmatch(r"(\d+-)?(\d+:)?\d+:\d+", text):
         return None
@@ -203,13 +206,18 @@ def _seconds(text: str) -> float | None:
     return float(seconds + 86400 * int(days or 0))
 
 
-def _call(*command: str, harmless: str = "") -> str:
+def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    """A Slurm command, asked in the same way whatever the variables of the user or of a job say."""
+    environment = {name: value for name, value in os.environ.items() if not _is_inherited(name)}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT
+    )
+
+
+def call(*command: str, harmless: str = "") -> str:
     """Standard output of a Slurm command; ClusterError where it fails for a reason that matters."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT
-        )
+        done = run(*command)
     except FileNotFoundError:
         message = f"{command[0]} is not installed here: log in to the cluster, or --cluster local"
         raise ClusterError(message) from None
@@ -225,6 +233,6 @@ def _call(*command: str, harmless: str = "") -> str:
 def _sacct(*arguments: str) -> tuple[str, str]:
     """What sacct prints and, where it does not answer, what it says instead."""
     try:
-        return _call("sacct", "-n", "-P", "-X", "-D", *arguments), ""
+        return call("sacct", "-n", "-P", "-X", "-D", *arguments), ""
     except ClusterError as error:
         return "", str(error)
