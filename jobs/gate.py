@@ -35,13 +35,18 @@ def parse_condition(text: str) -> tuple[str, float | str]:
 def missed(gate: Mapping[str, str], result: Mapping[str, Any]) -> str:
     """Why `result` misses the gate, in one line; empty where it passes.
 
-    A value that is not a number (NaN) misses every condition on numbers.
+    What is not a number (NaN, nothing at all) misses every condition on numbers.
     """
     reasons = []
     for name, text in gate.items():
         sign, limit = parse_condition(text)
         value = result[name]
-        nan = isinstance(value, float) and value != value
-        if nan or not _OPERATORS[sign](value, limit):
+        if not _holds(sign, value, limit):
             reasons.append(f"{name} is {value}, the gate asks for {sign} {limit}")
     return "; ".join(reasons)
+
+
+def _holds(sign: str, value: Any, limit: float | str) -> bool:
+    if isinstance(limit, float) and (not isinstance(value, (int, float)) or value != value):
+        return False
+    return bool(_OPERATORS[sign](value, limit))

@@ -183,7 +183,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused(content: bytes) -> None:
     assert all(str(path) in line for line in caught.value.mistakes)
 
 
-@given(st.floats(allow_nan=False) | st.integers() | st.booleans() | PRINTABLE)
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | PRINTABLE)
 def test_a_value_written_as_json_is_read_as_that_value(value: object) -> None:
     document = parse(f"key: {json.dumps(value, ensure_ascii=False)}", "x")
     assert document.value == {"key": value}
