@@ -1,0 +1,186 @@
+"""Transcribe with a checkpoint and score: WER, CER, their parts, the worst utterances, speed.
+
+Takes a manifest, or audio files; without transcripts the rates are null. Every hypothesis goes to
+hypotheses.jsonl in the step's folder, the worst utterances with their alignment to worst.json.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from jobs.errors import StepFailed
+from jobs.job import Job
+from jobs.spec import Frozen, Resources
+from lact_asr.files import write_atomic, write_json
+
+if TYPE_CHECKING:
+    from lact_asr.manifest import Utterance
+    from lact_asr.transcribe import Transcription
+
+T = TypeVar("T")
+_COUNTS = ("wer", "cer", "substitutions", "deletions", "insertions", "words")
+RESOURCES = Resources(time="2h", cpus=2, memory_gb=16)
+
+
+class Settings(Frozen):
+    """Which model, on what."""
+
+    checkpoint: Path = Field(description="a checkpoint, or the folder of the step that made it")
+    manifest: Path | None = Field(None, description="utterances with or without texts")
+    audio: list[Path] = Field([], description="audio files, in place of a manifest")
+    num_samples: int = Field(
+        0, ge=0, description="utterances taken, evenly spread over the list; 0 is all"
+    )
+    samples: int = Field(20, ge=0, description="transcripts printed, evenly spread")
+    worst: int = Field(10, ge=0, description="utterances with most errors, printed and stored")
+    batch_seconds: float = Field(320.0, gt=0, description="padded audio of a batch, seconds")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the model")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Settings":
+        if bool(self.audio) == bool(self.manifest):
+            raise ValueError("write either manifest: FILE or audio: [FILE, ...]")
+        return self
+
+
+class Result(Frozen):
+    """Rates are fractions; null where there is no text to compare with."""
+
+    wer: float | None = Field(description="word errors per reference word")
+    cer: float | None = Field(description="character errors per reference character")
+    substitutions: int | None = Field(description="words replaced")
+    deletions: int | None = Field(description="words missing")
+    insertions: int | None = Field(description="words too many")
+    words: int | None = Field(description="words in the references")
+    utterances: int = Field(description="utterances transcribed")
+    audio_seconds: float = Field(description="their length, s")
+    real_time_factor: float = Field(description="seconds of work per second of audio")
+    hypotheses: Path = Field(description="JSON lines: id, text, reference, wer")
+
+
+def run(settings: Settings, job: Job) -> Result:
+    """Transcribe, store, print and score."""
+    from lact_asr.metrics import score
+
+    if job.world_size > 1:
+        raise StepFailed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
+    chosen = _spread(_utterances(settings), settings.num_samples or None)
+    transcription = _transcribed(settings, chosen, job)
+    heard = [
+        _Heard(each.id, hypothesis.text, _reference(each))
+        for each, hypothesis in zip(chosen, transcription.hypotheses, strict=True)
+    ]
+    hypotheses = job.directory / "hypotheses.jsonl"
+    write_atomic(hypotheses, "".join(each.line() for each in heard))
+    for each in _spread(heard, settings.samples):
+        each.show()
+    factor = transcription.real_time_factor
+    counts: dict[str, Any] = dict.fromkeys(_COUNTS)
+    if any(each.reference for each in heard):
+        _show_worst(heard, settings.worst, job.directory / "worst.json")
+        scores = score([each.reference for each in heard], [each.text for each in heard])
+        counts = asdict(scores)
+        print(
+            f"WER {scores.wer:.2%}, CER {scores.cer:.2%} ({scores.substitutions} substitutions, "
+            f"{scores.deletions} deletions, {scores.insertions} insertions in {scores.words} words)"
+        )
+    print(f"Real-time factor {factor:.4f}: {1 / factor:.0f} times as fast as speech", flush=True)
+    return Result(
+        **counts,
+        utterances=len(heard),
+        audio_seconds=round(transcription.audio_seconds, 3),
+        real_time_factor=round(factor, 6),
+        hypotheses=hypotheses,
+    )
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """One utterance: what was heard, and what was said (empty where nobody wrote it down)."""
+
+    id: str
+    text: str
+    reference: str
+
+    def rates(self) -> tuple[float | None, float | None]:
+        """WER and CER, of an utterance with a reference."""
+        from lact_asr.metrics import score
+
+        if not self.reference:
+            return None, None
+        scores = score([self.reference], [self.text])
+        return scores.wer, scores.cer
+
+    def line(self) -> str:
+        """One line of hypotheses.jsonl."""
+        wer, _ = self.rates()
+        row = {"id": self.id, "text": self.text, "reference": self.reference or None, "wer": wer}
+        return json.dumps(row, ensure_ascii=False) + "\n"
+
+    def show(self) -> None:
+        """The sample as the log has it."""
+        wer, cer = self.rates()
+        print(f"\nSample {self.id}")
+        if self.reference:
+            print(f"True: {self.reference}")
+        print(f"Pred: {self.text}")
+        if wer is not None:
+            print("Match: ✓" if not wer else f"Match: WER {wer:.1%}, CER {cer:.1%}")
+
+
+def _utterances(settings: Settings) -> "list[Utterance]":
+    from lact_asr.audio import duration
+    from lact_asr.manifest import Utterance, read_manifest
+
+    if settings.manifest:
+        return read_manifest(settings.manifest)
+    return [Utterance(str(path), path, duration(path), "", "") for path in settings.audio]
+
+
+def _reference(utterance: "Utterance") -> str:
+    from lact_asr.text import normalise
+
+    return normalise(utterance.text)
+
+
+def _spread(items: Sequence[T], count: int | None) -> list[T]:
+    """`count` of the items, evenly spread; None for all."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[place * len(items) // count] for place in range(count)]
+
+
+def _transcribed(settings: Settings, chosen: "list[Utterance]", job: Job) -> "Transcription":
+    from distill.families import FAMILIES
+    from lact_asr import checkpoint
+    from lact_asr.parallel import World
+    from lact_asr.transcribe import transcribe
+
+    path = checkpoint.find(settings.checkpoint)
+    model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
+    print(f"Transcribing {len(chosen)} utterances with {path}", flush=True)
+    done = 0
+
+    def progress(count: float) -> None:
+        nonlocal done
+        done += int(count)
+        job.report({"step": done, "total_steps": len(chosen)})
+
+    device = World(job.rank, job.world_size, job.local_rank).device()
+    seconds, precision = settings.batch_seconds, settings.precision
+    return transcribe(model, vocabulary, chosen, seconds, device, progress, precision)
+
+
+def _show_worst(heard: "Sequence[_Heard]", count: int, file: Path) -> None:
+    from lact_asr.metrics import worst
+
+    ids, references = [each.id for each in heard], [each.reference for each in heard]
+    mistakes = worst(ids, references, [each.text for each in heard], count)
+    write_json(file, [asdict(mistake) for mistake in mistakes])
+    for mistake in mistakes:
+        print(f"\n{mistake.id}: {mistake.errors} errors in {mistake.words} words")
+        print(mistake.alignment)

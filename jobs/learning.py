@@ -1,0 +1,192 @@
+"""What the kinds that train a model share: which model, on what, and what comes of it.
+
+A model is a family, a named size of it and what differs from that size; all is checked on the login
+node. No torch at the top.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from distill import config as distill_config
+from jobs.errors import Interrupted, StepFailed
+from jobs.job import Job
+from jobs.spec import Frozen
+from lact_asr import config as lact_config
+from lact_asr.config import ModelConfig, TrainingConfig
+from lact_asr.files import read_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lact_asr.manifest import Utterance
+    from lact_asr.text import Vocabulary
+    from lact_asr.training import Objective
+
+SIZES: dict[str, Mapping[str, BaseModel]] = {"lact": lact_config.SIZES, **distill_config.SIZES}
+
+
+def size_field(*families: str, default: str = "tiny") -> Any:
+    """A setting that names a size of one of these families."""
+    named = "; ".join(f"{family}: {', '.join(SIZES[family])}" for family in families)
+    return Field(default, description=f"named size of the model ({named})")
+
+
+def changes_field(*families: str) -> Any:
+    """A setting with what differs from the named size; editors get every field of the families."""
+    schemas = [type(next(iter(SIZES[family].values()))).model_json_schema() for family in families]
+    fields = {name: about for schema in schemas for name, about in schema["properties"].items()}
+    return Field(
+        {},
+        description=f"what differs from that size: any of {', '.join(fields)}",
+        json_schema_extra={"properties": fields, "additionalProperties": False},
+    )
+
+
+class ModelSettings(Frozen):
+    """A model: subclasses say which families it may come from."""
+
+    family: str = Field(description="model family")
+    size: str = size_field(*SIZES)
+    model: dict[str, Any] = changes_field(*SIZES)
+
+    @model_validator(mode="after")
+    def _model_exists(self) -> "ModelSettings":
+        if self.size not in SIZES[self.family]:
+            _refuse(
+                ("size",),
+                f"no {self.family} model of that size{_hint(self.size, SIZES[self.family])}",
+            )
+        try:
+            self.configuration()
+        except ValidationError as error:
+            fields = type(SIZES[self.family][self.size]).model_fields
+            _refuse_all(
+                {("model", *e["loc"]): _explained(e, self.family, fields) for e in error.errors()}
+            )
+        return self
+
+    def configuration(self, **changes: object) -> Any:
+        """The model's own configuration, with further changes."""
+        wanted = {**self.model, **changes}
+        if self.family == "lact":
+            return lact_config.sized(self.size, wanted)
+        return distill_config.sized(self.family, self.size, wanted)
+
+
+class TrainingSettings(ModelSettings):
+    """A model, what it learns from, and how."""
+
+    train: Path = Field(description="manifest to learn from")
+    dev: Path = Field(description="manifest that chooses the best checkpoint")
+    training: TrainingConfig = Field(
+        TrainingConfig(), description="length, batches, optimiser, checkpoints"
+    )
+
+
+class Trained(Frozen):
+    """What training leaves behind."""
+
+    checkpoint: Path = Field(description="folder of the best checkpoint, by WER on dev")
+    wer: float = Field(description="of that checkpoint on dev, as a fraction")
+    cer: float = Field(description="of that checkpoint on dev, as a fraction")
+    loss: float = Field(description="of that checkpoint on dev, nats per label token")
+    steps: int = Field(description="optimiser steps taken")
+    steps_skipped: int = Field(description="steps dropped because a number was not finite")
+    parameters: int = Field(description="numbers that the model has learned")
+
+
+def utterances(settings: TrainingSettings) -> "tuple[list[Utterance], list[Utterance]]":
+    """Training and dev utterances."""
+    from lact_asr.manifest import read_manifest
+
+    return read_manifest(settings.train), read_manifest(settings.dev)
+
+
+def fresh_model(
+    settings: TrainingSettings, vocabulary: "Vocabulary", train: "Sequence[Utterance]"
+) -> "nn.Module":
+    """An untrained model; its weights depend on the seed only.
+
+    StepFailed where fast weights would never be updated on utterances as short as these.
+    """
+    import torch
+
+    from distill.families import FAMILIES
+
+    configuration = settings.configuration()
+    if isinstance(configuration, ModelConfig):
+        longest = min(max(each.duration for each in train), settings.training.max_duration)
+        try:
+            configuration.check_updates(longest)
+        except ValueError as error:
+            raise StepFailed("settings", f"settings.model: {error}") from None
+    torch.manual_seed(settings.training.seed)
+    return FAMILIES[settings.family](configuration.model_dump(), len(vocabulary))
+
+
+def fit(
+    objective: "Objective",
+    settings: TrainingSettings,
+    parts: "tuple[list[Utterance], list[Utterance]]",
+    vocabulary: "Vocabulary",
+    job: Job,
+) -> Trained:
+    """Train to the end, or raise Interrupted with the work saved."""
+    from lact_asr import training
+
+    done = training.fit(
+        objective,
+        *parts,
+        vocabulary,
+        settings.training,
+        job.directory,
+        report=job.report,
+        event=job.event,
+        should_stop=job.should_stop,
+    )
+    if not done.finished:
+        raise Interrupted(done.step)
+    return Trained(
+        checkpoint=done.checkpoint,
+        wer=done.wer,
+        cer=read_json(done.checkpoint / "state.json")["cer"],
+        loss=done.loss,
+        steps=done.step,
+        steps_skipped=done.steps_skipped,
+        parameters=sum(p.numel() for p in objective.model.parameters() if p.requires_grad),
+    )
+
+
+def _explained(item: Any, family: str, fields: Mapping[str, object]) -> str:
+    name = str(item["loc"][-1]) if item["loc"] else ""
+    if item["type"] == "extra_forbidden":
+        return f"the {family} model has no {name!r}{_hint(name, fields)}"
+    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "write")
+    return message if not item["loc"] else f"{message}, not {item['input']!r}"
+
+
+def _hint(word: str, names: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(word, names, 1)
+    return f": did you mean {near[0]!r}?" if near else f": valid are {', '.join(names)}"
+
+
+def _refuse(place: tuple[str | int, ...], message: str) -> None:
+    _refuse_all({place: message})
+
+
+def _refuse_all(mistakes: Mapping[tuple[str | int, ...], str]) -> None:
+    """ValidationError with each mistake at its place inside the settings."""
+    details: list[InitErrorDetails] = [
+        {
+            "type": PydanticCustomError("value_error", "{message}", {"message": message}),
+            "loc": place,
+            "input": None,
+        }
+        for place, message in mistakes.items()
+    ]
+    raise ValidationError.from_exception_data("settings", details)
