@@ -5,6 +5,7 @@ shows these fields in `kinds` and checks pipeline files against them; checkpoint
 `config.json`.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -79,6 +80,8 @@ class ModelConfig(Frozen):
                 f"schedule {self.schedule} {'needs a chunk' if chunked else 'takes no chunk'} "
                 "(tokens per update)"
             )
+        if self.momentum and not chunked:
+            raise ValueError(f"momentum has nothing to carry with schedule {self.schedule}")
         if self.causal and self.window < (self.chunk or 0):
             raise ValueError(
                 f"window {self.window} is shorter than chunk {self.chunk}: a token sees its own "
@@ -100,9 +103,16 @@ class ModelConfig(Frozen):
         """Refuse a causal schedule that never updates on utterances of up to `longest` seconds.
 
         The one public LaCT recogniser used chunks of 41 s on utterances of at most 35 s: its fast
-        weights never changed once.
+        weights never changed once. Warns where orthogonalised updates see too few tokens.
         """
         tokens = self.tokens(round(longest * SAMPLE_RATE))
+        width = self.hidden // self.lact_heads
+        if self.orthogonalize != "none" and min(tokens, self.chunk or tokens) < 2 * width:
+            warnings.warn(
+                f"orthogonalize wants more than {2 * width} tokens an update (2 x head width), "
+                f"and gets at most {min(tokens, self.chunk or tokens)}",
+                stacklevel=2,
+            )
         if self.causal and tokens <= (self.chunk or 0):
             raise ValueError(
                 f"chunk {self.chunk} would never be updated from: the longest utterance has "
@@ -199,3 +209,48 @@ class TrainingConfig(Frozen):
         20, ge=0, description="Unreadable audio files that are skipped before training stops"
     )
     optim: OptimConfig = OptimConfig()
+
+
+class OverfitConfig(Frozen):
+    """The overfit gate: a few utterances learned by heart, and what makes that a proof."""
+
+    utterances: int = Field(
+        10, ge=2, description="Utterances learned by heart, all texts different"
+    )
+    longest: float = Field(
+        5.0,
+        gt=0,
+        description="They are spread over the lengths up to this one, seconds; the shortest are "
+        "taken if there are too few",
+    )
+    steps: int = Field(
+        300, gt=0, description="Budget in optimiser steps; sound models need 50 to 130"
+    )
+    slow_after: float = Field(
+        0.67, gt=0, le=1, description="Share of the budget after which 0 % is PASSED_SLOW"
+    )
+    marginal_wer: float = Field(
+        0.15, ge=0, lt=1, description="WER at the end of the budget up to which it is MARGINAL"
+    )
+    evaluate_every: int = Field(5, gt=0, description="Steps between looks at the WER")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate after the warm-up")
+    warmup_steps: int = Field(20, ge=0, description="Steps of linear rise to the learning rate")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass")
+    seed: int = Field(0, ge=0, description="Initial weights")
+    first_loss_ratio: tuple[float, float] = Field(
+        (0.5, 2.0),
+        description="Bounds of the first loss as a multiple of a uniform model's, known exactly",
+    )
+    padding_drift: float = Field(
+        1e-3,
+        gt=0,
+        description="Largest change of a log-probability when an utterance is decoded in a batch "
+        "instead of alone (2e-6 is sound, 1 is a missing mask)",
+    )
+    blind_control: bool = Field(
+        True,
+        description="Train the same model on silence of one length: it must not learn the texts",
+    )
+    blind_wer: float = Field(
+        0.5, ge=0, le=1, description="WER above which a model that hears silence must stay"
+    )
