@@ -87,15 +87,17 @@ def test_librispeech_comes_from_the_mirror_with_one_manifest_per_subset(
 
 
 def test_up_to_date_needs_no_server_and_survives_a_move_of_the_root(
-    openslr: Site, tmp_path: Path
+    openslr: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run(librispeech(openslr, tmp_path / "root"), job(tmp_path / "job"))
     (tmp_path / "root").rename(tmp_path / "moved")
+    assert "headers of train-clean-100" in capsys.readouterr().out
     nowhere = librispeech(openslr, tmp_path / "moved", mirror="http://127.0.0.1:9")
     again = run(nowhere, job(tmp_path / "job"))
     assert again.train == tmp_path / "moved" / first.train.relative_to(tmp_path / "root")
     assert all(each.audio.exists() for each in read_manifest(again.train))
     assert len(openslr.asked) == 3
+    assert "headers of" not in capsys.readouterr().out
 
 
 def test_an_interrupted_download_says_how_far_it_came_and_goes_on(

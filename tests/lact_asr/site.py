@@ -18,6 +18,7 @@ class Site:
     ranges: bool = True  # knows Range
     if_range: bool = True  # knows If-Range
     dated: bool = False  # Last-Modified instead of ETag
+    lengths: bool = True  # says Content-Length
     cuts: list[int] = field(default_factory=list)  # the next answers end after so many bytes
     busy: list[tuple[int, dict[str, str]]] = field(default_factory=list)  # the next answers: these
     damaged: int = 0  # so many answers more have a wrong byte
@@ -67,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(416, {"Content-Range": f"bytes */{len(data)}"})
         if start:
             version["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        length = {"Content-Length": str(len(data) - start)}
+        length = {"Content-Length": str(len(data) - start)} if site.lengths else {}
         self._head(206 if start else 200, {**length, **version, **site.headers})
         self._body(bytearray(data[start:]))
 
@@ -86,10 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         for at in range(0, len(data), 1 << 14):
             piece = data[at : at + (1 << 14)]
+            time.sleep(len(piece) / self.site.rate)
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(piece)
             self.site.sent += len(piece)
-            time.sleep(len(piece) / self.site.rate)
 
     def _answer(self, status: int, headers: dict[str, str]) -> None:
         self._head(status, {"Content-Length": "0", **headers})

@@ -63,6 +63,15 @@ def test_after_cut_connections_it_goes_on_by_range(site: Site, tmp_path: Path, d
     assert site.sent < len(DATA) + 4 * module.CHUNK
 
 
+def test_a_cut_is_noticed_where_the_server_does_not_say_the_length(
+    site: Site, tmp_path: Path
+) -> None:
+    site.lengths = False
+    site.cuts = [400_000]
+    assert fetch(asking(site, tmp_path)).read_bytes() == DATA
+    assert site.asked == ["", "bytes=400000-"]
+
+
 def test_a_server_without_range_is_started_over_cleanly(site: Site, tmp_path: Path) -> None:
     site.ranges = False
     site.cuts = [1_000_000, 1_200_000]
@@ -111,18 +120,17 @@ def test_bytes_that_stay_wrong_are_an_error_and_not_kept(site: Site, tmp_path: P
 
 @pytest.mark.parametrize("if_range", [True, False])
 def test_a_file_that_changed_meanwhile_is_started_over(
-    site: Site, tmp_path: Path, if_range: bool
+    site: Site, tmp_path: Path, if_range: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.if_range = if_range
     changed = bytes(reversed(DATA))
     download = asking(site, tmp_path, changed)
-    site.cuts = [600_000]
-    site.busy = []
     with pytest.raises(Stopped):
         fetch(replace(download, should_stop=lambda: download.arrived >= 500_000))
     site.files[PATH] = changed
     assert fetch(download).read_bytes() == changed
     assert site.asked[1].startswith("bytes=")
+    assert "wrong checksum" not in capsys.readouterr().out, "noticed before the last byte"
 
 
 def test_another_mirror_goes_on_where_the_first_one_stopped(site: Site, tmp_path: Path) -> None:
@@ -133,6 +141,7 @@ def test_another_mirror_goes_on_where_the_first_one_stopped(site: Site, tmp_path
     with serving(Site(files={PATH: DATA}, dated=True)) as mirror:
         assert fetch(asking(mirror, tmp_path)).read_bytes() == DATA
         assert mirror.asked == [f"bytes={stopped.value.position}-"]
+        assert mirror.sent == len(DATA) - stopped.value.position
 
 
 def test_a_killed_download_goes_on_from_its_last_byte(site: Site, tmp_path: Path) -> None:
