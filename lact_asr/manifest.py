@@ -43,13 +43,14 @@ def read_manifest(path: Path) -> list[Utterance]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the manifest {path}: {error}") from error
+    folder = str(path.parent)
     utterances: dict[str, Utterance] = {}
     mistakes: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            utterance = _parse(line, path.parent)
+            utterance = _parse(line, folder)
             if utterance.id in utterances:
                 raise ValueError(f"a second utterance with the id {utterance.id!r}")
             utterances[utterance.id] = utterance
@@ -69,9 +70,8 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     """
     path = _absolute(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps(_record(each, path.parent), ensure_ascii=False) + "\n" for each in utterances
-    ]
+    root = str(path.parent.parent).rstrip("/") + "/"
+    lines = [json.dumps(_record(each, root), ensure_ascii=False) + "\n" for each in utterances]
     write_atomic(path, "".join(lines))
 
 
@@ -87,19 +87,18 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow symbolic links
 
 
-def _record(utterance: Utterance, folder: Path) -> dict[str, Any]:
-    audio = _absolute(utterance.audio)
-    movable = audio.is_relative_to(folder.parent)
+def _record(utterance: Utterance, root: str) -> dict[str, Any]:
+    audio = os.path.abspath(utterance.audio)  # noqa: PTH100 - strings: 281,241 paths in 2 s, not 6
     return {
         "id": utterance.id,
-        "audio": os.path.relpath(audio, folder) if movable else str(audio),
+        "audio": "../" + audio[len(root) :] if audio.startswith(root) else audio,
         "duration": round(utterance.duration, 6),
         "text": utterance.text,
         "speaker": utterance.speaker,
     }
 
 
-def _parse(line: str, folder: Path) -> Utterance:
+def _parse(line: str, folder: str) -> Utterance:
     """One line as an Utterance, or ValueError saying what is wrong with it."""
     try:
         record = json.loads(line)
@@ -115,5 +114,5 @@ def _parse(line: str, folder: Path) -> Utterance:
     seconds = float(duration) if is_number else math.nan
     if not 0 < seconds < math.inf:
         raise ValueError(f"'duration' must be a number of seconds above 0, found {duration!r}")
-    audio = os.path.normpath(folder / record["audio"])
+    audio = os.path.normpath(os.path.join(folder, record["audio"]))  # noqa: PTH118
     return Utterance(record["id"], Path(audio), seconds, record["text"], record["speaker"])
