@@ -1,7 +1,7 @@
 """Facts about the corpora that `download` knows: where they are, how long, what is in them.
 
-LibriSpeech is https://www.openslr.org/12 and Mini LibriSpeech https://www.openslr.org/31 (CC BY 4.0;
-V. Panayotov, G. Chen, D. Povey, S. Khudanpur, ICASSP 2015).
+LibriSpeech is https://www.openslr.org/12, Mini LibriSpeech https://www.openslr.org/31, both
+CC BY 4.0 (V. Panayotov, G. Chen, D. Povey, S. Khudanpur, ICASSP 2015).
 
 Sources. sha256 of LibriSpeech: torchaudio 2.11, `datasets/librispeech.py`. md5 of Mini LibriSpeech:
 the site's md5sum.txt, as pinned by several unrelated public projects. Sizes: Kaldi's
