@@ -1,32 +1,27 @@
-"""From manifest to batches: what can be trained on, read by workers, padded together.
+"""From manifest to batches: what can be trained on, read from its files, padded together.
 
 The corpus lies in a few flat arrays, not in a list of objects, because every worker process would
 end with a copy of the list (reading an object writes its reference count). A file that cannot be
 read is named and left out; training goes on without it, within a stated number.
 """
 
-import os
-import signal
 import zlib
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lact_asr.audio import RATE, read_audio
-from lact_asr.batching import Position, batches_from
 from lact_asr.config import TrainingConfig
 from lact_asr.errors import DataError
 from lact_asr.health import frames_needed
 from lact_asr.manifest import Utterance
-from lact_asr.parallel import World
 from lact_asr.text import CHARACTERS, Vocabulary, normalise
 
-CACHE = 3600  # seconds of audio: a corpus up to this is kept decoded in memory (230 MB) on a CPU
 SPARES = 10  # other utterances tried where a whole batch is unreadable
 TOO_LONG = "longer than the limit"
 FOREIGN = "characters outside the vocabulary"
@@ -232,55 +227,3 @@ class Reader(Dataset):
             torch.tensor([len(each) for each in labels], dtype=torch.int64),
             unreadable,
         )
-
-
-def loader(
-    corpus: Corpus, batches: Iterable[np.ndarray], workers: int = 0, spare: bool = False
-) -> Iterable[Batch]:
-    """The batches in their order, read ahead by worker processes (one thread each) if any."""
-    return DataLoader(
-        Reader(corpus, spare, cache=not workers and corpus.durations.sum() <= CACHE),
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_deaf,
-        generator=torch.Generator(),  # the global one belongs to the model's dropout
-    )
-
-
-class Stream:
-    """The endless training batches of one rank, and the position behind the last one taken."""
-
-    def __init__(
-        self, corpus: Corpus, config: TrainingConfig, world: World, workers: int, start: Position
-    ) -> None:
-        self.position = start
-        self._ahead: deque[Position] = deque()  # of batches that are being read
-        self._order = batches_from(
-            start, corpus.durations, config.batch_seconds, config.seed, world.rank, world.world_size
-        )
-        self._batches = iter(loader(corpus, self._indices(), workers, spare=True))
-
-    def _indices(self) -> Iterator[np.ndarray]:
-        for indices, position in self._order:
-            self._ahead.append(position)
-            yield indices
-
-    def take(self) -> Batch:
-        """The next batch."""
-        batch = next(self._batches)
-        self.position = self._ahead.popleft()
-        return batch
-
-
-def default_workers(device: torch.device) -> int:
-    """Decoding takes one core per 5,000 s of audio a second: spare cores on a GPU machine."""
-    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
-
-
-def _deaf(_: int) -> None:
-    """A worker leaves the cluster's warnings to its parent, whose handlers it has inherited."""
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)

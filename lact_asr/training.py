@@ -19,10 +19,11 @@ import torch
 from lact_asr import checkpoint, optim, parallel, steps
 from lact_asr.batching import Position
 from lact_asr.config import TrainingConfig
-from lact_asr.data import Stream, default_workers, usable, whole_corpus
+from lact_asr.data import usable, whole_corpus
 from lact_asr.errors import DataError, TrainingFailed
 from lact_asr.health import non_finite
 from lact_asr.journal import Journal
+from lact_asr.loading import Stream, default_workers
 from lact_asr.manifest import Utterance
 from lact_asr.objective import CTCObjective, Loss, Objective
 from lact_asr.resume import State, resume, step_seed, trainer_state

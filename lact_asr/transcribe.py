@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lact_asr.batching import by_length
-from lact_asr.data import Batch, default_workers, loader, whole_corpus
+from lact_asr.data import Batch, whole_corpus
 from lact_asr.decoding import greedy
 from lact_asr.errors import DataError
+from lact_asr.loading import default_workers, loader
 from lact_asr.manifest import Utterance
 from lact_asr.model import CTCOutput
 from lact_asr.objective import arithmetic

@@ -13,7 +13,8 @@ from torch import nn
 
 from lact_asr.batching import by_length
 from lact_asr.config import TrainingConfig
-from lact_asr.data import Corpus, loader
+from lact_asr.data import Corpus
+from lact_asr.loading import loader
 from lact_asr.metrics import Scores, score
 from lact_asr.objective import ctc_losses
 from lact_asr.parallel import World

@@ -1,0 +1,49 @@
+"""The small parts that the training tests share: a language of tones, one tiny model, settings."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from lact_asr.config import ModelConfig, OptimConfig, TrainingConfig
+from lact_asr.manifest import Utterance
+from lact_asr.model import Recogniser
+from lact_asr.text import CHARACTERS, Vocabulary
+
+RATE = 16_000
+VOCABULARY = Vocabulary.characters()
+MODEL = ModelConfig(
+    hidden=32, layers=1, attention_heads=2, lact_heads=1, mlp=64, conv_layers=2, dropout=0.0
+)
+
+
+def tones(folder: Path, count: int, seed: int = 0) -> list[Utterance]:
+    """Utterances of 2 to 4 words in which every letter is a tone of 80 ms."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        lengths = rng.integers(2, 6, size=rng.integers(2, 5))
+        text = " ".join("".join(rng.choice(list("ABCDEFG"), size=n)) for n in lengths)
+        pitches = np.repeat([200 + 90 * CHARACTERS.index(letter) for letter in text], RATE // 12)
+        wave = 0.3 * np.sin(2 * np.pi * np.cumsum(pitches) / RATE)
+        wave += rng.normal(0, 0.01, len(wave))
+        path = folder / f"{seed}-{number}.wav"
+        soundfile.write(path, wave, RATE)
+        made.append(Utterance(f"{seed}-{number}", path, len(wave) / RATE, text, "tone"))
+    return made
+
+
+def tiny(seed: int = 0, **changes: object) -> Recogniser:
+    """The one tiny model, with weights by seed."""
+    torch.manual_seed(seed)
+    config = ModelConfig.model_validate(MODEL.model_dump() | changes)
+    return Recogniser(config, len(VOCABULARY))
+
+
+def settings(**changes: object) -> TrainingConfig:
+    """Settings for runs of a few steps."""
+    optim = {"learning_rate": 4e-3, "warmup_steps": 2} | dict(changes.pop("optim", {}))
+    short = {"max_steps": 6, "batch_seconds": 8.0, "valid_every": 3, "checkpoint_every": 3}
+    quiet = {"log_every": 1, "samples": 1, "optim": OptimConfig.model_validate(optim)}
+    return TrainingConfig.model_validate(short | quiet | changes)
