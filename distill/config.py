@@ -34,6 +34,11 @@ class TeacherConfig(Frozen):
     trunk_blocks: tuple[int, int, int] = Field(
         (2, 5, 2), description="Inception blocks at the trunk's three scales; I3D has 2, 5, 2"
     )
+    hold_edges: bool = Field(
+        False,
+        description="Repeat the first and last clip beyond the ends, as weights inflated from an "
+        "image network expect; false is zeros",
+    )
     norm: Norm = Field("group", description=NORM)
     cepstra: int = Field(40, ge=1, description="Cepstral coefficients (MFCC) beside the pitch")
     video: bool = Field(
@@ -187,7 +192,6 @@ SIZES: dict[str, dict[str, Any]] = {
             mlp=576,
         ),
         "default": TeacherConfig(),
-        "video": TeacherConfig(video=True, blocks=8),
     },
     "baseline": {
         "tiny": BaselineConfig(mels=40, hidden=128, layers=10),

@@ -2,8 +2,9 @@
 
 Each frame is a short sequence: one token per modality and a learned null token that is always
 there, so that no attention row is ever fully masked (PyTorch's gives NaN in that case, in training
-with weights asked for and in evaluation on its fast path). What is absent is replaced with
-`torch.where` by a learned vector, never multiplied by zero: 0 * NaN is NaN, in the gradient too.
+with weights asked for and in evaluation on its fast path). What is absent is cleared before the
+projection and masked behind it, never multiplied by zero: 0 * NaN is NaN, in the gradient too. A
+learned vector in its place would never learn: no attention and no weight reaches a masked token.
 
 Shapes: B batch, T frames, M modalities, D width.
 """
@@ -56,7 +57,6 @@ class ModalityFusion(nn.Module):
             nn.init.xavier_uniform_(projection.weight, gain=0.5)
             nn.init.zeros_(projection.bias)
         self.kinds = nn.Parameter(0.02 * torch.randn(len(inputs), width))  # which modality it is
-        self.absent = nn.Parameter(0.02 * torch.randn(len(inputs), width))
         self.null = nn.Parameter(0.02 * torch.randn(width))
         self.norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, qk_norm, logit_cap)
@@ -84,9 +84,7 @@ class ModalityFusion(nn.Module):
         tokens = []
         for index, stream in enumerate(streams):
             there = present[..., index, None]
-            # cleared before the projection: its weight gradient would be 0 * NaN otherwise
             clean = self.norms[index](stream.masked_fill(~there, 0.0))
-            token = self.projections[index](clean) + self.kinds[index]
-            tokens.append(torch.where(there, token, self.absent[index]))
+            tokens.append(self.projections[index](clean) + self.kinds[index])
         tokens.append(self.null.expand_as(tokens[0]))
         return torch.stack(tokens, dim=2)

@@ -9,6 +9,9 @@ two utterances made the founding teacher diverge; the last pool is 3x3 like the 
 Shapes: B batch, C channels, T frames, H and W the spatial axes.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,17 +92,17 @@ class Pool3D(nn.Module):
 class Mixed(nn.Module):
     """The Inception block: four views of the input, concatenated."""
 
-    def __init__(self, inputs: int, channels: tuple[int, ...], norm: str) -> None:
+    def __init__(self, inputs: int, channels: tuple[int, ...], unit: Callable[..., Unit3D]) -> None:
         super().__init__()
         one, narrow_a, wide_a, narrow_b, wide_b, pooled = channels
         cube = (3, 3, 3)
-        self.one = Unit3D(inputs, one, norm=norm)
-        self.narrow_a = Unit3D(inputs, narrow_a, norm=norm)
-        self.wide_a = Unit3D(narrow_a, wide_a, cube, norm=norm)
-        self.narrow_b = Unit3D(inputs, narrow_b, norm=norm)
-        self.wide_b = Unit3D(narrow_b, wide_b, cube, norm=norm)
+        self.one = unit(inputs, one)
+        self.narrow_a = unit(inputs, narrow_a)
+        self.wide_a = unit(narrow_a, wide_a, cube)
+        self.narrow_b = unit(inputs, narrow_b)
+        self.wide_b = unit(narrow_b, wide_b, cube)
         self.pool = Pool3D(cube, (1, 1, 1))
-        self.pooled = Unit3D(inputs, pooled, norm=norm)
+        self.pooled = unit(inputs, pooled)
         self.outputs = one + wide_a + wide_b + pooled
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,29 +130,28 @@ class Trunk(nn.Module):
         time_stride: int,
         norm: str = "group",
         blocks: Triple = (2, 5, 2),
+        hold_edges: bool = False,
     ) -> None:
         super().__init__()
+        unit = partial(Unit3D, norm=norm, hold_edges=hold_edges)
         first, second = scaled((64, 192), width)
         self.layers = nn.ModuleList(
             [
-                Unit3D(inputs, first, (7, 7, 7), (1, 2, 2), norm),
+                unit(inputs, first, (7, 7, 7), (1, 2, 2)),
                 Pool3D((1, 3, 3), (1, 2, 2)),
-                Unit3D(first, first, norm=norm),
-                Unit3D(first, second, (3, 3, 3), norm=norm),
+                unit(first, first),
+                unit(first, second, (3, 3, 3)),
                 Pool3D((1, 3, 3), (1, 2, 2)),
             ]
         )
-        self.outputs = self._mix(second, MIXED_3[: blocks[0]], width, norm)
-        self.layers.append(Pool3D((3, 3, 3), (time_stride, 2, 2)))
-        self.outputs = self._mix(self.outputs, MIXED_4[: blocks[1]], width, norm)
-        self.layers.append(Pool3D((1, 3, 3), (1, 2, 2)))
-        self.outputs = self._mix(self.outputs, MIXED_5[: blocks[2]], width, norm)
-
-    def _mix(self, inputs: int, table: tuple[tuple[int, ...], ...], width: float, norm: str) -> int:
-        for channels in table:
-            self.layers.append(Mixed(inputs, scaled(channels, width), norm))
-            inputs = self.layers[-1].outputs
-        return inputs
+        self.outputs = second
+        pools = (Pool3D((3, 3, 3), (time_stride, 2, 2)), Pool3D((1, 3, 3), (1, 2, 2)), None)
+        for table, kept, pool in zip((MIXED_3, MIXED_4, MIXED_5), blocks, pools, strict=True):
+            for channels in table[:kept]:
+                self.layers.append(Mixed(self.outputs, scaled(channels, width), unit))
+                self.outputs = self.layers[-1].outputs
+            if pool:
+                self.layers.append(pool)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, inputs, T, H, W), (B,) to (B, ceil(T / time_stride), outputs), (B,)."""

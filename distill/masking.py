@@ -38,6 +38,14 @@ def hold_last_frame(x: Tensor, lengths: Tensor, margin: int) -> Tensor:
     return x.gather(2, index.view(shape).expand(-1, x.shape[1], -1, *x.shape[3:]))
 
 
+def groups_of(channels: int) -> int:
+    """32 groups, or fewer so that they divide the channels and hold four or more each."""
+    groups = math.gcd(32, channels)
+    while groups > 1 and channels // groups < 4:
+        groups //= 2
+    return groups
+
+
 class MaskedNorm(nn.Module):
     """GroupNorm or BatchNorm over valid frames, then a gain and a shift per channel.
 
@@ -52,7 +60,7 @@ class MaskedNorm(nn.Module):
     def __init__(self, channels: int, kind: str = "group", epsilon: float = 1e-5) -> None:
         super().__init__()
         self.kind, self.epsilon = kind, epsilon
-        self.groups = math.gcd(32, channels)
+        self.groups = groups_of(channels)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         if kind == "batch":

@@ -1,8 +1,8 @@
 """The teacher: an inflated Inception trunk over log-mel clips, and pitch, and perhaps video; CTC.
 
 Everything meets on one grid of 25 frames a second (character CTC is infeasible at I3D's own 12.5).
-A modality may be missing for an utterance or for all: its input is cleared, its place in the fusion
-taken by a learned vector, and the other modalities are not disturbed.
+A modality may be missing for an utterance or for all: its input is cleared, the fusion does not
+look at it, and the other modalities are not disturbed.
 
 Shapes: B batch, N samples, T feature frames (100 Hz), T' = ceil(T / 4), M modalities, D width,
 V vocabulary.
@@ -38,7 +38,12 @@ class ClipStem(nn.Module):
         super().__init__()
         self.frames, self.hop = config.clip_frames, config.clip_hop
         self.trunk = Trunk(
-            1, config.trunk_width, 4 // config.clip_hop, config.norm, config.trunk_blocks
+            1,
+            config.trunk_width,
+            4 // config.clip_hop,
+            config.norm,
+            config.trunk_blocks,
+            config.hold_edges,
         )
         self.outputs = self.trunk.outputs
 
@@ -87,7 +92,9 @@ class Teacher(nn.Module):
         self.pitch_stem = PitchStem(config.cepstra + PITCH, config.hidden)
         inputs = [self.clip_stem.outputs, self.pitch_stem.outputs]
         if config.video:
-            self.video_trunk = Trunk(3, config.video_width, 1, config.norm)
+            self.video_trunk = Trunk(
+                3, config.video_width, 1, config.norm, hold_edges=config.hold_edges
+            )
             inputs.append(self.video_trunk.outputs)
         self.fusion = ModalityFusion(
             inputs,
