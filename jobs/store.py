@@ -71,6 +71,14 @@ class StepDir:
         """Success: the last thing a step does."""
         write_json(self.path / "result.json", result)
 
+    def mark_done(self, attempt: str, rank: int) -> None:
+        """A rank other than 0 has done its part."""
+        (self.logs / f"{attempt}_{rank}_done").touch()
+
+    def ranks_done(self, attempt: str) -> int:
+        """How many ranks other than 0 have done their part."""
+        return len(list(self.logs.glob(f"{attempt}_*_done")))
+
     def failure(self) -> dict[str, Any] | None:
         """How the step failed, where it has: class, message, traceback, host, rank, job."""
         return _read(self.path / "failure.json")
@@ -199,6 +207,11 @@ class Run:
             path.unlink()
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run."""
+    return (path / "run.json").is_file()
+
+
 def _break_stale(path: Path) -> None:
     """Remove the lock of a dead process of this host; UserError for a living or distant one."""
     with contextlib.suppress(FileNotFoundError):
@@ -246,7 +259,7 @@ class RunStore:
 
     def find(self, text: str | None) -> Run:
         """A run by folder, name or unique prefix; the newest for None (UserError otherwise)."""
-        if text and (Path(text) / "run.json").is_file():
+        if text and is_run(Path(text)):
             return Run(Path(text).absolute())
         runs = self.runs()
         if not runs:
@@ -264,7 +277,7 @@ class RunStore:
     def find_step(self, text: str | None) -> tuple[Run, StepDir | None]:
         """The run, and the step where `RUN/STEP` names one (UserError otherwise)."""
         head, slash, name = (text or "").rstrip("/").rpartition("/")
-        if not slash or (Path(text or "") / "run.json").is_file():
+        if not slash or is_run(Path(text or "")):
             return self.find(text), None
         run = self.find(head)
         names = [step["name"] for step in run.steps()]

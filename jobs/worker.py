@@ -29,7 +29,7 @@ from jobs.store import StepDir
 from jobs.yaml12 import replace, walk
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
-_PATIENCE = 3  # interruptions at one position after which a step is not started again
+_PATIENCE = 3  # time limits met at one position after which a step is not started again
 _SAVED = 75  # exit status of a step that saved and left (EX_TEMPFAIL)
 
 
@@ -43,6 +43,9 @@ class Worker:
         """Run the step; what goes wrong is recorded, then ends the process with a bad status."""
         step = StepDir(Path(self.directory))
         if step.result() is not None:  # requeued by Slurm after it had finished
+            return
+        if _superseded(step):
+            print(f"{step.name} was submitted anew: this job leaves its place", flush=True)
             return
         _Process(step).run()
 
@@ -65,6 +68,7 @@ class _Process:
         started = time.time()
         try:
             result = self._result(described)
+            self._join()
         except Interrupted as saved:
             self._leave(saved)
         except Exception as error:
@@ -91,6 +95,19 @@ class _Process:
         values: dict[str, Any] = result
         return values
 
+    def _join(self) -> None:
+        """The step has succeeded when all ranks have; one that fails ends the others, rank 0 too.
+
+        Raises Interrupted where the step has to leave before that.
+        """
+        attempt = f"{self.job_id}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+        if self.rank:
+            self.step.mark_done(attempt, self.rank)
+        while self.rank == 0 and self.step.ranks_done(attempt) < self.world_size - 1:
+            if self.received is not None:
+                raise Interrupted(None)
+            time.sleep(0.1)
+
     def _job(self) -> Job:
         return Job(
             directory=self.step.path,
@@ -115,8 +132,8 @@ class _Process:
         self._event("interrupted", signal=name, position=saved.position)
         if self._stuck(saved.position):
             message = (
-                f"interrupted {_PATIENCE} times at position {saved.position} without getting "
-                "further: write a longer resources.time or save more often"
+                f"met its time limit {_PATIENCE} times at position {saved.position} without "
+                "getting further: write a longer resources.time or save more often"
             )
             self._fail(StepFailed("no_progress", message))
             sys.exit(f"{self.step.name} failed: {message}")
@@ -127,8 +144,9 @@ class _Process:
         sys.exit(_SAVED)
 
     def _stuck(self, position: int | None) -> bool:
-        positions = [e["position"] for e in self.step.events() if e["event"] == "interrupted"]
-        return position is not None and positions[-_PATIENCE:] == [position] * _PATIENCE
+        """Whether one allocation is too short for the step; preemption says nothing of that."""
+        limits = [e["position"] for e in self.step.events() if e.get("signal") == WARNING.name]
+        return position is not None and limits[-_PATIENCE:] == [position] * _PATIENCE
 
     def _fail(self, error: Exception) -> None:
         described = failure_class(error)
@@ -175,6 +193,15 @@ def failure_class(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return "out_of_memory"
     return "data" if type(error).__name__ == "DataError" else "error"
+
+
+def _superseded(step: StepDir) -> bool:
+    """This job reached the queue after `resume` had looked for it, and submitted the step anew.
+
+    An sbatch that outlives a killed launcher, or a slow controller, does that: the token decides.
+    """
+    tokens = [submission.token for submission in step.submissions()]
+    return os.environ.get("SLURM_JOB_NAME") in tokens[:-1]
 
 
 def requeue(job_id: str) -> None:

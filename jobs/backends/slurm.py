@@ -10,6 +10,7 @@ submitit and pydantic are imported by `submit` alone (0.3 s): status and cancel 
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,7 @@ class SlurmBackend:
 
     def find(self, job: StepJob) -> str | None:
         """The id of the newest job that carries the token, in the queue or in the accounts."""
+        _wait_for_sbatch(job)
         said = call("squeue", "-h", "-t", "all", "-n", job.token, "-o", "%A")
         if not said.strip():
             # sacct looks at today up to now, and leaves out a job that began in this second
@@ -150,6 +152,19 @@ def _executor(cluster: "Cluster", job: StepJob, after: Sequence[str]) -> "SlurmE
     delayed.set_timeout(job.resources.time, 0)  # the worker, not submitit, answers the signals
     delayed.dump(pickle)
     return executor
+
+
+def _wait_for_sbatch(job: StepJob) -> None:
+    """An sbatch outlives a launcher that is killed, and may queue the step after we have looked."""
+    import psutil
+
+    begins = f"{job.logs}/.submission_file_"
+    end = time.monotonic() + _TIMEOUT
+    while time.monotonic() < end:
+        commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        if not any(word.startswith(begins) for words in commands for word in words):
+            return
+        time.sleep(0.1)
 
 
 def _is_inherited(name: str) -> bool:
