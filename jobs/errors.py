@@ -35,8 +35,8 @@ class ClusterError(UserError):
 class Interrupted(Exception):
     """The step has saved its work and goes on from there when it is started again.
 
-    `position` says how far it came (a training step, a number of bytes): a step that is interrupted
-    three times at the same position is not started a fourth time. None: nothing was saved.
+    `position` says how far it came (a training step, a number of bytes): a step that meets its
+    time limit three times at one position is not started a fourth time. None: nothing was saved.
     """
 
     def __init__(self, position: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from jobs import kinds
 from jobs.errors import UserError
 from jobs.spec import Pipeline, Step
+from jobs.store import Run, is_run
 from jobs.validation import nearest
 
 
@@ -21,7 +22,7 @@ def inference_pipeline(
 ) -> Pipeline:
     """One step that transcribes a subset, a manifest or audio files (UserError, all at once)."""
     if subset:
-        manifest = _manifest_of(subset)
+        manifest = _manifest_of(subset, checkpoint)
     missing = [path for path in (checkpoint, manifest, *audio) if path and not path.exists()]
     if missing:
         raise UserError("\n".join(f"{path} does not exist" for path in missing))
@@ -35,10 +36,16 @@ def inference_pipeline(
     return Pipeline(name="infer", description=f"inference with {checkpoint}", steps=(step,))
 
 
-def _manifest_of(subset: str) -> Path:
-    """The manifest that a download step wrote for a subset."""
+def _manifest_of(subset: str, checkpoint: Path) -> Path:
+    """The manifest of a subset: of a corpus, or of the run that the checkpoint comes from."""
     folder = Path(os.environ.get("TRAINYARD_DATA", "data")) / "manifests"
-    known = sorted(file.stem for file in folder.glob("*.jsonl"))
+    known = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
+    run = next((Run(path) for path in checkpoint.absolute().parents if is_run(path)), None)
+    results = [run.step(step["name"]).result() or {} for step in run.steps()] if run else []
+    for result in results:
+        made = result.get("manifests", {})
+        known.update({name: Path(manifest) for name, manifest in made.items()})
     if subset not in known:
-        raise UserError(f"no subset {subset!r} in {folder}: {nearest(subset, known)}")
-    return folder / f"{subset}.jsonl"
+        places = f"{folder}{f' or {run.path}' if run else ''}"
+        raise UserError(f"no subset {subset!r} in {places}: {nearest(subset, known)}")
+    return known[subset]

@@ -1,4 +1,4 @@
-"""What every test may ask for: the shared data and oracle beside the checkout, when they are there."""
+"""What every test may ask for: the shared data and oracle beside the checkout, if they are there."""
 
 from pathlib import Path
 
