@@ -8,6 +8,7 @@ pools; pools of 20,000 leave 0.4 % padding, and random batches 33 %.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -92,12 +93,12 @@ class Position:
     epoch: int = 0
     stretches: tuple[Stretch, ...] = ()
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """What a checkpoint stores."""
         return {"epoch": self.epoch, "stretches": [vars(stretch) for stretch in self.stretches]}
 
     @classmethod
-    def from_dict(cls, value: dict) -> "Position":
+    def from_dict(cls, value: dict[str, Any]) -> "Position":
         """The position that `to_dict` described."""
         return cls(value["epoch"], tuple(Stretch(**stretch) for stretch in value["stretches"]))
 
