@@ -143,7 +143,7 @@ def parameters(cluster: Cluster, job: StepJob, after: Sequence[str] = ()) -> dic
         "comment": str(job.directory),
         "dependency": f"afterok:{':'.join(after)}" if after else None,
         "setup": _setup(cluster, job),
-        # srun of Slurm 22.05 and later does not take over --cpus-per-task from sbatch;
+        # srun does not take over --cpus-per-task from sbatch (release notes of Slurm 22.05);
         # a rank that dies must end the others, which wait for it in a collective
         "srun_args": [f"--cpus-per-task={job.resources.cpus}", "--kill-on-bad-exit=1"],
     }

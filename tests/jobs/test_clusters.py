@@ -163,6 +163,10 @@ def test_a_job_may_be_requeued_and_leaves_the_queue_when_a_step_before_it_fails(
     assert asked({})["wckey"] is None
 
 
+def test_srun_is_told_the_cores_of_a_process_and_to_end_all_ranks_with_one() -> None:
+    assert asked({}, cpus=3)["srun_args"] == ["--cpus-per-task=3", "--kill-on-bad-exit=1"]
+
+
 def test_a_step_imports_the_snapshot_from_whatever_folder_it_runs_in(tmp_path: Path) -> None:
     """`python -m` would look into the working folder first, where launch.py was called."""
     for place, word in (("code", "snapshot"), (".", "checkout")):
