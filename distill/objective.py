@@ -80,9 +80,10 @@ class DistillObjective:
             raw = {"ctc": ctc, **self._taught(student, teacher, batch)}
         weights = self.weights(progress)
         weighted = {name: weights[name] * value for name, value in raw.items()}
-        shown = {f"{name}_weighted": value for name, value in weighted.items()}
         total = torch.stack(list(weighted.values())).sum()
-        return Loss(total, batch.target_lengths.sum(), parts={**raw, **shown})
+        shown = {**raw, **{f"{name}_weighted": value for name, value in weighted.items()}}
+        parts = {name: value.detach() for name, value in shown.items()}
+        return Loss(total, batch.target_lengths.sum(), parts)
 
     def weights(self, progress: float) -> dict[str, float]:
         """What each component is multiplied by."""

@@ -1,0 +1,282 @@
+"""The distillation objective: its formula, its invariances, and that a student learns from it."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.config import DistillConfig
+from distill.families import FAMILIES
+from distill.objective import DistillObjective
+from lact_asr import optim, parallel, steps
+from lact_asr.config import SIZES, OptimConfig, TrainingConfig
+from lact_asr.data import Batch
+from lact_asr.errors import DataError
+from lact_asr.features import valid
+from lact_asr.objective import ctc_losses
+from lact_asr.text import Vocabulary
+from lact_asr.training import fit
+from tests.distill.parts import (
+    VOCABULARY,
+    batch,
+    heard,
+    memorise,
+    part,
+    tiny_baseline,
+    tiny_teacher,
+    utterances,
+)
+from tests.lact_asr.ranks import in_ranks
+
+SMALL = {"blocks": 1, "mlp": 144}
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The sum over ranks where there is one."""
+    return tensor
+
+
+def objective(student: Any = None, teacher: Any = None, **changes: Any) -> DistillObjective:
+    return DistillObjective(
+        student or tiny_baseline(),
+        teacher or tiny_teacher(seed=1, **SMALL),
+        DistillConfig(**changes),
+        vocabulary=VOCABULARY,
+        teacher_vocabulary=VOCABULARY,
+    )
+
+
+def noise(count: int = 4) -> Batch:
+    """Utterances of different lengths and texts, of noise."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.arange(count) * 4321 + 9000
+    waves = 0.1 * torch.randn(count, int(lengths.max()), generator=generator)
+    waves *= valid(lengths, waves.shape[1])
+    labels = torch.arange(count) % 3 + 2
+    targets = torch.randint(1, 29, (int(labels.sum()),), generator=generator)
+    return Batch([str(n) for n in range(count)], [""] * count, waves, lengths, targets, labels)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1, 0.25, 1.0])
+def test_the_total_is_the_formula_per_label_and_per_frame(progress):
+    taught, lesson = objective(feature_weight=0.5), noise()
+    taught.begin_step([lesson], alone)
+    loss = taught(lesson, progress)
+    student = taught.model(lesson.waves, lesson.wave_lengths)
+    teacher = taught.teacher(lesson.waves, lesson.wave_lengths)
+    mask = valid(student.lengths, student.log_probs.shape[1])
+    ctc = ctc_losses(student.log_probs, student.lengths, lesson).sum() / loss.weight
+    p, q = ((x.log_probs[mask] / 2).softmax(-1) for x in (teacher, student))
+    kd = 4 * (p * (p / q).log()).sum() / mask.sum()
+    projected = taught.trainable["projector"](student.hidden[-1])[mask]
+    target = teacher.hidden[-1][mask]
+    feature = (
+        (F.layer_norm(projected, (144,)) - F.layer_norm(target, (144,))).square().mean(-1).mean()
+    )
+    kd_weight = {0.0: 0.1, 0.1: 0.4, 0.25: 0.7, 1.0: 0.7}[progress]
+    gate = {0.0: 0.0, 0.1: 0.0, 0.25: 0.5, 1.0: 1.0}[progress]
+    expected = 0.3 * ctc + kd_weight * kd + 0.5 * gate * feature
+    torch.testing.assert_close(loss.total / loss.weight, expected, atol=1e-4, rtol=1e-4)
+    shown = {name: float(value / loss.weight) for name, value in loss.parts.items()}
+    assert shown == pytest.approx(
+        {
+            "ctc": ctc.item(),
+            "ctc_weighted": 0.3 * ctc.item(),
+            "kd": kd.item(),
+            "kd_weighted": kd_weight * kd.item(),
+            "feature": feature.item(),
+            "feature_weighted": 0.5 * gate * feature.item(),
+        },
+        rel=1e-3,
+        abs=1e-6,
+    )
+
+
+def gradients(taught: DistillObjective, batches: list[Batch]) -> dict[str, Tensor]:
+    """Of a whole step over these micro-batches, normalised as the loop does."""
+    taught.trainable.zero_grad()
+    taught.begin_step(batches, alone)
+    losses = [taught(each, 0.5) for each in batches]
+    labels = sum(loss.weight for loss in losses)
+    (sum(loss.total for loss in losses) / labels).backward()
+    return {n: p.grad.clone() for n, p in taught.trainable.named_parameters()}
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    size = torch.cat([gradient.flatten() for gradient in one.values()]).norm()
+    apart = torch.cat([(one[name] - other[name]).flatten() for name in one]).norm()
+    assert apart / size < 1e-5, f"gradients differ by {apart / size:.1e}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"feature_weight": 0.5},
+        {"top_k": 5, "blank_policy": "selected", "blank_radius": 40},
+        {"blank_policy": "drop_class", "feature_weight": 1.0, "feature": "cosine"},
+        {"kd": "guided", "blank_policy": "nonblank"},
+        {"kd": "sequence"},
+    ],
+)
+def test_the_gradient_depends_neither_on_micro_batches_nor_on_padding(changes):
+    taught, whole = objective(**changes), noise()
+    together = gradients(taught, [whole])
+    pieces = [part(whole, [0]), part(whole, [3, 1]), part(whole, [2])]
+    assert_close(together, gradients(taught, pieces))
+    wide = copy.copy(whole)
+    wide.waves = F.pad(whole.waves, (0, 7000))
+    assert_close(together, gradients(taught, [wide]))
+
+
+def one_step(folder: Path) -> None:
+    """One optimiser step over four utterances, two per rank, or all in one process."""
+    world, whole = parallel.start(), noise()
+    taught = objective(feature_weight=0.5)
+    rows = [[0, 1], [2, 3]]
+    mine = [part(whole, rows[world.rank])] if world.world_size > 1 else [whole]
+    config = TrainingConfig(optim=OptimConfig(learning_rate=0.01, warmup_steps=0))
+    optimizer = optim.build(taught, config.optim)
+    module = world.wrap(steps.Called(taught))
+    taught.trainable.train()
+    taught.begin_step(mine, world.all_sum)
+    setting = steps.Setting(config, world, torch.device("cpu"))
+    outcome = steps.take(module, optimizer, mine, 0.5, setting, False, {})
+    state = {"loss": outcome.loss, "parts": outcome.parts, "norm": outcome.grad_norm}
+    state["gradients"] = {n: p.grad for n, p in taught.trainable.named_parameters()}
+    torch.save(state, folder / f"of{world.world_size}-{world.rank}.pt")
+
+
+def test_two_processes_take_the_step_that_one_takes(tmp_path):
+    one_step(tmp_path)
+    assert in_ranks(one_step, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
+    single = torch.load(tmp_path / "of1-0.pt")
+    for rank in range(2):
+        double = torch.load(tmp_path / f"of2-{rank}.pt")
+        assert_close(single["gradients"], double["gradients"])
+        assert double["parts"] == pytest.approx(single["parts"], rel=1e-5)
+        assert double["loss"] == pytest.approx(single["loss"], rel=1e-5)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+    teacher = tiny_teacher(**SMALL).eval()
+    student = copy.deepcopy(teacher)
+    taught, lesson = objective(student, teacher, alpha=1.0, kd_start=0.7), noise()
+    student.eval()
+    taught.begin_step([lesson], alone)
+    loss = taught(lesson, 0.0)
+    loss.total.backward()
+    assert abs(loss.total.item()) < 1e-3
+    assert max(p.grad.abs().max() for p in student.parameters()) < 1e-3
+
+
+def test_the_teacher_is_frozen_and_stays_in_evaluation_mode():
+    taught, lesson = objective(teacher=tiny_teacher(dropout=0.5, **SMALL)), noise()
+    taught.trainable.train()
+    taught.begin_step([lesson], alone)
+    first, second = (taught(lesson, 0.0).total for _ in range(2))
+    second.backward()
+    assert first.equal(second), "a teacher with live dropout says something else each time"
+    assert all(p.grad is None and not p.requires_grad for p in taught.teacher.parameters())
+    inside = {id(p) for p in taught.trainable.parameters()}
+    assert not inside & {id(p) for p in taught.teacher.parameters()}
+
+
+def test_the_projector_learns_five_times_as_fast_and_every_parameter_once():
+    taught = objective(feature_weight=1.0)
+    groups = taught.parameter_groups(2e-4)
+    assert [group["lr"] for group in groups] == pytest.approx([2e-4, 1e-3])
+    assert groups[1]["params"] == list(taught.trainable["projector"].parameters())
+    assert sum(len(group["params"]) for group in groups) == len(list(taught.trainable.parameters()))
+    assert len(objective().parameter_groups(2e-4)) == 1
+
+
+def test_the_feature_loss_starts_near_two_on_speech(speech):
+    taught, lesson = objective(feature_weight=1.0), batch(speech, 2)
+    taught.begin_step([lesson], alone)
+    loss = taught(lesson, 0.0)
+    assert float(loss.parts["feature"] / loss.weight) == pytest.approx(2.0, abs=0.3)
+
+
+@pytest.mark.parametrize("subsampling", [2, 8])
+@pytest.mark.parametrize("kd", ["frames", "guided", "sequence"])
+def test_students_of_other_frame_rates_are_taught(subsampling, kd):
+    changes = {"subsampling": subsampling, "conv_layers": 3, "layers": 1, "dropout": 0.0}
+    config = SIZES["tiny"].model_dump() | changes
+    student = FAMILIES["lact"](config, len(VOCABULARY))
+    taught, lesson = objective(student, kd=kd, feature_weight=1.0), noise()
+    assert taught.ratio == subsampling / 4
+    together = gradients(taught, [lesson])
+    assert all(gradient.isfinite().all() for gradient in together.values())
+    assert_close(together, gradients(taught, [part(lesson, [2]), part(lesson, [0, 1, 3])]))
+
+
+def test_a_foreign_vocabulary_is_refused_by_name():
+    symbols = VOCABULARY.symbols
+    for other, message in (
+        (Vocabulary([*symbols[:-1], "5"]), "only one of them has '5', 'Z'"),
+        (Vocabulary([symbols[1], symbols[0], *symbols[2:]]), "id 1 is ' ' and"),
+        (Vocabulary([*symbols, "-"]), "29 and 30 symbols with the blank; only one of them has '-'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            DistillObjective(
+                tiny_baseline(),
+                tiny_teacher(**SMALL),
+                DistillConfig(),
+                vocabulary=VOCABULARY,
+                teacher_vocabulary=other,
+            )
+
+
+def test_a_step_must_be_announced():
+    with pytest.raises(RuntimeError, match="begin_step"):
+        objective()(noise(), 0.0)
+
+
+def test_a_student_that_never_sees_a_text_writes_what_its_teacher_hears(speech):
+    lesson, teacher, student = batch(speech, 3), tiny_teacher(), tiny_baseline()
+    assert memorise(teacher, lesson, steps=60) == lesson.texts
+    taught = objective(student, teacher, alpha=1.0, kd_start=0.7)
+    optimizer = torch.optim.AdamW(student.parameters(), 2e-3, betas=(0.9, 0.98))
+    divergences = []
+    for _ in range(80):
+        taught.begin_step([lesson], alone)
+        loss = taught(lesson, 0.5)
+        divergences.append(float(loss.parts["kd"] / loss.weight))
+        optimizer.zero_grad()
+        (loss.total / loss.weight).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+    assert divergences[-1] < 0.1 * divergences[0]
+    assert heard(student, lesson) == lesson.texts
+
+
+def test_the_training_loop_distils_and_reports_every_component(speech, tmp_path):
+    rows: list[dict[str, Any]] = []
+    config = TrainingConfig(
+        max_steps=3, batch_seconds=6, accumulate=2, valid_every=3, checkpoint_every=3, log_every=1
+    )
+    taught = objective(feature_weight=0.1, curriculum="all_on")
+    result = fit(
+        taught,
+        list(utterances(speech)),
+        list(utterances(speech)[:2]),
+        VOCABULARY,
+        config,
+        tmp_path,
+        report=lambda metrics: rows.append(dict(metrics)),
+        event=lambda name, **facts: None,
+        should_stop=lambda: False,
+        device=torch.device("cpu"),
+    )
+    assert result.finished and result.step == 3 and result.steps_skipped == 0
+    steps_shown = [row for row in rows if "kd" in row]
+    assert len(steps_shown) == 3
+    for row in steps_shown:
+        assert row["loss"] == pytest.approx(
+            row["ctc_weighted"] + row["kd_weighted"] + row["feature_weighted"], rel=1e-4
+        )
+        assert row["ctc_weighted"] == pytest.approx(0.3 * row["ctc"], rel=1e-4)
