@@ -1,5 +1,6 @@
-"""The small parts that the training tests share: a language of tones, one tiny model, settings."""
+"""What the training tests share: a language of tones, one tiny model, short runs."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import soundfile
 import torch
 
 from lact_asr.config import ModelConfig, OptimConfig, TrainingConfig
-from lact_asr.manifest import Utterance
+from lact_asr.manifest import Utterance, read_manifest, write_manifest
 from lact_asr.model import Recogniser
+from lact_asr.objective import CTCObjective, Objective
 from lact_asr.text import CHARACTERS, Vocabulary
+from lact_asr.training import FitResult, fit
 
 RATE = 16_000
 VOCABULARY = Vocabulary.characters()
@@ -34,6 +37,12 @@ def tones(folder: Path, count: int, seed: int = 0) -> list[Utterance]:
     return made
 
 
+def manifest(folder: Path) -> list[Utterance]:
+    """Eight utterances and their manifest, for tests that other processes take part in."""
+    write_manifest(folder / "tones.jsonl", tones(folder, 8))
+    return read_manifest(folder / "tones.jsonl")
+
+
 def tiny(seed: int = 0, **changes: object) -> Recogniser:
     """The one tiny model, with weights by seed."""
     torch.manual_seed(seed)
@@ -47,3 +56,45 @@ def settings(**changes: object) -> TrainingConfig:
     short = {"max_steps": 6, "batch_seconds": 8.0, "valid_every": 3, "checkpoint_every": 3}
     quiet = {"log_every": 1, "samples": 1, "optim": OptimConfig.model_validate(optim)}
     return TrainingConfig.model_validate(short | quiet | changes)
+
+
+class Diary:
+    """Everything that a run says to its launcher."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict] = []
+        self.events: list[tuple[str, dict]] = []
+
+    def event(self, name: str, **facts: object) -> None:
+        self.events.append((name, facts))
+
+    def named(self, name: str) -> list[dict]:
+        return [facts for each, facts in self.events if each == name]
+
+    def losses(self) -> dict[int, float]:
+        return {line["step"]: line["loss"] for line in self.metrics if "loss" in line}
+
+
+def run(
+    folder: Path,
+    train: list[Utterance],
+    objective: Objective | None = None,
+    dev: list[Utterance] | None = None,
+    stop_at: float = math.inf,
+    **changes: object,
+) -> tuple[FitResult, Diary]:
+    """fit with the small parts; asked to stop once `stop_at` steps are done."""
+    diary = Diary()
+    asked = iter(range(1, 10_000))
+    result = fit(
+        objective or CTCObjective(tiny()),
+        train,
+        dev or train[:2],
+        VOCABULARY,
+        settings(**changes),
+        folder,
+        report=lambda line: diary.metrics.append(dict(line)),
+        event=diary.event,
+        should_stop=lambda: next(asked) >= stop_at,
+    )
+    return result, diary
