@@ -120,7 +120,7 @@ class ModelConfig(Frozen):
             )
 
 
-# Counts of parameters with 1,024 output symbols: 1.6 M (tiny), 100 M, 204 M, 493 M.
+# Counts of parameters with 1,024 output symbols: 1.5 M, 100 M, 204 M, 492 M.
 SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         hidden=144, layers=4, attention_heads=4, lact_heads=2, mlp=432, conv_layers=2

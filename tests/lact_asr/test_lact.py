@@ -212,6 +212,10 @@ def test_newton_schulz_gives_the_published_matrices(shape, coefficients):
     assert worst(torch.float64) < 1e-12
     assert worst(torch.float32) < max(1e-5, 5 * meta[f"float32_maxabs_{coefficients}"][shape])
     assert worst(torch.bfloat16) < 2 * meta[f"bf16_maxabs_{coefficients}"][shape]
+    half = arrays[shape].bfloat16()  # its stages run in float32 all the same
+    assert torch.equal(
+        newton_schulz(half, coefficients), newton_schulz(half.float(), coefficients).bfloat16()
+    )
     triples = newton_schulz(arrays[shape], meta[coefficients])
     assert torch.equal(triples, newton_schulz(arrays[shape], coefficients))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lact_asr.config import SIZES, ModelConfig, sized
 from lact_asr.lact import test_time_training
-from lact_asr.mix import Layout, Mix
+from lact_asr.mix import Layout, Mix, attend
 from lact_asr.model import FAMILIES, Recogniser
 from lact_asr.text import Vocabulary, normalise
 from tests.conftest import shared
@@ -72,6 +72,17 @@ def test_the_mix_layer_equals_the_naive_reference(changes):
     assert distance(x.grad, y.grad) < 1e-8
     for name, parameter in mix.named_parameters():
         assert distance(parameter.grad, parameters[name].grad) < 1e-7, name
+
+
+@pytest.mark.parametrize("size", [1, 8, 9, 14, 20, 27])
+@pytest.mark.parametrize("changes", [{"window": 6}, {**CAUSAL, "window": 5}, {"window": 1}])
+def test_attention_in_blocks_equals_attention_in_a_loop(changes, size):
+    config = small(changes)
+    q, k, v = torch.randn(3, 1, size, 4, 6, dtype=torch.float64)
+    layout = Layout.of(config, q.flatten(2), torch.tensor([size]))
+    flat = (x[0].flatten(1) for x in (q, k, v))
+    wanted = reference.attention(*flat, 4, config.window, config.causal)
+    assert distance(attend(q, k, v, layout)[0], wanted) < 1e-12
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])
