@@ -73,7 +73,7 @@ def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
     """Seconds the step has been running, over all its starts; None before the first."""
     total, since = 0.0, None
     for event in events:
-        if event["event"] in _STARTS:
+        if event["event"] in _STARTS and "host" in event:  # training reports what it resumed, too
             since = event["time"]
         elif event["event"] in _ENDS and since is not None:
             total, since = total + event["time"] - since, None

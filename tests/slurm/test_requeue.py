@@ -1,0 +1,158 @@
+"""Interrupted for real: a time limit met, nodes taken by a higher partition. The work goes on.
+
+Both runs learn eight real utterances and start together, on nodes of their own, since Slurm looks
+at time limits every 30 s only. Neither would end by itself: while its job waits in the queue again,
+a step is told to stop some steps after its checkpoint.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lact_asr.manifest import Utterance, write_manifest
+from tests.conftest import shared
+from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.launching import Launcher, sh
+
+FURTHER = 30  # training steps after the checkpoint
+CLUSTERS = {
+    "limited": "extra: {exclude: n4}",
+    "preempted": "partition: preempt\nextra: {nodelist: n4}",
+    "stubborn": "extra: {exclude: n4}",
+}
+
+
+def learn(time: str) -> dict[str, Any]:
+    """A small recogniser that learns eight utterances for ever, then steps behind it."""
+    training = {"max_steps": 100_000, "batch_seconds": 20, "valid_every": 100_000}
+    training |= {"checkpoint_every": 20, "log_every": 1}
+    settings = {"train": "eight.jsonl", "dev": "eight.jsonl", "training": training}
+    resources = {"time": time, "cpus": 1, "memory_gb": 2}
+    return {
+        "train": {"kind": "train", "settings": settings, "resources": resources},
+        "behind": sh("echo behind ${train.steps} >> ran", "train"),
+        "last": sh("echo last >> ran", "behind"),
+    }
+
+
+def write_eight(target: Path) -> None:
+    speech = shared("data/speech")
+    wanted = (speech / "lists" / "tiny8.txt").read_text().split()
+    rows = map(json.loads, (speech / "manifest.jsonl").read_text().splitlines())
+    utterances = [
+        Utterance(
+            id=row["id"],
+            audio=speech / row["audio_filepath"],
+            duration=row["duration"],
+            text=row["text"],
+            speaker=row["speaker"],
+        )
+        for row in rows
+        if row["id"] in wanted
+    ]
+    write_manifest(target, utterances)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    private_slurm: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Launcher]]:
+    """A launcher for each run, all of them submitted."""
+    pipelines = {
+        "limited": learn("1m"),
+        "preempted": learn("10m"),
+        "stubborn": {"deaf": sh("sleep 600"), "behind": sh("", "deaf")},
+    }
+    pipelines["stubborn"]["deaf"]["resources"]["time"] = "1m"
+    launchers = {}
+    for name, steps in pipelines.items():
+        launcher = Launcher(tmp_path_factory.mktemp(name), private_slurm)
+        (launcher.folder / "site.yaml").write_text(CLUSTERS[name])
+        write_eight(launcher.folder / "eight.jsonl")
+        launcher("run", launcher.write(steps, name), "--cluster", "site.yaml")
+        launchers[name] = launcher
+    yield launchers
+    private_slurm.clear()
+
+
+def facts(launcher: Launcher, name: str) -> list[dict[str, Any]]:
+    """The lines of a record of the training step."""
+    record = launcher.newest() / "steps" / "train" / name
+    return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+
+
+def events(launcher: Launcher, name: str) -> list[dict[str, Any]]:
+    return [event for event in facts(launcher, "events.jsonl") if event["event"] == name]
+
+
+def end_after(launcher: Launcher, position: int) -> None:
+    """Let the training end a little after a position, before its job starts again."""
+    path = launcher.newest() / "steps" / "train" / "job.json"
+    job = json.loads(path.read_text())
+    job["settings"]["training"]["max_steps"] = position + FURTHER
+    path.write_text(json.dumps(job))
+
+
+def went_on_and_ended(launcher: Launcher, position: int, job: str) -> None:
+    """Training went on after the checkpoint, ended, and what is behind ran once."""
+    launcher.wait_for_states(60, last="succeeded")
+    status = launcher.status(code=0)
+    assert status["train"]["job"] == job and status["train"]["submissions"] == 1
+    assert status["train"]["result"]["steps"] == position + FURTHER
+    steps = [line["step"] for line in facts(launcher, "metrics.jsonl") if "learning_rate" in line]
+    assert sorted(set(steps)) == list(range(1, position + FURTHER + 1))
+    assert steps.count(position) == steps.count(position + 1) == 1, "nothing was done twice"
+    assert launcher.ran() == ["behind", str(position + FURTHER), "last"]
+    said = launcher("logs", "/train", "--lines", "100000", "--grep", r"^Step \d")
+    assert len(said.splitlines()) >= position, "the log of the first start was overwritten"
+
+
+def test_a_training_step_whose_nodes_are_taken_goes_on_from_its_checkpoint(
+    runs: dict[str, Launcher],
+) -> None:
+    launcher = runs["preempted"]
+    launcher.slurm.wait_for(lambda: events(launcher, "checkpoint"), 60)
+    job = launcher.status()["train"]["job"]
+    taker = ["--partition=gpu", "--nodelist=n4", "--exclusive", "--output=/dev/null"]
+    higher = launcher.slurm.run("sbatch", "--parsable", *taker, "--wrap", "sleep 600").strip()
+    launcher.slurm.wait_for(lambda: launcher.slurm.state(higher) == "RUNNING")
+    launcher.slurm.wait_for(lambda: launcher.slurm.state(job) == "PENDING")
+    (interrupted,) = events(launcher, "interrupted")
+    assert interrupted["signal"] == "SIGTERM"
+    position = events(launcher, "checkpoint")[-1]["step"]
+    assert interrupted["position"] == position
+    assert launcher.states() == {"train": "queued", "behind": "waiting", "last": "waiting"}
+    end_after(launcher, position)
+    launcher.slurm.run("scancel", higher)
+    went_on_and_ended(launcher, position, job)
+    launcher.expect_accounts(
+        train=["PREEMPTED", "COMPLETED"], behind=["COMPLETED"], last=["COMPLETED"]
+    )
+
+
+def test_a_training_step_that_meets_its_time_limit_goes_on_from_its_checkpoint(
+    runs: dict[str, Launcher],
+) -> None:
+    launcher = runs["limited"]
+    launcher.slurm.wait_for(lambda: events(launcher, "interrupted"), 60)
+    (interrupted,) = events(launcher, "interrupted")
+    assert interrupted["signal"] == "SIGUSR2"
+    position = events(launcher, "checkpoint")[-1]["step"]
+    assert interrupted["position"] == position
+    end_after(launcher, position)
+    went_on_and_ended(launcher, position, launcher.status()["train"]["job"])
+    launcher.expect_accounts(
+        train=["REQUEUED", "COMPLETED"], behind=["COMPLETED"], last=["COMPLETED"]
+    )
+
+
+def test_a_program_that_cannot_save_its_work_fails_at_its_time_limit(
+    runs: dict[str, Launcher],
+) -> None:
+    launcher = runs["stubborn"]
+    launcher.wait_for_states(150, deaf="failed", behind="cancelled")
+    assert launcher.status(code=1)["deaf"]["reason"] == "time limit reached"
+    assert launcher.queued() == []
