@@ -21,6 +21,12 @@ STAGES = {
 }
 
 
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """Relative Frobenius distance."""
+    wanted = wanted.detach().double()
+    return float((found.detach().double() - wanted).norm() / wanted.norm().clamp(min=1e-30))
+
+
 def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 

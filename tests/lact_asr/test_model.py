@@ -1,4 +1,4 @@
-"""The mix layer against reference and oracle, and the laws of the whole recogniser."""
+"""The whole recogniser: sizes, padding, gradients, precision, and that it learns."""
 
 import json
 
@@ -6,44 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lact_asr.config import SIZES, ModelConfig, sized
-from lact_asr.lact import test_time_training
-from lact_asr.mix import Layout, Mix, attend
+from lact_asr.config import SIZES, sized
+from lact_asr.mix import Layout
 from lact_asr.model import FAMILIES, Recogniser
 from lact_asr.text import Vocabulary, normalise
 from tests.conftest import shared
-from tests.lact_asr import reference
-from tests.lact_asr.test_lact import distance, oracle
-
-SMALL = {"hidden": 24, "layers": 2, "attention_heads": 4, "lact_heads": 2, "mlp": 40}
-CAUSAL = {"schedule": "apply_then_update", "chunk": 4, "window": 8}
-VARIANTS = {
-    "set": {},
-    "set in narrow windows": {"window": 4},
-    "set, orthogonalised": {"orthogonalize": "five_stage", "fast_width": 1.5},
-    "causal": {**CAUSAL, "momentum": True, "prenorm": True},
-    # Twice the head width in tokens: from fewer, Newton-Schulz blows rounding up 500 times.
-    "causal, orthogonalised": {
-        **{"schedule": "apply_then_update", "chunk": 12, "window": 12, "lact_heads": 4},
-        **{"momentum": True, "orthogonalize": "fixed"},
-    },
-    "chunk-inclusive": {"schedule": "update_then_apply", "chunk": 4, "window": 6},
-    "off": {"schedule": "off", "qk_norm": False},
-}
-variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-
-
-def small(changes: dict) -> ModelConfig:
-    """A tiny configuration whose updates are large enough to be seen."""
-    return sized("tiny", {**SMALL, "base_step": 0.3, "dropout": 0.0, **changes})
-
-
-def awake(module: torch.nn.Module, seed: int = 0) -> None:
-    """Move every parameter off its resting value: no gain of 1, no branch near 0."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+from tests.lact_asr.reference import distance
+from tests.lact_asr.test_mix import CAUSAL, SMALL, awake, small, variants
 
 
 def waves(seconds: list[float]) -> tuple[Tensor, Tensor]:
@@ -51,98 +20,6 @@ def waves(seconds: list[float]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([int(16_000 * s) for s in seconds])
     g = torch.Generator().manual_seed(0)
     return 0.1 * torch.randn(len(seconds), int(lengths.max()), generator=g), lengths
-
-
-@variants
-def test_the_mix_layer_equals_the_naive_reference(changes):
-    config = small(changes)
-    mix = Mix(config).double()
-    awake(mix)
-    lengths = torch.tensor([14, 9])
-    x = torch.randn(2, 14, 24, dtype=torch.float64, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    parameters = {n: p.detach().clone().requires_grad_() for n, p in mix.named_parameters()}
-    found, _ = mix(x, Layout.of(config, x, lengths))
-    wanted = [reference.mix(y[b, :n], parameters, config) for b, n in enumerate(lengths)]
-    for b, n in enumerate(lengths):
-        assert distance(found[b, :n], wanted[b]) < 1e-9
-    probe = torch.randn(14, 24, dtype=torch.float64)
-    sum((found[b, :n] * probe[:n]).sum() for b, n in enumerate(lengths)).backward()
-    sum((row * probe[: len(row)]).sum() for row in wanted).backward()
-    assert distance(x.grad, y.grad) < 1e-8
-    for name, parameter in mix.named_parameters():
-        assert distance(parameter.grad, parameters[name].grad) < 1e-7, name
-
-
-@pytest.mark.parametrize("size", [1, 8, 9, 14, 20, 27])
-@pytest.mark.parametrize("changes", [{"window": 6}, {**CAUSAL, "window": 5}, {"window": 1}])
-def test_attention_in_blocks_equals_attention_in_a_loop(changes, size):
-    config = small(changes)
-    q, k, v = torch.randn(3, 1, size, 4, 6, dtype=torch.float64)
-    layout = Layout.of(config, q.flatten(2), torch.tensor([size]))
-    flat = (x[0].flatten(1) for x in (q, k, v))
-    wanted = reference.attention(*flat, 4, config.window, config.causal)
-    assert distance(attend(q, k, v, layout)[0], wanted) < 1e-12
-
-
-@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
-def test_the_published_causal_layer_comes_out_of_ours(kind):
-    meta, arrays = oracle("s11_layer_causal")
-    config = sized(
-        "tiny",
-        {
-            "hidden": meta["hidden_size"],
-            "attention_heads": meta["num_attn_heads"],
-            "lact_heads": meta["num_lact_heads"],
-            "window": meta["window_size"],
-            "schedule": "apply_then_update",
-            "chunk": meta["chunk_size"],
-            "base_step": meta["base_lr"],
-            "qk_norm": False,
-            "momentum": True,
-            "orthogonalize": "five_stage",
-        },
-    )
-    mix = Mix(config).to(kind)
-    renamed = {name.replace(".0.", "."): x for name, x in arrays.items()}
-    mix.load_state_dict({n[6:]: x for n, x in renamed.items() if n.startswith("param.")})
-    x = arrays["x"].to(kind).requires_grad_()
-    found, updates = mix(x, Layout.of(config, x, torch.tensor([21, 21])))
-    exact = kind == torch.float64
-    assert distance(found, arrays["out"]) < (1e-9 if exact else 1e-4)
-    assert set(updates.tolist()) == {meta["updates_run"]}
-    (found * arrays["probe"]).sum().backward()
-    bound = 1e-6 if exact else 3e-4  # expected gradients are stored in float32
-    assert distance(x.grad, arrays["grad_x"]) < bound
-    for name, parameter in mix.named_parameters():
-        if name != "qkv.weight":  # the published case has no gradient for it
-            assert distance(parameter.grad, renamed[f"grad.{name}"]) < bound, name
-
-
-@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
-def test_the_published_set_layer_comes_out_of_our_operator(kind):
-    meta, arrays = oracle("s12_layer_set_muon")
-    p = {name[6:]: x.to(kind) for name, x in arrays.items() if name.startswith("param.")}
-    x, heads = arrays["x"].to(kind), meta["num_lact_heads"]
-
-    def rows(y: Tensor) -> Tensor:
-        return y.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
-
-    q, k, v = (rows(y) for y in torch.nn.functional.silu(x @ p["to_qkv.weight"].T).chunk(3, -1))
-    q, k = (y / (y.norm(dim=-1, keepdim=True) + 1e-5) for y in (q, k))
-    start = torch.tensor(meta["base_lr"], dtype=torch.float64).expm1().log().to(kind)
-    steps = torch.nn.functional.softplus(x @ p["lr_proj.weight"].T + start)
-    y, _ = test_time_training(
-        *(p[name].repeat(len(x), 1, 1) for name in ("w0", "w1", "w2")),
-        *(q, k, v),
-        *rows(steps).split(1, -1),
-        schedule="set",
-        orthogonalize="five_stage",
-    )
-    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * p["o_norm.weight"]
-    y = y.unflatten(0, (len(x), heads)).transpose(1, 2).flatten(2)
-    exact = kind == torch.float64
-    assert distance(y @ p["o_proj.weight"].T, arrays["out"]) < (1e-9 if exact else 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -281,45 +158,6 @@ def test_a_model_comes_back_from_its_config_and_weights():
     again.load_state_dict(model.state_dict())
     batch = waves([0.5])
     assert torch.equal(again(*batch).log_probs, model(*batch).log_probs)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"attention_heads": 5}, "hidden 144 is not a multiple of attention_heads"),
-        ({"lact_heads": 7}, "hidden 144 is not a multiple of lact_heads"),
-        ({"attention_heads": 48}, "must be even"),
-        ({"subsampling": 8}, "needs 3 conv_layers"),
-        ({"schedule": "apply_then_update"}, "needs a chunk"),
-        ({"chunk": 64}, "takes no chunk"),
-        ({"momentum": True}, "nothing to carry"),
-        ({"schedule": "apply_then_update", "chunk": 200}, "window 128 is shorter than chunk 200"),
-        ({"hiden": 3}, "hiden"),
-    ],
-)
-def test_a_configuration_that_cannot_work_says_why(changes, message):
-    with pytest.raises(ValueError, match=message):
-        sized("tiny", changes)
-
-
-def test_an_unknown_size_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="no model size 'huge'; sizes are tiny, base, improved"):
-        sized("huge", {})
-
-
-def test_a_causal_schedule_that_would_never_update_is_refused():
-    config = sized("tiny", {"schedule": "apply_then_update", "chunk": 100, "window": 128})
-    config.check_updates(longest=4.01)  # 101 tokens: one update, seen by one token
-    with pytest.raises(ValueError, match=r"chunk 100 would never be updated from.* 100 tokens"):
-        config.check_updates(longest=4.0)
-    SIZES["tiny"].check_updates(longest=0.1)
-
-
-def test_orthogonalised_updates_from_too_few_tokens_are_warned_about():
-    config = sized("tiny", {"orthogonalize": "five_stage"})  # head width 72
-    config.check_updates(longest=6.0)
-    with pytest.warns(UserWarning, match=r"more than 144 tokens an update.* at most 100"):
-        config.check_updates(longest=4.0)
 
 
 def test_ten_real_utterances_are_learned_by_heart_within_250_steps():
