@@ -127,8 +127,8 @@ def _turn(runs: Path) -> Iterator[None]:
 def _start(
     step: StepDir, job: str, rank: int, size: int, port: int, threads: int
 ) -> "subprocess.Popen[bytes]":
-    environment = {
-        **os.environ,
+    environment = {  # inside an allocation of Slurm's the step is still no job of its own
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
         "TRAINYARD_JOB": job,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
