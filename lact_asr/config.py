@@ -69,6 +69,8 @@ class ModelConfig(Frozen):
             raise ValueError(
                 "hidden / attention_heads must be even: rotary positions pair channels"
             )
+        if self.fast_width * self.hidden < self.lact_heads:
+            raise ValueError(f"fast_width {self.fast_width} leaves the fast MLP no inner channel")
         if 2**self.conv_layers < self.subsampling:
             raise ValueError(
                 f"subsampling {self.subsampling} needs {self.subsampling.bit_length() - 1} "

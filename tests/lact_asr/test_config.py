@@ -11,6 +11,7 @@ from lact_asr.config import SIZES, sized
         ({"attention_heads": 5}, "hidden 144 is not a multiple of attention_heads"),
         ({"lact_heads": 7}, "hidden 144 is not a multiple of lact_heads"),
         ({"attention_heads": 48}, "must be even"),
+        ({"fast_width": 0.001}, "no inner channel"),
         ({"subsampling": 8}, "needs 3 conv_layers"),
         ({"schedule": "apply_then_update"}, "needs a chunk"),
         ({"chunk": 64}, "takes no chunk"),
