@@ -2,8 +2,8 @@
 must be, and where a number stopped being finite.
 """
 
-import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 def adjacent_repeats(labels: Sequence[int]) -> int:
     """Labels equal to the one before: CTC must put a blank between them."""
-    return sum(left == right for left, right in itertools.pairwise(labels))
+    return sum(map(operator.eq, labels, labels[1:]))
 
 
 def frames_needed(labels: Sequence[int]) -> int:

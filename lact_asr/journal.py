@@ -3,6 +3,7 @@
 Rank 0 speaks; `grep "Loss:"` and `grep "Pred:"` work on its log.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from lact_asr.steps import Outcome
 from lact_asr.validation import Validation
 
 NAMED = 100  # ids of left-out utterances in an event; all are counted
+LARGE = 100.0  # a gradient norm before clipping that deserves a line
 
 Report = Callable[[Mapping[str, Any]], None]
 Event = Callable[..., None]
@@ -88,9 +90,17 @@ class Journal:
             f"{metrics['audio_seconds_per_second']:,.0f} s of audio/s | "
             f"{clock(metrics['seconds_left'])} left"
         )
-        if self._loud:
-            self._report({"step": step, "total_steps": self._total, **metrics})
+        largest = max(self._window, key=lambda outcome: outcome.grad_norm)
+        if largest.grad_norm > LARGE:
+            self.say(f"Large gradient norm: {largest.grad_norm:.2f}, clipped, by step {step}")
+        self._numbers(step, {"total_steps": self._total, **metrics})
         self._window, self._since = [], now
+
+    def _numbers(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics for the launcher; JSON has no NaN, so what is not finite is null."""
+        if self._loud:
+            finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+            self._report({"step": step, **finite})
 
     def _means(self) -> dict[str, float]:
         """Loss and parts per label token, and counts in all, over the steps that were taken."""
@@ -111,8 +121,7 @@ class Journal:
         for number, sample in enumerate(validation.samples, start=1):
             self.say(f"Sample Prediction {number} (step {step}, {sample.id})")
             self.say(f"True: {sample.true}\nPred: {sample.pred}")
-        if self._loud:
-            metrics = {"valid_loss": validation.loss, "wer": scores.wer, "cer": scores.cer}
-            self._report({"step": step, **metrics})
+        metrics = {"valid_loss": validation.loss, "wer": scores.wer, "cer": scores.cer}
+        self._numbers(step, metrics)
         self.event("samples", step=step, samples=[vars(each) for each in validation.samples])
         self._since = time.monotonic()

@@ -81,10 +81,11 @@ def run(
     objective: Objective | None = None,
     dev: list[Utterance] | None = None,
     stop_at: float = math.inf,
+    diary: Diary | None = None,
     **changes: object,
 ) -> tuple[FitResult, Diary]:
     """fit with the small parts; asked to stop once `stop_at` steps are done."""
-    diary = Diary()
+    diary = diary or Diary()
     asked = iter(range(1, 10_000))
     result = fit(
         objective or CTCObjective(tiny()),

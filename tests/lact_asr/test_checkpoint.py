@@ -49,13 +49,13 @@ def save_and_die(folder: Path) -> None:
     """Two checkpoints, killed in the second file of the third."""
     for name in ("00000001", "00000002"):
         write(folder, name)
-    files = {"model.pt": tiny().state_dict(), "trainer.pt": Deadly(), checkpoint.STATE: {}}
+    files = {checkpoint.STATE: {}, "model.pt": tiny().state_dict(), "trainer.pt": Deadly()}
     checkpoint.save(folder, "00000003", files)
 
 
 def test_a_save_that_is_killed_leaves_the_checkpoints_before_it(tmp_path):
     assert in_ranks(save_and_die, tmp_path, 1) == [-signal.SIGKILL]
-    assert list(tmp_path.glob(".new.*/model.pt"))
+    assert [each.name for each in tmp_path.glob(".new.*/*")] == ["model.pt", "trainer.pt"]
     assert checkpoint.latest(tmp_path) == tmp_path / "00000002"
     checkpoint.prune(tmp_path, keep=1)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["00000002", "rank0.log"]
