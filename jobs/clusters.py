@@ -19,11 +19,11 @@ from pydantic import Field, field_validator
 from jobs.backends import StepJob
 from jobs.errors import UserError
 from jobs.reading import read_model
+from jobs.snapshot import entry
 from jobs.spec import Frozen, Minutes, Resources
 from jobs.validation import nearest
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "slurm_templates"
-_RUN = "from jobs.worker import Worker; Worker(sys.argv[1])()"
 _TAKEN = {  # sbatch parameters that have a home elsewhere: parameter -> what to write instead
     "partition": "partition",
     "account": "account",
@@ -172,25 +172,17 @@ def sbatch_text(cluster: Cluster, job: StepJob, after: Sequence[str] = ()) -> st
     """A script for plain sbatch: the same directives and setup, without submitit's pickle."""
     asked = parameters(cluster, job, after)
     logs = [f"--output={job.logs}/%j_%t_log.out", f"--error={job.logs}/%j_%t_log.err"]
-    srun = ["srun", "--unbuffered", *logs, *asked["srun_args"]]
-    return (
-        (TEMPLATES / "job.sbatch")
-        .read_text()
-        .format(
-            directives="\n".join(_directive(flag) for flag in flags(directives(asked, job.logs))),
-            setup="\n".join(asked["setup"]),
-            command=f"{shlex.join(srun)} {step_command(cluster, _RUN, job.directory)}",
-        )
+    srun = shlex.join(["srun", "--unbuffered", *logs, *asked["srun_args"]])
+    template = (TEMPLATES / "job.sbatch").read_text()
+    return template.format(
+        directives="\n".join(_directive(flag) for flag in flags(directives(asked, job.logs))),
+        setup="\n".join(asked["setup"]),
+        command=f"{srun} {step_command(cluster, entry('jobs.worker'), job.directory)}",
     )
 
 
-def step_command(cluster: Cluster, statement: str, argument: Path) -> str:
-    """Shell text that runs a Python statement on the code snapshot, with one argument.
-
-    `python -m` would look into the working folder first: the checkout in which launch.py was
-    called, with whatever has been edited since.
-    """
-    code = f"import sys; sys.path[:] = filter(None, sys.path); {statement}"
+def step_command(cluster: Cluster, code: str, argument: Path) -> str:
+    """Shell text that runs Python code (see `jobs.snapshot.entry`) with one argument."""
     return f"{cluster.interpreter} -u -c {shlex.quote(code)} {shlex.quote(str(argument))}"
 
 

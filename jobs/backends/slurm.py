@@ -97,9 +97,8 @@ class SlurmBackend:
         _wait_for_sbatch(job)
         said = call("squeue", "-h", "-t", "all", "-n", job.token, "-o", "%A")
         if not said.strip():
-            # sacct looks at today up to now, and leaves out a job that began in this second
-            when = ["-S", "now-30days", "-E", "now+1days"]
-            said = _sacct("--name", job.token, *when, "-o", "JobIDRaw")[0]
+            # by name sacct looks at today only, and at jobs that began some 4 s ago or earlier
+            said = _sacct("--name", job.token, "-S", "now-30days", "-o", "JobIDRaw")[0]
         ids = sorted(said.split(), key=int)
         return ids[-1] if ids else None
 
@@ -128,13 +127,14 @@ def _executor(cluster: "Cluster", job: StepJob, after: Sequence[str]) -> "SlurmE
     from submitit.core.utils import DelayedSubmission
 
     from jobs.clusters import parameters, step_command
+    from jobs.snapshot import entry
     from jobs.worker import Worker
 
     class Executor(SlurmExecutor):  # type: ignore[misc]
         @property
         def _submitit_command_str(self) -> str:
-            statement = "from submitit.core.submission import submitit_main; submitit_main()"
-            return step_command(cluster, statement, self.folder)
+            code = entry("submitit.core.submission", "submitit_main")
+            return step_command(cluster, code, self.folder)
 
         def _make_submission_command(self, submission_file_path: Any) -> list[str]:
             command: list[str] = super()._make_submission_command(submission_file_path)

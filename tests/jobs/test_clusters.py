@@ -173,7 +173,9 @@ def test_a_step_imports_the_snapshot_from_whatever_folder_it_runs_in(tmp_path: P
         package = tmp_path / place / "jobs"
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
-        (package / "worker.py").write_text(f"Worker = lambda step: lambda: print({word!r}, step)")
+        (package / "worker.py").write_text(
+            f"import sys\nmain = lambda: print({word!r}, sys.argv[1])"
+        )
     site = Cluster(name="here", python=shlex.quote(sys.executable))
     lines = sbatch_text(site, step_job(tmp_path)).splitlines()
     script = "\n".join(line for line in lines if not line.startswith("srun"))

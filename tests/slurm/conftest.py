@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.backends.slurm import SlurmBackend
 from tests.slurm.cluster import PACKAGES, PrivateSlurm, missing_programs
+from tests.slurm.steps import as_stored
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +34,9 @@ def slurm(private_slurm: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("SLURM_CONF", str(private_slurm.conf))
     yield private_slurm
     private_slurm.clear()
+
+
+@pytest.fixture
+def backend(slurm: PrivateSlurm) -> SlurmBackend:
+    """The Slurm backend on the private cluster."""
+    return SlurmBackend(as_stored(partition="gpu"))

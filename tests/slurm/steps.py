@@ -1,9 +1,16 @@
 """Steps for the backend's tests: real step folders whose worker runs a line of shell."""
 
+import os
 import secrets
+import stat
+import subprocess
+import time
 from pathlib import Path
 
-from jobs.backends import StepJob
+import pytest
+
+from jobs.backends import JobState, QueueState, StepJob
+from jobs.backends.slurm import SlurmBackend
 from jobs.clusters import Cluster
 from jobs.spec import Resources
 from jobs.store import StepDir
@@ -40,3 +47,21 @@ def make_step(
 def as_stored(**fields: object) -> dict[str, object]:
     """A cluster as run.json holds it."""
     return Cluster.model_validate({"name": "private", **fields}).model_dump(mode="json")
+
+
+def put_on_path(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that comes before the one of that name; `$real` in its text is that one."""
+    real = subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    program.write_text(f"#!/bin/bash\nreal={real.strip()}\n{script}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def state(backend: SlurmBackend, job: str) -> JobState:
+    return backend.states({job: time.time()})[job]
+
+
+def is_in(backend: SlurmBackend, job: str, wanted: QueueState) -> bool:
+    return state(backend, job).state is wanted

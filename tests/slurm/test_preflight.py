@@ -9,7 +9,7 @@ from jobs.clusters import Cluster
 from jobs.preflight import problems
 from jobs.spec import Pipeline, Resources, Step
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.test_backend import put_on_path
+from tests.slurm.steps import put_on_path
 
 
 def pipeline(**steps: dict[str, object]) -> Pipeline:
