@@ -148,11 +148,10 @@ class Teacher(nn.Module):
         return self._transcribe(fused, lengths, weights)
 
     def _audio(self, waves: Tensor, wave_lengths: Tensor, present: Tensor) -> list[Tensor]:
-        waves = waves.masked_fill(~present[:, :2].any(1, keepdim=True), 0.0)
+        heard = present[:, :2].any(1, keepdim=True)  # a stream not used is cleared in the fusion
+        waves = waves.masked_fill(~heard, 0.0)
         mel, lengths = self.mel(waves, wave_lengths)
         pitch = self.pitch(waves, wave_lengths, mel)
-        mel = mel.masked_fill(~present[:, 0, None, None], 0.0)
-        pitch = pitch.masked_fill(~present[:, 1, None, None], 0.0)
         return [self.clip_stem(mel, lengths), self.pitch_stem(pitch, lengths)]
 
     def _video(

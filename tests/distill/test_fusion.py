@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from distill.attention import capped_attention
 from distill.fusion import ModalityFusion, bounded, hide_some
@@ -76,6 +77,17 @@ def test_the_soft_bound_keeps_a_gradient_where_the_clamp_has_none():
         assert out.abs().max() <= 10
         assert out[1].item() == pytest.approx(0.1, abs=1e-4)
         assert (x.grad[2] > 0).item() is alive
+
+
+def test_attention_looks_at_nothing_but_what_is_seen():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 4, 8)
+    seen = torch.tensor([[True, False, True, True]])
+    partial = capped_attention(query, key, value, seen, None)
+    kept = seen[0]
+    torch.testing.assert_close(
+        partial, F.scaled_dot_product_attention(query, key[:, :, kept], value[:, :, kept])
+    )
 
 
 def test_the_score_cap_bounds_the_scores_of_exploding_queries():

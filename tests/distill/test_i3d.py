@@ -22,9 +22,21 @@ def test_an_inflated_unit_on_a_still_clip_gives_what_the_image_network_gives(mod
             torch.testing.assert_close(film[row, :, frame], still[row], atol=1e-5, rtol=1e-5)
 
 
-def test_inflation_keeps_groups():
-    grouped = torch.randn(8, 2, 3, 3)  # 4 groups of 2 inputs
-    assert inflate_2d(grouped, 5).shape == (8, 2, 5, 3, 3)
+@pytest.mark.parametrize("mode", ["mean", "centre"])
+def test_inflated_weights_keep_size_groups_and_strides(mode):
+    torch.manual_seed(0)
+    image, weight = torch.randn(2, 8, 9, 6), torch.randn(16, 2, 3, 3)  # 4 groups of 2 inputs
+    inflated = inflate_2d(weight, 5, mode)
+    film = F.conv3d(image[:, :, None].repeat(1, 1, 5, 1, 1), inflated, stride=(1, 2, 2), groups=4)
+    still = F.conv2d(image, weight, stride=2, groups=4)
+    torch.testing.assert_close(film[:, :, 0], still, atol=1e-5, rtol=1e-5)
+
+
+def test_inflation_at_the_centre_looks_at_the_middle_frame_only():
+    weight = torch.randn(4, 2, 3, 3)
+    inflated = inflate_2d(weight, 5, "centre")
+    assert inflated[:, :, 2].equal(weight)
+    assert not inflated[:, :, [0, 1, 3, 4]].any()
 
 
 def test_the_trunk_has_the_published_layers_and_parameters():

@@ -42,6 +42,7 @@ def test_batch_norm_counts_valid_frames_only_and_remembers_them():
     expected = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-5).sqrt()
     torch.testing.assert_close(out.transpose(1, 2)[valid(lengths, 9)], expected)
     torch.testing.assert_close(norm.running_mean, 0.1 * rows.mean(0))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * rows.var(0, unbiased=False))
     norm.eval()
     single = norm(x[:1], lengths[:1])
     torch.testing.assert_close(single, norm(x, lengths)[:1])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill import losses
 from distill.config import DistillConfig
 from distill.families import FAMILIES
 from distill.objective import DistillObjective
@@ -96,13 +97,48 @@ def test_the_total_is_the_formula_per_label_and_per_frame(progress):
     )
 
 
+WAYS = {  # settings: what one frame then costs, and what its sum is divided by
+    "top_k": (
+        {"top_k": 5},
+        lambda q, p: losses.top_k_kd(q, losses.top_k(p, 5, 2.0), 2.0),
+        "frames",
+    ),
+    "drop_class": (
+        {"blank_policy": "drop_class"},
+        lambda q, p: losses.frame_kd(losses.drop_blank(q), losses.drop_blank(p), 2.0),
+        "frames",
+    ),
+    "nonblank": (
+        {"blank_policy": "nonblank"},
+        lambda q, p: losses.frame_kd(q, p, 2.0) * (p.argmax(-1) != 0),
+        "frames",
+    ),
+    "guided": ({"kd": "guided"}, losses.guided, "labels"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_of_teaching_costs_what_it_says(way):
+    changes, cost, unit = WAYS[way]
+    taught, lesson = objective(**changes), noise()
+    taught.begin_step([lesson], alone)
+    loss = taught(lesson, 0.0)
+    student = taught.model(lesson.waves, lesson.wave_lengths)
+    teacher = taught.teacher(lesson.waves, lesson.wave_lengths)
+    mask = valid(student.lengths, student.log_probs.shape[1])
+    total = losses.masked_sum(cost(student.log_probs, teacher.log_probs), mask)
+    expected = total / (mask.sum() if unit == "frames" else loss.weight)
+    assert expected > 0.01
+    torch.testing.assert_close(loss.parts["kd"] / loss.weight, expected, atol=1e-6, rtol=1e-5)
+
+
 def gradients(taught: DistillObjective, batches: list[Batch]) -> dict[str, Tensor]:
     """Of a whole step over these micro-batches, normalised as the loop does."""
     taught.trainable.zero_grad()
     taught.begin_step(batches, alone)
-    losses = [taught(each, 0.5) for each in batches]
-    labels = sum(loss.weight for loss in losses)
-    (sum(loss.total for loss in losses) / labels).backward()
+    every = [taught(each, 0.5) for each in batches]
+    labels = sum(loss.weight for loss in every)
+    (sum(loss.total for loss in every) / labels).backward()
     return {n: p.grad.clone() for n, p in taught.trainable.named_parameters()}
 
 

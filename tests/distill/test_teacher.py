@@ -95,6 +95,11 @@ def test_video_counts_where_there_is_some_and_nowhere_else(speech):
     assert (output.log_probs[0] - without.log_probs[0]).abs().max() > 1e-3
     assert output.modality_weights[1, :, 2].eq(0).all()
     assert output.modality_weights[0, : lengths[0], 2].gt(0).all()
+    present = torch.tensor([[True, True, False], [True, True, True]])
+    hidden = model(
+        whole.waves, whole.wave_lengths, video=film, video_lengths=shown, present=present
+    )
+    torch.testing.assert_close(hidden.log_probs, without.log_probs)
     longer = torch.nn.functional.pad(film, (0, 0, 0, 0, 0, 7), value=torch.nan)
     again = model(whole.waves, whole.wave_lengths, video=longer, video_lengths=shown)
     torch.testing.assert_close(again.log_probs, output.log_probs)
