@@ -71,5 +71,10 @@ def _mistake(identity: str, reference: str, hypothesis: str) -> Mistake:
     marks = jiwer.visualize_alignment(output, show_measures=False, skip_correct=False)
     errors = output.substitutions + output.deletions + output.insertions
     return Mistake(
-        identity, reference, hypothesis, errors, len(reference.split()), marks.split("\n", 2)[2].rstrip()
+        identity,
+        reference,
+        hypothesis,
+        errors,
+        len(reference.split()),
+        marks.split("\n", 2)[2].rstrip(),
     )
