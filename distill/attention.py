@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         the scores may be capped.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, W)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, S, W)

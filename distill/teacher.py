@@ -50,7 +50,7 @@ class ClipStem(nn.Module):
     def forward(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Clip j shows frames around j * hop; frames past the length are zero, the mean, in it."""
         before = (self.frames - 1) // 2
-        clips = strided(torch.tensor(mel.shape[1]), self.hop).item()
+        clips = -(-mel.shape[1] // self.hop)
         after = (clips - 1) * self.hop + self.frames - before - mel.shape[1]
         padded = F.pad(mel, (0, 0, before, max(after, 0)))
         pieces = padded.unfold(1, self.frames, self.hop)[:, None, :clips]  # (B, 1, T, mels, frames)
@@ -81,7 +81,6 @@ class Teacher(nn.Module):
     """Waves, and video where there is some, to CTC log-probabilities at 25 frames a second."""
 
     family = "teacher"
-    conditional = ("fusion.absent",)  # gets a gradient only where a modality is missing
 
     def __init__(self, config: TeacherConfig, vocabulary_size: int) -> None:
         super().__init__()

@@ -62,10 +62,9 @@ def moving(model: nn.Module) -> set[str]:
 
 
 def gradients(model: nn.Module, moved: Collection[str]) -> str:
-    """Nothing is detached and nothing unused, but for what the model calls `conditional`."""
+    """Nothing is detached and nothing unused."""
     learning = [name for name, value in model.named_parameters() if value.requires_grad]
-    spared = getattr(model, "conditional", ())
-    dead = [name for name in learning if name not in moved and name not in spared]
+    dead = [name for name in learning if name not in moved]
     if dead:
         raise Defect(f"gradients: {len(dead)} of {len(learning)} parameters get none: {some(dead)}")
     return f"reach all {len(learning)} parameters"

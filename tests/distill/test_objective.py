@@ -18,7 +18,7 @@ from lact_asr.config import SIZES, OptimConfig, TrainingConfig
 from lact_asr.data import Batch
 from lact_asr.errors import DataError
 from lact_asr.features import valid
-from lact_asr.objective import ctc_losses
+from lact_asr.objective import arithmetic, ctc_losses
 from lact_asr.text import Vocabulary
 from lact_asr.training import fit
 from tests.distill.parts import (
@@ -195,6 +195,19 @@ def test_two_processes_take_the_step_that_one_takes(tmp_path):
         assert_close(single["gradients"], double["gradients"])
         assert double["parts"] == pytest.approx(single["parts"], rel=1e-5)
         assert double["loss"] == pytest.approx(single["loss"], rel=1e-5)
+
+
+def test_in_bfloat16_the_losses_stay_float32_and_close():
+    taught, lesson = objective(feature_weight=0.5, curriculum="all_on"), noise()
+    taught.begin_step([lesson], alone)
+    exact = taught(lesson, 0.5)
+    with arithmetic(torch.device("cpu"), "bf16"):
+        loss = taught(lesson, 0.5)
+    loss.total.backward()
+    assert loss.total.dtype == torch.float32
+    for name, value in exact.parts.items():
+        assert float(loss.parts[name]) == pytest.approx(float(value), rel=0.05), name
+    assert all(p.grad.isfinite().all() for p in taught.trainable.parameters())
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
