@@ -198,7 +198,7 @@ def _status(given: argparse.Namespace) -> int:
 
 def _logs(given: argparse.Namespace) -> int:
     from jobs import show
-    from jobs.states import states
+    from jobs.states import view
     from jobs.store import RunStore
 
     run, step = RunStore().find_step(given.step)
@@ -208,7 +208,7 @@ def _logs(given: argparse.Namespace) -> int:
     backend = _backend_of(run)
     show.logs(
         step,
-        lambda: states(run, backend)[0][step.name],
+        lambda: view(run, backend).observed[step.name],
         rank=given.rank,
         lines=given.lines,
         pattern=given.grep,

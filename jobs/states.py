@@ -1,49 +1,84 @@
-"""Where a run stands: what the files say of each step, then what the queue says of the rest."""
+"""Where a run stands: what the files say of each step, and what the queue says of the rest.
+
+Each file is read once. The ends of steps are read after the queue was asked: a job that the queue
+calls ended has written its end by then.
+"""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from jobs.backends import Backend, JobState
 from jobs.plan import Evidence, Observed, observe_all
-from jobs.store import Run, StepDir
+from jobs.store import Run, StepDir, Submission
 
 
-def evidence(run: Run) -> dict[str, Evidence]:
-    """What the files say of every step, in dependency order."""
-    found = {}
-    for step in run.steps():
-        folder = run.step(step["name"])
-        found[step["name"]] = _evidence(folder, tuple(step["needs"]))
-    return found
+@dataclass(frozen=True)
+class Record:
+    """What the files of one step say."""
+
+    folder: StepDir
+    tries: list[Submission]  # oldest first
+    result: dict[str, Any] | None
+    failure: dict[str, Any] | None
+
+    @property
+    def latest(self) -> Submission | None:
+        """The newest try, or None for a step never submitted."""
+        return self.tries[-1] if self.tries else None
+
+    def evidence(self, needs: tuple[str, ...]) -> Evidence:
+        """The same in the words of the plan."""
+        latest, failure = self.latest, self.failure
+        if latest is None:
+            return Evidence(needs=needs, succeeded=self.result is not None)
+        current = failure is not None and failure["job"] == latest.job
+        return Evidence(
+            needs=needs,
+            succeeded=self.result is not None,
+            failure=f"{failure['class']}: {failure['message']}" if failure and current else "",
+            job=latest.job,
+            tried=True,
+            cancelled=latest.cancelled,
+            age=time.time() - latest.time,
+        )
 
 
-def _evidence(folder: StepDir, needs: tuple[str, ...]) -> Evidence:
-    latest, failure = folder.latest(), folder.failure()
-    if latest is None:
-        return Evidence(needs=needs, succeeded=folder.result() is not None)
-    current = failure is not None and failure["job"] == latest.job
-    return Evidence(
-        needs=needs,
-        succeeded=folder.result() is not None,
-        failure=f"{failure['class']}: {failure['message']}" if failure and current else "",
-        job=latest.job,
-        tried=True,
-        cancelled=latest.cancelled,
-        age=time.time() - latest.time,
-    )
+@dataclass(frozen=True)
+class View:
+    """A run at one moment: records, states and what the queue said, by step or by job id."""
+
+    records: Mapping[str, Record]
+    observed: Mapping[str, Observed]
+    queue: Mapping[str, JobState]
 
 
-def ask(run: Run, backend: Backend) -> dict[str, JobState]:
-    """The queue's opinion of every job whose step has not recorded its end."""
-    open_jobs = {}
-    for step in run.steps():
-        folder = run.step(step["name"])
-        latest = folder.latest()
-        if latest and latest.job and not latest.cancelled and folder.result() is None:
-            open_jobs[latest.job] = latest.time
-    return backend.states(open_jobs) if open_jobs else {}
+def view(run: Run, backend: Backend) -> View:
+    """Read the files of a run and ask the queue about the jobs that have not recorded an end."""
+    needs = {step["name"]: tuple(step["needs"]) for step in run.steps()}
+    tries, results = {}, {}
+    for name in needs:
+        folder = run.step(name)
+        tries[name], results[name] = folder.submissions(), folder.result()
+    queue = _ask(tries, results, backend)
+    records = {}
+    for name in needs:
+        folder, result = run.step(name), results[name]
+        records[name] = Record(
+            folder=folder,
+            tries=tries[name],
+            result=folder.result() if result is None and tries[name] else result,
+            failure=folder.failure() if result is None and tries[name] else None,
+        )
+    evidence = {name: record.evidence(needs[name]) for name, record in records.items()}
+    return View(records, observe_all(evidence, queue), queue)
 
 
-def states(run: Run, backend: Backend) -> tuple[dict[str, Observed], dict[str, JobState]]:
-    """The state of every step, and what the queue said."""
-    queue = ask(run, backend)
-    return observe_all(evidence(run), queue), queue
+def _ask(
+    tries: Mapping[str, list[Submission]], results: Mapping[str, object], backend: Backend
+) -> dict[str, JobState]:
+    """The queue's opinion of every newest job whose step has not recorded its success."""
+    newest = [made[-1] for name, made in tries.items() if made and results[name] is None]
+    submitted = {each.job: each.time for each in newest if each.job and not each.cancelled}
+    return backend.states(submitted) if submitted else {}

@@ -17,8 +17,6 @@ the same file. Imports nothing heavy: `status` needs 60 ms in all.
 
 import contextlib
 import os
-import secrets
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -152,6 +150,7 @@ class Run:
         self.name = path.name
         self.given = path / "pipeline.yaml"
         self.dirty = path / "dirty.diff"
+        self._info: dict[str, Any] | None = None
 
     def write_given(self, text: str) -> None:
         """Keep the pipeline file as it was given."""
@@ -159,8 +158,9 @@ class Run:
 
     def info(self) -> dict[str, Any]:
         """Resolved pipeline, cluster, user, host, commit, versions."""
-        info: dict[str, Any] = read_json(self.path / "run.json")
-        return info
+        if self._info is None:  # written once, when the run is created
+            self._info = read_json(self.path / "run.json")
+        return self._info
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Store `info()`."""
@@ -191,7 +191,7 @@ class Run:
         UserError where another process of ours is at it.
         """
         path = self.path / "lock"
-        owner = f"{socket.gethostname()} {os.getpid()}"
+        owner = f"{os.uname().nodename} {os.getpid()}"
         while True:
             try:
                 descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -216,7 +216,7 @@ def _break_stale(path: Path) -> None:
     """Remove the lock of a dead process of this host; UserError for a living or distant one."""
     with contextlib.suppress(FileNotFoundError):
         host, _, pid = path.read_text().partition(" ")
-        if host == socket.gethostname() and not _alive(int(pid)):
+        if host == os.uname().nodename and not _alive(int(pid)):
             path.unlink()
             return
         raise UserError(
@@ -243,7 +243,7 @@ class RunStore:
 
     def new_name(self, pipeline: str) -> str:
         """Sortable by time, unique, typeable by its beginning."""
-        return f"{pipeline}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        return f"{pipeline}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
 
     def create(self, name: str) -> Run:
         """A new, empty run."""

@@ -20,7 +20,7 @@ from jobs.errors import ClusterError
 from jobs.plan import ACTIVE, Observed, Submit, plan
 from jobs.snapshot import copy_code, provenance
 from jobs.spec import Pipeline, Resources
-from jobs.states import states
+from jobs.states import view
 from jobs.store import Run, RunStore
 
 _PARALLEL = (
@@ -60,7 +60,7 @@ def proceed(run: Run, backend: Backend, only: Sequence[str] | None = None) -> li
     The caller holds the run's lock. ClusterError where the cluster refuses or does not answer.
     """
     _recover(run, backend)
-    observed, _ = states(run, backend)
+    observed = view(run, backend).observed
     needs = {step["name"]: tuple(step["needs"]) for step in run.steps()}
     wanted = {name: needs[name] for name in needs if only is None or name in only}
     todo = plan(wanted, {name: seen.state for name, seen in observed.items()})
@@ -146,7 +146,7 @@ def step_job(run: Run, step: Mapping[str, Any], token: str) -> StepJob:
 
 def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> list[str]:
     """Cancel the jobs of a run, or of some steps and all behind them; the steps cancelled."""
-    observed, _ = states(run, backend)
+    observed = view(run, backend).observed
     doomed: list[str] = []
     for step in run.steps():
         behind = names is None or step["name"] in names or set(step["needs"]) & set(doomed)
