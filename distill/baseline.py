@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from distill.config import BaselineConfig
 from distill.masking import MaskedNorm, silence, strided
+from lact_asr.augment import SpecAugment
 from lact_asr.features import LogMel
 from lact_asr.model import CTCOutput
 
@@ -58,9 +59,13 @@ class Baseline(nn.Module):
         """Output frames of waves of so many samples."""
         return self.config.tokens(wave_lengths)
 
-    def forward(self, waves: Tensor, wave_lengths: Tensor) -> CTCOutput:
+    def forward(
+        self, waves: Tensor, wave_lengths: Tensor, augment: SpecAugment | None = None
+    ) -> CTCOutput:
         """Waves (B, N) float32 at 16 kHz and their lengths (B,) in samples."""
         mel, lengths = self.mel(waves, wave_lengths)  # (B, T, M)
+        if augment:
+            mel = augment(mel, lengths).on(mel)
         x = self.stem(mel.transpose(1, 2))
         lengths = strided(lengths, 2)
         x, hidden = silence(x, lengths), []

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from lact_asr.config import HOP, Frozen
+from lact_asr.config import HOP
+from lact_asr.frozen import Frozen
 
 Norm = Literal["group", "batch"]
 NORM = (

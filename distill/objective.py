@@ -26,7 +26,7 @@ from lact_asr.decoding import collapse
 from lact_asr.errors import DataError
 from lact_asr.features import valid
 from lact_asr.model import CTCOutput
-from lact_asr.objective import Loss, ctc_losses
+from lact_asr.objective import Loss, ctc_losses, listen
 from lact_asr.text import Vocabulary
 
 
@@ -73,7 +73,7 @@ class DistillObjective:
         """The loss of one micro-batch, with every component raw and weighted in its parts."""
         if self.labels_per_frame is None:
             raise RuntimeError("begin_step must announce the micro-batches of a step first")
-        student = self.model(batch.waves, batch.wave_lengths)
+        student = listen(self.model, batch)  # the teacher hears what the student must guess
         teacher = self._teach(batch)
         with torch.autocast(batch.waves.device.type, enabled=False):
             ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()

@@ -20,6 +20,7 @@ from distill.fusion import ModalityFusion
 from distill.i3d import Trunk
 from distill.masking import silence, strided
 from distill.pitch import PITCH, PitchAndCepstra
+from lact_asr.augment import SpecAugment
 from lact_asr.features import LogMel, valid
 from lact_asr.model import CTCOutput
 
@@ -126,6 +127,7 @@ class Teacher(nn.Module):
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
         present: Tensor | None = None,
+        augment: SpecAugment | None = None,
     ) -> TeacherOutput:
         """Waves (B, N) float32 at 16 kHz and their lengths (B,) in samples.
 
@@ -137,7 +139,7 @@ class Teacher(nn.Module):
         grid = self.output_lengths(waves.shape[1])
         if present is None:
             present = torch.ones(len(waves), len(self.fusion.norms), device=waves.device).bool()
-        streams = self._audio(waves, wave_lengths, present)
+        streams = self._audio(waves, wave_lengths, present, augment)
         there = [valid(lengths, grid) & present[:, index, None] for index in range(2)]
         if self.config.video:
             stream, seen = self._video(video, video_lengths, present[:, 2], grid)
@@ -146,11 +148,20 @@ class Teacher(nn.Module):
         fused, weights = self.fusion(streams, torch.stack(there, dim=-1))
         return self._transcribe(fused, lengths, weights)
 
-    def _audio(self, waves: Tensor, wave_lengths: Tensor, present: Tensor) -> list[Tensor]:
+    def _audio(
+        self,
+        waves: Tensor,
+        wave_lengths: Tensor,
+        present: Tensor,
+        augment: SpecAugment | None,
+    ) -> list[Tensor]:
         heard = present[:, :2].any(1, keepdim=True)  # a stream not used is cleared in the fusion
         waves = waves.masked_fill(~heard, 0.0)
         mel, lengths = self.mel(waves, wave_lengths)
         pitch = self.pitch(waves, wave_lengths, mel)
+        if augment:
+            masks = augment(mel, lengths)
+            mel, pitch = masks.on(mel), masks.over_time(pitch)
         return [self.clip_stem(mel, lengths), self.pitch_stem(pitch, lengths)]
 
     def _video(

@@ -7,7 +7,7 @@ node. No torch at the top.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -19,6 +19,7 @@ from jobs.spec import Frozen
 from lact_asr import config as lact_config
 from lact_asr.config import ModelConfig, TrainingConfig
 from lact_asr.files import read_json
+from lact_asr.recipe import PRESETS, completed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +60,7 @@ class ModelSettings(Frozen):
         if self.size not in SIZES[self.family]:
             _refuse(
                 ("size",),
-                f"no {self.family} model of that size{_hint(self.size, SIZES[self.family])}",
+                f"no {self.family} model {self.size!r}{_hint(self.size, SIZES[self.family])}",
             )
         try:
             self.configuration()
@@ -86,6 +87,19 @@ class TrainingSettings(ModelSettings):
     training: TrainingConfig = Field(
         TrainingConfig(), description="length, batches, optimiser, checkpoints"
     )
+    preset: Literal["modern", "founding", "plain"] = Field(
+        "modern",
+        description="what completes `training`: modern adds speed perturbation, SpecAugment and "
+        "bfloat16 on GPUs; founding is the project's first recipe (24 utterances a step, peak "
+        "learning rate 1e-4, float32, 100,000 steps); plain is the defaults listed here",
+    )
+
+    @model_validator(mode="after")
+    def _preset(self) -> "TrainingSettings":
+        given = self.training.model_dump(exclude_unset=True)
+        training = TrainingConfig.model_validate(completed(given, PRESETS[self.preset]))
+        object.__setattr__(self, "training", training)  # frozen for everybody else
+        return self
 
 
 class Trained(Frozen):

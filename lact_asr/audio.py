@@ -39,7 +39,7 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     """
     common = math.gcd(rate, SAMPLE_RATE)
     old, new = rate // common, SAMPLE_RATE // common  # 441 samples become 320
-    kernel, reach = _kernel(old, new)
+    kernel, reach = resampling_kernel(old, new)
     padded = np.pad(samples, (reach, reach + old))
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[1])  # [samples, taps]
     blocks = math.ceil(len(samples) / old)
@@ -51,7 +51,7 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _kernel(old: int, new: int) -> tuple[np.ndarray, int]:
+def resampling_kernel(old: int, new: int) -> tuple[np.ndarray, int]:
     """[new, taps]: the weights of the samples around each new one; how many of them precede it."""
     crossings, cutoff = 6, 0.99 * min(old, new)
     reach = math.ceil(crossings * old / cutoff)

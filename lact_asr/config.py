@@ -9,16 +9,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from lact_asr.frozen import Frozen
+from lact_asr.recipe import AugmentConfig
 
 SAMPLE_RATE = 16_000  # Hz, of every wave inside the project
 HOP = 160  # samples between two feature frames: 10 ms
-
-
-class Frozen(BaseModel):
-    """A settings block: immutable, and a key that it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelConfig(Frozen):
@@ -198,8 +195,10 @@ class TrainingConfig(Frozen):
         "0 is never",
     )
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Arithmetic of the forward pass; weights and losses stay float32"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32",
+        description="Arithmetic of the forward pass, auto is bf16 on GPUs and fp32 elsewhere; "
+        "weights and losses stay float32",
     )
     workers: int | None = Field(
         None,
@@ -210,7 +209,13 @@ class TrainingConfig(Frozen):
     max_unreadable: int = Field(
         20, ge=0, description="Unreadable audio files that are skipped before training stops"
     )
+    augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
+
+    @property
+    def planned_seconds(self) -> float:
+        """Padded seconds of a micro-batch as read, so that the slowest speed keeps the budget."""
+        return self.batch_seconds * min(1.0, *self.augment.speeds)
 
 
 class OverfitConfig(Frozen):

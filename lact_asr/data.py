@@ -9,6 +9,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from lact_asr.errors import DataError
 from lact_asr.health import frames_needed
 from lact_asr.manifest import Utterance
 from lact_asr.text import CHARACTERS, Vocabulary, normalise
+
+if TYPE_CHECKING:
+    from lact_asr.augment import SpecAugment
 
 SPARES = 10  # other utterances tried where a whole batch is unreadable
 TOO_LONG = "longer than the limit"
@@ -40,6 +44,7 @@ class Batch:
     targets: Tensor  # [sum U] int64, one text after the other
     target_lengths: Tensor  # [B] int64
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (id, why), left out
+    augment: "SpecAugment | None" = None  # what hides features of it in training
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,7 +64,7 @@ class Batch:
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = (self.waves, self.wave_lengths, self.targets, self.target_lengths)
-        return Batch(self.ids, self.texts, *map(change, tensors), unreadable=self.unreadable)
+        return Batch(self.ids, self.texts, *map(change, tensors), self.unreadable, self.augment)
 
 
 class Rows:
@@ -116,12 +121,16 @@ def usable(
 ) -> tuple[Corpus, dict[str, list[str]]]:
     """What can be trained on, and the ids of what cannot, by reason.
 
-    CTC needs a frame per label and one between equal neighbours: a single utterance without them
-    gives NaN gradients to the whole model. No utterance may exceed a batch. DataError if more than
-    half cannot be used: that is a mistake in the data or the settings.
+    CTC needs a frame per label and one between equal neighbours, at the highest speed too: a single
+    utterance without them gives NaN gradients to the whole model. No utterance may exceed a batch,
+    at the slowest speed. DataError if more than half cannot be used: that is a mistake in the data
+    or the settings.
     """
-    longest = min(config.max_duration, config.batch_seconds)
-    samples = torch.tensor([round(each.duration * RATE) for each in utterances], dtype=torch.int64)
+    longest = min(config.max_duration, config.planned_seconds)
+    shortened = RATE / max(1.0, *config.augment.speeds)
+    samples = torch.tensor(
+        [round(each.duration * shortened) for each in utterances], dtype=torch.int64
+    )
     frames = output_lengths(samples).tolist()
     dropped: dict[str, list[str]] = defaultdict(list)
     kept, kept_labels = [], []
@@ -140,7 +149,8 @@ def usable(
         counts = ", ".join(f"{len(ids)} {reason}" for reason, ids in dropped.items())
         raise DataError(
             f"only {len(kept)} of {len(utterances)} utterances can be trained on ({counts}; the "
-            f"limit is {longest:g} s, the smaller of max_duration and batch_seconds)"
+            f"limit is {longest:g} s, the smaller of max_duration and batch_seconds, the latter at "
+            "the slowest speed)"
         )
     return Corpus(kept, kept_labels), dict(dropped)
 

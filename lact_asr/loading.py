@@ -43,7 +43,12 @@ class Stream:
         self, corpus: Corpus, config: TrainingConfig, world: World, workers: int, start: Position
     ) -> None:
         order = batches_from(
-            start, corpus.durations, config.batch_seconds, config.seed, world.rank, world.world_size
+            start,
+            corpus.durations,
+            config.planned_seconds,
+            config.seed,
+            world.rank,
+            world.world_size,
         )
         self.position = start
         self._ahead: deque[Position] = deque()  # of batches that are being read

@@ -8,7 +8,7 @@ no step from padding.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from lact_asr.config import ModelConfig
 from lact_asr.fast_weights import wide
 from lact_asr.features import LogMel, valid
 from lact_asr.mix import Layout, Mix, RMSNorm
+
+if TYPE_CHECKING:
+    from lact_asr.augment import SpecAugment
 
 EPS = 1e-6
 
@@ -109,9 +112,14 @@ class Recogniser(nn.Module):
         """Tokens for so many samples, an int or an integer tensor."""
         return self.config.tokens(wave_lengths)
 
-    def forward(self, waves: Tensor, wave_lengths: Tensor) -> CTCOutput:
+    def forward(
+        self, waves: Tensor, wave_lengths: Tensor, augment: "SpecAugment | None" = None
+    ) -> CTCOutput:
         """Waves [B,N] float32 at 16 kHz in -1..1, zero or junk past their lengths [B]."""
-        x, lengths = self.encoder(*self.features(waves, wave_lengths))
+        x, lengths = self.features(waves, wave_lengths)
+        if augment:
+            x = augment(x, lengths).on(x)
+        x, lengths = self.encoder(x, lengths)
         x = self.dropout(x)
         layout = Layout.of(self.config, x, lengths)
         hidden = []

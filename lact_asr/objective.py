@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lact_asr.data import Batch
+from lact_asr.model import CTCOutput
 
 
 @dataclass
@@ -58,10 +59,16 @@ class CTCObjective:
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
         """The CTC loss of a batch; `zeroed` counts utterances that no path fits (loss infinite)."""
-        output = self.model(batch.waves, batch.wave_lengths)
+        output = listen(self.model, batch)
         losses = ctc_losses(output.log_probs, output.lengths, batch)
         zeroed = ((losses == 0) & (batch.target_lengths > 0)).sum()
         return Loss(losses.sum(), batch.target_lengths.sum(), counts={"zeroed": zeroed})
+
+
+def listen(model: nn.Module, batch: Batch) -> CTCOutput:
+    """The model's output on a batch, through the batch's augmentation if it has one."""
+    hidden = {"augment": batch.augment} if batch.augment else {}
+    return model(batch.waves, batch.wave_lengths, **hidden)
 
 
 def ctc_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
@@ -84,4 +91,5 @@ def ctc_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
 
 def arithmetic(device: torch.device, precision: str) -> AbstractContextManager:
     """The context of a forward pass, in training and decoding alike."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

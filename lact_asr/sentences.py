@@ -11,7 +11,7 @@ import random
 
 from pydantic import Field, model_validator
 
-from lact_asr.config import Frozen
+from lact_asr.frozen import Frozen
 
 SLOTS = (
     ["PLACE", "BRING", "MOVE", "HIDE", "PAINT", "TURN"],

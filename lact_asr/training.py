@@ -10,16 +10,17 @@ A pass of the loop is: stop if asked, validate if due, save if due, end if done,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lact_asr import checkpoint, optim, parallel, steps
+from lact_asr.augment import SpecAugment, change_speed, draw_speed
 from lact_asr.batching import Position
 from lact_asr.config import TrainingConfig
-from lact_asr.data import usable, whole_corpus
+from lact_asr.data import Batch, usable, whole_corpus
 from lact_asr.errors import DataError, TrainingFailed
 from lact_asr.health import non_finite
 from lact_asr.journal import Journal
@@ -155,7 +156,7 @@ class _Run:
         torch.manual_seed(step_seed(config.seed, state.step, self.world.rank))
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
-        batches = [self.stream.take() for _ in range(config.accumulate)]
+        batches = [self._augmented(self.stream.take()) for _ in range(config.accumulate)]
         if hasattr(self.objective, "begin_step"):
             self.objective.begin_step(batches, self.world.all_sum)
         progress = state.step / config.max_steps
@@ -171,6 +172,12 @@ class _Run:
             rate = config.optim.learning_rate * factor
             self.journal.progress(state.step, self.stream.position.epoch, rate, state.skipped)
         return outcome.stop
+
+    def _augmented(self, batch: Batch) -> Batch:
+        """The batch at a speed drawn for it, with masks to be drawn for it."""
+        config = self.config.augment
+        batch = change_speed(batch.to(self.device), draw_speed(config))
+        return replace(batch, augment=SpecAugment(config)) if config.hides else batch
 
     def _note_unreadable(self, news: dict[str, str]) -> None:
         """Name files met for the first time; give up when there are too many."""

@@ -1,6 +1,7 @@
 """The distillation objective: its formula, its invariances, and that a student learns from it."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from distill.config import DistillConfig
 from distill.families import FAMILIES
 from distill.objective import DistillObjective
 from lact_asr import optim, parallel, steps
+from lact_asr.augment import Masks, SpecAugment
 from lact_asr.config import SIZES, OptimConfig, TrainingConfig
 from lact_asr.data import Batch
 from lact_asr.errors import DataError
 from lact_asr.features import valid
 from lact_asr.objective import arithmetic, ctc_losses
+from lact_asr.recipe import AugmentConfig
 from lact_asr.text import Vocabulary
 from lact_asr.training import fit
 from tests.distill.parts import (
@@ -329,3 +332,34 @@ def test_the_training_loop_distils_and_reports_every_component(speech, tmp_path)
             row["ctc_weighted"] + row["kd_weighted"] + row["feature_weighted"], rel=1e-4
         )
         assert row["ctc_weighted"] == pytest.approx(0.3 * row["ctc"], rel=1e-4)
+
+
+def test_the_student_hears_masked_features_and_the_teacher_clean_ones():
+    taught, lesson = objective(), noise()
+    masked = replace(
+        lesson, augment=SpecAugment(AugmentConfig(time_masks=9, time_width=0.5, time_total=0.9))
+    )
+    taught.begin_step([masked], alone)
+    torch.manual_seed(5)
+    loss = taught(masked, 1.0)
+    torch.manual_seed(5)
+    student = taught.model(lesson.waves, lesson.wave_lengths, masked.augment)
+    teacher = taught.teacher(lesson.waves, lesson.wave_lengths)
+    mask = valid(student.lengths, student.log_probs.shape[1])
+    kd = losses.masked_sum(losses.frame_kd(student.log_probs, teacher.log_probs, 2.0), mask)
+    expected = taught.labels_per_frame * kd
+    assert loss.parts["kd"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not torch.allclose(loss.parts["kd"], taught(lesson, 1.0).parts["kd"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("model", [tiny_baseline(), tiny_teacher(**SMALL)], ids=["plain", "i3d"])
+def test_behind_masks_over_all_of_time_a_model_hears_nothing(model):
+    def everything(mel: Tensor, lengths: Tensor) -> Masks:
+        hidden = torch.ones(mel.shape[:2]).bool()
+        return Masks(hidden, torch.zeros(len(mel), mel.shape[2]).bool())
+
+    lessons = [noise(), replace(noise(), waves=noise().waves.flip(1))]
+    heard = [model.eval()(each.waves, each.wave_lengths) for each in lessons]
+    deaf = [model(each.waves, each.wave_lengths, augment=everything) for each in lessons]
+    assert not torch.allclose(*(output.log_probs for output in heard))
+    assert torch.equal(*(output.log_probs for output in deaf))

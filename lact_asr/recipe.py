@@ -1,0 +1,71 @@
+"""Recipes: settings of what training adds to model, data and optimiser, and named sets. No torch.
+
+`PRESETS` are what a pipeline file's `training` is completed from. "modern" is what the best public
+CTC recipes have in common; "founding" is this project's first recipe; "plain" leaves the defaults,
+which add nothing: for corpora of an hour, where a few hundred steps decide.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lact_asr.frozen import Frozen
+
+Speed = Annotated[float, Field(ge=0.5, le=2)]
+
+
+class AugmentConfig(Frozen):
+    """Speed perturbation of the waves and SpecAugment of the features; training data only."""
+
+    speeds: tuple[Speed, ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="Each micro-batch is played at one of these speeds, pitch included; [1.0] is "
+        "as it was spoken",
+    )
+    frequency_masks: int = Field(0, ge=0, description="Stretches of mel bands hidden")
+    frequency_width: int = Field(
+        27, ge=0, le=80, description="Widest of them, bands of an 80-band spectrum"
+    )
+    time_masks: int = Field(0, ge=0, description="Stretches of time hidden, at most")
+    time_width: float = Field(
+        0.05, ge=0, le=1, description="Longest of them, as a share of the utterance"
+    )
+    time_total: float = Field(
+        0.15, ge=0, le=1, description="All of them together at most, as a share of the utterance"
+    )
+
+    @property
+    def hides(self) -> bool:
+        """Whether there is anything to mask."""
+        return bool(self.frequency_masks or self.time_masks)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "modern": {
+        "precision": "auto",
+        "augment": {"speeds": (0.9, 1.0, 1.1), "frequency_masks": 2, "time_masks": 10},
+    },
+    # Batches of 12 utterances of up to 20 s; the notes' loss table ends at 100,000 steps.
+    "founding": {
+        "max_steps": 100_000,
+        "batch_seconds": 240.0,
+        "accumulate": 2,
+        "max_duration": 20.0,
+        "valid_every": 1000,
+        "checkpoint_every": 5000,
+        "precision": "fp32",
+        "optim": {"learning_rate": 1e-4, "warmup_steps": 2000, "decay": "constant"},
+    },
+    "plain": {},
+}
+
+
+def completed(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, and from the preset what it leaves open, block by block."""
+    merged = {**preset, **given}
+    for name in preset.keys() & given.keys():
+        if isinstance(preset[name], Mapping) and isinstance(given[name], Mapping):
+            merged[name] = completed(given[name], preset[name])
+    return merged

@@ -1,0 +1,32 @@
+"""Settings of the kinds that train: presets complete them, and survive a round through job.json."""
+
+import pytest
+
+from jobs.kinds import distill, teacher, train
+from lact_asr.config import TrainingConfig
+
+FILES = {"train": "train.jsonl", "dev": "dev.jsonl"}
+
+
+@pytest.mark.parametrize("kind", [train, teacher, distill])
+def test_the_modern_recipe_is_the_default_of_every_kind_that_trains(kind):
+    more = {"teacher": "teacher"} if kind is distill else {}
+    settings = kind.Settings(**FILES, **more)
+    assert settings.training.augment.speeds == (0.9, 1.0, 1.1)
+    assert settings.training.precision == "auto"
+    assert kind.Settings(**FILES, **more, preset="plain").training == TrainingConfig()
+
+
+def test_a_preset_leaves_what_is_written_alone():
+    written = {"max_steps": 9, "optim": {"warmup_steps": 3}, "augment": {"speeds": [1.0]}}
+    founding = train.Settings(**FILES, preset="founding", training=written).training
+    assert (founding.max_steps, founding.optim.warmup_steps) == (9, 3)
+    assert (founding.batch_seconds, founding.optim.decay) == (240.0, "constant")
+    modern = train.Settings(**FILES, training=written).training
+    assert modern.augment.speeds == (1.0,)
+    assert modern.augment.time_masks == 10
+
+
+def test_completed_settings_read_back_are_the_same():
+    settings = train.Settings(**FILES, training={"augment": {"time_masks": 4}})
+    assert train.Settings.model_validate_json(settings.model_dump_json()) == settings
