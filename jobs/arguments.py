@@ -88,18 +88,36 @@ def parser() -> argparse.ArgumentParser:
         "transcribe with a checkpoint, and score where the text is known",
         "example: launch.py infer --checkpoint-dir runs/RUN/steps/train a.flac b.flac",
     )
-    infer.add_argument("--checkpoint-dir", type=Path, required=True, metavar="DIR")
-    what = infer.add_mutually_exclusive_group(required=True)
-    what.add_argument("--test-subset", metavar="NAME", help="a subset that a download step made")
-    what.add_argument("--manifest", type=Path, metavar="F", help="a manifest (JSON lines)")
-    what.add_argument("audio", nargs="*", default=[], type=Path, metavar="AUDIO")
+    _add_checkpoint(infer)
     infer.add_argument("--num-samples", type=int, default=0, metavar="N", help="0: all of them")
     _add_cluster(infer)
+
+    diagnose = add(
+        "diagnose",
+        "walk one batch through a checkpoint and name the first module with a wrong value",
+        "example: launch.py diagnose --checkpoint-dir runs/RUN/steps/train --manifest dev.jsonl",
+    )
+    _add_checkpoint(diagnose)
+    diagnose.add_argument(
+        "--utterances", type=int, default=8, metavar="N", help="in the batch (default 8)"
+    )
+    diagnose.add_argument(
+        "--limit", type=float, default=1e4, metavar="X", help="largest sound value (default 1e4)"
+    )
+    _add_cluster(diagnose)
     return top
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="default: the newest run")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint-dir", type=Path, required=True, metavar="DIR")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--test-subset", metavar="NAME", help="a subset that a download step made")
+    what.add_argument("--manifest", type=Path, metavar="F", help="a manifest (JSON lines)")
+    what.add_argument("audio", nargs="*", default=[], type=Path, metavar="AUDIO")
 
 
 def _add_cluster(parser: argparse.ArgumentParser, about: str = "") -> None:

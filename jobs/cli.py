@@ -251,14 +251,24 @@ def _render(given: argparse.Namespace) -> int:
 
 
 def _infer(given: argparse.Namespace) -> int:
-    from jobs.infer import inference_pipeline
+    return _on_checkpoint(given, "evaluate", num_samples=given.num_samples)
 
-    pipeline = inference_pipeline(
+
+def _diagnose(given: argparse.Namespace) -> int:
+    return _on_checkpoint(given, "diagnose", utterances=given.utterances, limit=given.limit)
+
+
+def _on_checkpoint(given: argparse.Namespace, kind: str, **settings: object) -> int:
+    from jobs.infer import one_step
+
+    pipeline = one_step(
+        given.command,
+        kind,
         checkpoint=given.checkpoint_dir,
         subset=given.test_subset,
         manifest=given.manifest,
         audio=given.audio,
-        num_samples=given.num_samples,
+        **settings,
     )
     return _launch(pipeline, f"# {pipeline.description}\n", _cluster(given), wait=True)
 
@@ -274,4 +284,5 @@ _COMMANDS = {
     "resume": _resume,
     "render": _render,
     "infer": _infer,
+    "diagnose": _diagnose,
 }

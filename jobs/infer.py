@@ -1,9 +1,11 @@
-"""`launch.py infer`: a pipeline of one `evaluate` step, made from the command line."""
+"""`launch.py infer` and `diagnose`: one step that takes a checkpoint to some audio."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from jobs import kinds
 from jobs.errors import UserError
@@ -12,28 +14,40 @@ from jobs.store import Run, is_run
 from jobs.validation import nearest
 
 
-def inference_pipeline(
+def one_step(
+    name: str,
+    kind: str,
     *,
     checkpoint: Path,
     subset: str | None,
     manifest: Path | None,
     audio: Sequence[Path],
-    num_samples: int,
+    **settings: Any,
 ) -> Pipeline:
-    """One step that transcribes a subset, a manifest or audio files (UserError, all at once)."""
+    """One step on a subset, a manifest or audio files, with further settings of its kind.
+
+    UserError for everything that is not there, or that a setting does not allow, at once.
+    """
     if subset:
         manifest = _manifest_of(subset, checkpoint)
     missing = [path for path in (checkpoint, manifest, *audio) if path and not path.exists()]
     if missing:
         raise UserError("\n".join(f"{path} does not exist" for path in missing))
-    kind = kinds.load("evaluate")
-    given: dict[str, Any] = {"checkpoint": checkpoint.absolute(), "num_samples": num_samples}
-    given["manifest"] = manifest.absolute() if manifest else None
-    given["audio"] = [path.absolute() for path in audio]
-    settings = kind.Settings.model_validate(given).model_dump(mode="json")
-    resources = kind.RESOURCES.model_dump(mode="json")
-    step = Step(name="infer", kind="evaluate", settings=settings, resources=resources)
-    return Pipeline(name="infer", description=f"inference with {checkpoint}", steps=(step,))
+    given = {
+        "checkpoint": checkpoint.absolute(),
+        "manifest": manifest.absolute() if manifest else None,
+        "audio": [path.absolute() for path in audio],
+        **settings,
+    }
+    module = kinds.load(kind)
+    try:
+        checked = module.Settings.model_validate(given).model_dump(mode="json")
+    except ValidationError as error:
+        wrong = (f"{e['loc'][-1]}: {e['msg']}, not {e['input']}" for e in error.errors())
+        raise UserError("\n".join(wrong)) from None
+    resources = module.RESOURCES.model_dump(mode="json")
+    step = Step(name=name, kind=kind, settings=checked, resources=resources)
+    return Pipeline(name=name, description=f"{name} with {checkpoint}", steps=(step,))
 
 
 def _manifest_of(subset: str, checkpoint: Path) -> Path:

@@ -8,12 +8,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from jobs.errors import StepFailed
 from jobs.job import Job
+from jobs.listening import ListeningSettings, spread, utterances
 from jobs.spec import Frozen, Resources
 from lact_asr.files import write_atomic, write_json
 
@@ -21,17 +22,13 @@ if TYPE_CHECKING:
     from lact_asr.manifest import Utterance
     from lact_asr.transcribe import Transcription
 
-T = TypeVar("T")
 _COUNTS = ("wer", "cer", "substitutions", "deletions", "insertions", "words")
 RESOURCES = Resources(time="2h", cpus=2, memory_gb=16)
 
 
-class Settings(Frozen):
+class Settings(ListeningSettings):
     """Which model, on what."""
 
-    checkpoint: Path = Field(description="a checkpoint, or the folder of the step that made it")
-    manifest: Path | None = Field(None, description="utterances with or without texts")
-    audio: list[Path] = Field([], description="audio files, in place of a manifest")
     num_samples: int = Field(
         0, ge=0, description="utterances taken, evenly spread over the list; 0 is all"
     )
@@ -39,12 +36,6 @@ class Settings(Frozen):
     worst: int = Field(10, ge=0, description="utterances with most errors, printed and stored")
     batch_seconds: float = Field(320.0, gt=0, description="padded audio of a batch, seconds")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the model")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "Settings":
-        if bool(self.audio) == bool(self.manifest):
-            raise ValueError("write either manifest: FILE or audio: [FILE, ...]")
-        return self
 
 
 class Result(Frozen):
@@ -68,7 +59,7 @@ def run(settings: Settings, job: Job) -> Result:
 
     if job.world_size > 1:
         raise StepFailed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
-    chosen = _spread(_utterances(settings), settings.num_samples or None)
+    chosen = spread(utterances(settings), settings.num_samples or None)
     transcription = _transcribed(settings, chosen, job)
     heard = [
         _Heard(each.id, hypothesis.text, _reference(each))
@@ -76,7 +67,7 @@ def run(settings: Settings, job: Job) -> Result:
     ]
     hypotheses = job.directory / "hypotheses.jsonl"
     write_atomic(hypotheses, "".join(each.line() for each in heard))
-    for each in _spread(heard, settings.samples):
+    for each in spread(heard, settings.samples):
         each.show()
     factor = transcription.real_time_factor
     counts: dict[str, Any] = dict.fromkeys(_COUNTS)
@@ -132,26 +123,10 @@ class _Heard:
             print("Match: ✓" if not wer else f"Match: WER {wer:.1%}, CER {cer:.1%}")
 
 
-def _utterances(settings: Settings) -> "list[Utterance]":
-    from lact_asr.audio import duration
-    from lact_asr.manifest import Utterance, read_manifest
-
-    if settings.manifest:
-        return read_manifest(settings.manifest)
-    return [Utterance(str(path), path, duration(path), "", "") for path in settings.audio]
-
-
 def _reference(utterance: "Utterance") -> str:
     from lact_asr.text import normalise
 
     return normalise(utterance.text)
-
-
-def _spread(items: Sequence[T], count: int | None) -> list[T]:
-    """`count` of the items, evenly spread; None for all."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[place * len(items) // count] for place in range(count)]
 
 
 def _transcribed(settings: Settings, chosen: "list[Utterance]", job: Job) -> "Transcription":

@@ -24,6 +24,7 @@ COMMANDS = [
     "resume",
     "render",
     "infer",
+    "diagnose",
 ]  # the contract of DESIGN
 
 
@@ -69,6 +70,8 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
         (["run", "p.yaml", "--only", "b"], "--only b: valid are a"),
         (["infer", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
         (["infer", "--checkpoint-dir", ".", "--test-subset", "dev"], "no subset 'dev' in data"),
+        (["infer", "--checkpoint-dir", ".", "p.yaml", "--num-samples", "-1"], "num_samples: Input"),
+        (["diagnose", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
     ],
 )
 def test_a_wrong_word_is_answered_with_what_is_right(

@@ -1,0 +1,102 @@
+"""Find where a model's numbers go wrong: one batch forward and backward, module by module.
+
+Names the first module that makes a value that is NaN, infinite or larger than a limit from sound
+inputs. The log has the ranges of every module; diagnosis.json in the step's folder has them as
+data. Audio without texts is walked with an empty text. An unsound model is an answer, not a failed
+step: a gate on `verdict` makes it one.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from jobs import listening
+from jobs.errors import StepFailed
+from jobs.job import Job
+from jobs.spec import Frozen, Resources
+from lact_asr.files import write_json
+
+if TYPE_CHECKING:
+    from lact_asr.data import Batch
+    from lact_asr.text import Vocabulary
+
+RESOURCES = Resources(time="30m", cpus=2, memory_gb=16)
+
+
+class Settings(listening.ListeningSettings):
+    """Which model, with what in its batch."""
+
+    utterances: int = Field(
+        8, gt=0, description="utterances in the batch, evenly spread over the list"
+    )
+    ids: list[str] = Field(
+        [], description="these utterances instead, such as those that a dropped step has named"
+    )
+    limit: float = Field(
+        1e4,
+        gt=0,
+        description="largest sound activation, or gradient per label token; sound models stay "
+        "below 100",
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the model")
+
+
+class Result(Frozen):
+    """What was found."""
+
+    verdict: str = Field(description="healthy, or the first module that is not and why")
+    healthy: bool = Field(description="whether every value was finite and within the limit")
+    first: str | None = Field(description="name of the first module with a wrong value")
+    where: str | None = Field(description="forward, loss, backward or weights")
+    loss: float | None = Field(description="CTC loss of the batch, nats per label token")
+    utterances: int = Field(description="utterances in the batch")
+    report: Path = Field(description="ranges of every module's values, JSON")
+
+
+def run(settings: Settings, job: Job) -> Result:
+    """Walk one batch through the model, print and store what was seen."""
+    from distill.families import FAMILIES
+    from lact_asr import checkpoint
+    from lact_asr.diagnose import diagnose, table
+    from lact_asr.parallel import World
+
+    if job.world_size > 1:
+        raise StepFailed("settings", "diagnose runs as one process: write nodes: 1, gpus: 0 or 1")
+    path = checkpoint.find(settings.checkpoint)
+    model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
+    batch = _batch(settings, vocabulary)
+    print(f"Walking {len(batch)} utterances through {path}", flush=True)
+    device = World(job.rank, job.world_size, job.local_rank).device()
+    diagnosis = diagnose(model.to(device), batch, settings.limit, settings.precision)
+    report = job.directory / "diagnosis.json"
+    write_json(report, {"checkpoint": str(path), "ids": batch.ids, **diagnosis.report()})
+    first = diagnosis.first
+    verdict = f"{first.module} ({first.where}): {first.why}" if first else "healthy"
+    print(f"{table(diagnosis)}\n\nVerdict: {verdict}", flush=True)
+    return Result(
+        verdict=verdict,
+        healthy=diagnosis.healthy,
+        first=first.module if first else None,
+        where=first.where if first else None,
+        loss=diagnosis.loss if math.isfinite(diagnosis.loss) else None,
+        utterances=len(batch),
+        report=report,
+    )
+
+
+def _batch(settings: Settings, vocabulary: "Vocabulary") -> "Batch":
+    """The chosen utterances as one batch; StepFailed where one is unknown or unreadable."""
+    from lact_asr.data import Reader, whole_corpus
+
+    offered = listening.utterances(settings)
+    chosen = [each for each in offered if each.id in settings.ids]
+    if missing := sorted(set(settings.ids) - {each.id for each in chosen}):
+        raise StepFailed("settings", f"ids: no utterance {', '.join(missing)}")
+    chosen = chosen or listening.spread(offered, settings.utterances)
+    batch = Reader(whole_corpus(chosen, vocabulary))[range(len(chosen))]
+    if batch.unreadable:
+        named = "; ".join(f"{identity}: {why}" for identity, why in batch.unreadable)
+        raise StepFailed("data", f"cannot read {named}")
+    return batch
