@@ -78,11 +78,8 @@ def _disk(runs: Path) -> Iterator[str]:
 def _setup(cluster: Cluster) -> Iterator[str]:
     """Set-up lines that bash can read, whose files are there; a Python that is there."""
     where = f"cluster {cluster.name}"
-    checked = subprocess.run(
-        ["bash", "-n"], input="\n".join(cluster.setup), capture_output=True, text=True
-    )
-    if checked.returncode:
-        yield f"{where}: setup: write lines that bash understands: {checked.stderr.strip()}"
+    if cluster.setup and (said := _bash_says(cluster.setup)):
+        yield f"{where}: setup: write lines that bash understands: {said}"
     for line in cluster.setup:
         words = re.match(r"\s*(?:source|\.|cd)\s+[\"']?([^\"'\s;&|]+)", line)
         path = os.path.expandvars(words[1].replace("~", "$HOME", 1)) if words else ""
@@ -91,6 +88,12 @@ def _setup(cluster: Cluster) -> Iterator[str]:
     python = shlex.split(cluster.python)[0] if cluster.python else ""
     if python and not shutil.which(python) and (python.startswith("/") or not cluster.setup):
         yield f"{where}: python: {python} is not a program: write the path of one"
+
+
+def _bash_says(lines: Sequence[str]) -> str:
+    """What bash finds wrong with the syntax of some lines."""
+    checked = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True)
+    return checked.stderr.strip() if checked.returncode else ""
 
 
 def _max_time(resources: Resources, cluster: Cluster) -> Iterator[str]:

@@ -110,8 +110,11 @@ class StepDir:
         return tries[-1] if tries else None
 
     def add_submission(self, token: str, **facts: Any) -> None:
-        """Append the intent (no facts), the id (`job=`) or the end (`cancelled=`) of a try."""
-        append_json(self.path / "submissions.jsonl", {"token": token, **facts})
+        """Append the intent (no facts), the id (`job=`) or the end (`cancelled=`) of a try.
+
+        An intent must outlive a crash of this machine; an id can be found again by its token.
+        """
+        append_json(self.path / "submissions.jsonl", {"token": token, **facts}, "job" not in facts)
 
     def add_metrics(self, metrics: Mapping[str, object]) -> None:
         """Append one line of metrics."""

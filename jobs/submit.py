@@ -23,9 +23,8 @@ from jobs.spec import Pipeline, Resources
 from jobs.states import view
 from jobs.store import Run, RunStore
 
-_PARALLEL = (
-    4  # sbatch calls at once: 50 jobs in 0.2 s instead of 0.5 s, and no load on a controller
-)
+# sbatch calls at once: 50 jobs in 0.2 s instead of 0.5 s, and no load on a controller
+_PARALLEL = 4
 _LOOKS = 5  # for a job whose submission was unclear, one second apart
 
 
@@ -33,10 +32,13 @@ def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, na
     """A new run with its snapshot and one job.json per step; nothing is submitted yet."""
     run = store.create(name)
     run.write_given(given)
-    copy_code(run.next_code())
     steps = [step.model_dump(mode="json") for step in pipeline.steps]
-    for step in steps:
-        run.step(step["name"]).write_job(step)
+    with ThreadPoolExecutor(_PARALLEL) as pool:  # they wait for the disk and for git
+        origin = pool.submit(provenance, run.dirty)
+        written = [pool.submit(run.step(step["name"]).write_job, step) for step in steps]
+        copy_code(run.next_code())
+        for future in written:
+            future.result()
     run.write_info(
         {
             "name": run.name,
@@ -47,7 +49,7 @@ def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, na
             "user": getpass.getuser(),
             "host": socket.gethostname(),
             "cwd": str(Path.cwd()),
-            **provenance(run.dirty),
+            **origin.result(),
             "steps": steps,
         }
     )

@@ -30,19 +30,20 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, sync: bool = True) -> None:
     """Append one line in a single write, so that lines of two writers do not mix, and sync it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, line.encode() + b"\n")
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def append_json(path: Path, values: Mapping[str, object]) -> None:
+def append_json(path: Path, values: Mapping[str, object], sync: bool = True) -> None:
     """Append one JSON object, with the time (seconds since 1970), as a line."""
-    append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str))
+    append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str), sync)
 
 
 def json_lines(path: Path, tail: int = 0) -> Iterator[dict[str, Any]]:
