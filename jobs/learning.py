@@ -18,8 +18,9 @@ from jobs.job import Job
 from jobs.spec import Frozen
 from lact_asr import config as lact_config
 from lact_asr.config import ModelConfig, TrainingConfig
-from lact_asr.files import read_json
+from lact_asr.files import read_json, write_json
 from lact_asr.recipe import PRESETS, completed
+from lact_asr.text import CHARACTERS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +103,21 @@ class TrainingSettings(ModelSettings):
         return self
 
 
+class SpelledSettings(TrainingSettings):
+    """Training that chooses its own vocabulary."""
+
+    vocabulary: Literal["characters", "bpe"] = Field(
+        "characters",
+        description="what the model writes with: characters, or bpe, frequent pieces of words "
+        "learned from the training texts",
+    )
+    vocabulary_size: int = Field(
+        500,
+        ge=len(CHARACTERS) + 1,
+        description="pieces of a bpe vocabulary, the blank and the characters among them",
+    )
+
+
 class Trained(Frozen):
     """What training leaves behind."""
 
@@ -119,6 +135,27 @@ def utterances(settings: TrainingSettings) -> "tuple[list[Utterance], list[Utter
     from lact_asr.manifest import read_manifest
 
     return read_manifest(settings.train), read_manifest(settings.dev)
+
+
+def vocabulary(settings: SpelledSettings, train: "Sequence[Utterance]", job: Job) -> "Vocabulary":
+    """The vocabulary to train with; a learned one is kept in the step's folder for resumption.
+
+    Every rank learns the same one from the same texts (1,519 sentences: 0.04 s).
+    """
+    from lact_asr.data import in_normal_form
+    from lact_asr.text import Vocabulary
+
+    if settings.vocabulary == "characters":
+        return Vocabulary.characters()
+    from lact_asr.pieces import Pieces
+
+    kept = job.directory / "vocabulary.json"
+    if kept.exists():
+        return Vocabulary.from_dict(read_json(kept))
+    learned = Pieces.learned((in_normal_form(u.text) for u in train), settings.vocabulary_size)
+    if job.rank == 0:
+        write_json(kept, learned.to_dict())
+    return learned
 
 
 def fresh_model(

@@ -1,8 +1,9 @@
 """Text as the recogniser sees it: normal form, and the one vocabulary that travels with a
 checkpoint.
 
-The vocabulary is fixed by its symbols, never counted from data: a public recogniser that rebuilt
-its characters per split, sorted by frequency, read its test set at 91.9 % WER.
+A vocabulary is stored, never made again: a public recogniser that rebuilt its characters per split,
+sorted by frequency, read its test set at 91.9 % WER. Characters are fixed; pieces of words are
+learned from the training texts in `lact_asr.pieces`.
 """
 
 import unicodedata
@@ -30,9 +31,10 @@ def _is_punctuation(character: str) -> bool:
 
 
 class Vocabulary:
-    """Symbols and their ids; id 0 is the CTC blank, which no text contains."""
+    """Characters and their ids; id 0 is the CTC blank, which no text contains."""
 
     blank = 0
+    kind = "characters"
 
     def __init__(self, symbols: Sequence[str]) -> None:
         if len(set(symbols)) != len(symbols) or not all(len(symbol) == 1 for symbol in symbols):
@@ -48,32 +50,43 @@ class Vocabulary:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Vocabulary":
         """The vocabulary that `to_dict` described."""
+        if value["kind"] == "bpe":
+            from lact_asr.pieces import Pieces  # sentencepiece, 20 ms, for who needs it
+
+            return Pieces.from_dict(value)
         return cls(value["symbols"])
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint stores."""
-        return {"kind": "characters", "symbols": list(self.symbols)}
+        return {"kind": self.kind, "symbols": list(self.symbols)}
 
     def __len__(self) -> int:
         return len(self.symbols) + 1  # and the blank
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self.symbols == other.symbols
+        if not isinstance(other, Vocabulary):
+            return False
+        return (self.kind, self.symbols) == (other.kind, other.symbols)
 
     def __hash__(self) -> int:
         return hash(self.symbols)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in normal form; DataError names the characters that have none."""
-        foreign = sorted(set(text) - self._ids.keys())
-        if foreign:
-            named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in foreign)
-            raise DataError(
-                f"characters outside the vocabulary: {named}, in {text!r}; "
-                f"spell them with {''.join(self.symbols)!r} or drop the utterance"
-            )
+        refuse_foreign(text, "".join(self.symbols))
         return [self._ids[character] for character in text]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; blanks vanish, repeats stay (collapsing CTC paths is decoding's job)."""
         return "".join(self.symbols[index - 1] for index in ids if index != self.blank)
+
+
+def refuse_foreign(text: str, known: str) -> None:
+    """DataError naming the characters of a text that are not among the known ones."""
+    foreign = sorted(set(text) - set(known))
+    if foreign:
+        named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in foreign)
+        raise DataError(
+            f"characters outside the vocabulary: {named}, in {text!r}; "
+            f"spell them with {known!r} or drop the utterance"
+        )

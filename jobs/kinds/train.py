@@ -15,7 +15,7 @@ from jobs.spec import Resources
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 
 
-class Settings(learning.TrainingSettings):
+class Settings(learning.SpelledSettings):
     """Which model, on what, and how."""
 
     family: Literal["lact", "baseline"] = Field(
@@ -32,10 +32,9 @@ class Result(learning.Trained):
 def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
     from lact_asr.objective import CTCObjective
-    from lact_asr.text import Vocabulary
 
-    vocabulary = Vocabulary.characters()
     parts = learning.utterances(settings)
+    vocabulary = learning.vocabulary(settings, parts[0], job)
     model = learning.fresh_model(settings, vocabulary, parts[0])
     trained = learning.fit(CTCObjective(model), settings, parts, vocabulary, job)
     return Result(**trained.model_dump())

@@ -2,8 +2,12 @@
 
 import pytest
 
+from jobs import learning
+from jobs.job import Job
 from jobs.kinds import distill, teacher, train
 from lact_asr.config import TrainingConfig
+from lact_asr.manifest import Utterance
+from lact_asr.text import Vocabulary
 
 FILES = {"train": "train.jsonl", "dev": "dev.jsonl"}
 
@@ -30,3 +34,14 @@ def test_a_preset_leaves_what_is_written_alone():
 def test_completed_settings_read_back_are_the_same():
     settings = train.Settings(**FILES, training={"augment": {"time_masks": 4}})
     assert train.Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_a_learned_vocabulary_is_kept_for_the_processes_that_come_after(tmp_path):
+    job = Job(tmp_path, 0, 1, 0, print, print, bool)
+    settings = train.Settings(**FILES, vocabulary="bpe", vocabulary_size=40)
+    spoken = [Utterance(str(n), tmp_path, 1.0, f"The cat, {n}", "") for n in ("sat", "met", "hid")]
+    first = learning.vocabulary(settings, spoken, job)
+    assert len(first) == 40
+    again = learning.vocabulary(settings, spoken[:1], job)
+    assert again == first
+    assert learning.vocabulary(train.Settings(**FILES), spoken, job) == Vocabulary.characters()
