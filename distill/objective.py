@@ -1,5 +1,7 @@
 """Distillation as an objective of `lact_asr.training.fit`: any family teaches any family.
 
+What the teacher says comes from a source (`distill.sources`): the model itself, or its cache.
+
     total = (1 - alpha) CTC + kd_weight(progress) KD + curriculum(progress) feature_weight feature
 
 CTC counts per label token, KD and feature loss per valid frame, over all micro-batches and
@@ -18,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from distill import losses, schedules
-from distill.alignment import average, average_log_probs, frame_rate, taught
+from distill.alignment import average, average_log_probs, fit, frame_rate, taught
 from distill.config import DistillConfig
-from lact_asr.config import SAMPLE_RATE
+from distill.sources import Recalled, Source, last_width
 from lact_asr.data import Batch
 from lact_asr.decoding import collapse
 from lact_asr.errors import DataError
@@ -36,21 +38,22 @@ class DistillObjective:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        source: Source,
         config: DistillConfig,
         *,
         vocabulary: Vocabulary,
-        teacher_vocabulary: Vocabulary,
     ) -> None:
-        """DataError if the two do not write with the same symbols under the same ids."""
-        check_vocabularies(vocabulary, teacher_vocabulary)
-        self.config, self.model = config, student
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.ratio = frame_rate(teacher) / frame_rate(student)
+        """DataError if student and teacher do not write with the same symbols under the same ids,
+        or if the source does not hold what these settings ask for.
+        """
+        check_vocabularies(vocabulary, source.vocabulary)
+        self.config, self.model, self.source = config, student, source
+        self.ratio = source.frame_rate / frame_rate(student)
+        source.check(config, self.ratio)
         self.reach = round(config.blank_radius / 1000 * frame_rate(student))
         self.trainable = nn.ModuleDict({"student": student})
         if config.feature_weight:
-            self.trainable["projector"] = nn.Linear(last_width(student), last_width(teacher))
+            self.trainable["projector"] = nn.Linear(last_width(student), source.width)
         self.labels_per_frame: Tensor | None = None
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
@@ -64,7 +67,7 @@ class DistillObjective:
     def begin_step(self, batches: Sequence[Batch], all_sum: Callable[[Tensor], Tensor]) -> None:
         """Count labels and frames of a step: this rank's micro-batches, summed by `all_sum`."""
         labels = sum(int(batch.target_lengths.sum()) for batch in batches)
-        frames = sum(int(self._frames(batch.wave_lengths).sum()) for batch in batches)
+        frames = sum(int(self._frames(batch).sum()) for batch in batches)
         device = next(self.model.parameters()).device
         sums = all_sum(torch.tensor([labels, frames], dtype=torch.float64, device=device))
         self.labels_per_frame = (sums[0] / sums[1]).float()
@@ -74,7 +77,7 @@ class DistillObjective:
         if self.labels_per_frame is None:
             raise RuntimeError("begin_step must announce the micro-batches of a step first")
         student = listen(self.model, batch)  # the teacher hears what the student must guess
-        teacher = self._teach(batch)
+        teacher = self.source(batch, self.config.temperature)
         with torch.autocast(batch.waves.device.type, enabled=False):
             ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()
             raw = {"ctc": ctc, **self._taught(student, teacher, batch)}
@@ -95,20 +98,14 @@ class DistillObjective:
             "feature": config.feature_weight * gate,
         }
 
-    @torch.no_grad()
-    def _teach(self, batch: Batch) -> CTCOutput:
-        if next(self.teacher.parameters()).device != batch.waves.device:
-            self.teacher.to(batch.waves.device)
-        return self.teacher(batch.waves, batch.wave_lengths)
-
-    def _frames(self, wave_lengths: Tensor) -> Tensor:
+    def _frames(self, batch: Batch) -> Tensor:
         """Student frames of each utterance that the teacher speaks for, (B,)."""
-        lengths = self.model.output_lengths(wave_lengths)
-        return taught(lengths, self.teacher.output_lengths(wave_lengths), self.ratio)
+        lengths = self.model.output_lengths(batch.wave_lengths)
+        return taught(lengths, self.source.lengths(batch), self.ratio)
 
     def _taught(self, student: CTCOutput, teacher: CTCOutput, batch: Batch) -> dict[str, Tensor]:
         """KD and feature loss, scaled so that dividing by labels gives what they are defined as."""
-        mask = valid(self._frames(batch.wave_lengths), student.log_probs.shape[1])
+        mask = valid(self._frames(batch), student.log_probs.shape[1])
         parts = {"kd": self._kd(student, teacher, mask, batch)}
         if self.config.feature_weight:
             parts["feature"] = self.labels_per_frame * self._feature(student, teacher, mask)
@@ -124,12 +121,16 @@ class DistillObjective:
         if self.config.kd == "guided":
             return losses.masked_sum(losses.guided(student.log_probs, target), mask)
         mask = losses.select_frames(target, mask, self.config.blank_policy, self.reach)
-        divergence = self._divergence(student.log_probs, target)
+        kept = teacher.kept if isinstance(teacher, Recalled) else None
+        divergence = self._divergence(student.log_probs, target, kept)
         return self.labels_per_frame * losses.masked_sum(divergence, mask)
 
-    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """(B, S, V) twice to (B, S)."""
+    def _divergence(self, student: Tensor, teacher: Tensor, kept: losses.TopK | None) -> Tensor:
+        """(B, S, V) twice to (B, S); `kept` if that is all that is known of the teacher."""
         config = self.config
+        if kept:
+            kept = losses.TopK(*(fit(part, student.shape[1])[..., : config.top_k] for part in kept))
+            return losses.top_k_kd(student, kept, config.temperature)
         if config.blank_policy == "drop_class":
             student, teacher = losses.drop_blank(student), losses.drop_blank(teacher)
         if config.top_k is None:
@@ -154,18 +155,6 @@ def transcribed(teacher: CTCOutput, batch: Batch) -> Batch:
         targets=torch.tensor([label for row in labels for label in row], device=device).long(),
         target_lengths=torch.tensor([len(row) for row in labels], device=device),
     )
-
-
-def last_width(model: nn.Module) -> int:
-    """Width of a model's last hidden states, seen on a tenth of a second of silence."""
-    training, device = model.training, next(model.parameters()).device
-    samples = SAMPLE_RATE // 10
-    with torch.no_grad():
-        output = model.eval()(
-            torch.zeros(1, samples, device=device), torch.tensor([samples], device=device)
-        )
-    model.train(training)
-    return output.hidden[-1].shape[-1]
 
 
 def check_vocabularies(student: Vocabulary, teacher: Vocabulary) -> None:

@@ -36,13 +36,13 @@ def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
     from distill.families import FAMILIES
     from distill.objective import DistillObjective
+    from distill.sources import Live
     from lact_asr import checkpoint
 
     teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
     parts = learning.utterances(settings)
     student = learning.fresh_model(settings, vocabulary, parts[0])
-    objective = DistillObjective(
-        student, teacher, settings.distill, vocabulary=vocabulary, teacher_vocabulary=vocabulary
-    )
+    source = Live(teacher, vocabulary)
+    objective = DistillObjective(student, source, settings.distill, vocabulary=vocabulary)
     trained = learning.fit(objective, settings, parts, vocabulary, job)
     return Result(**trained.model_dump())

@@ -14,6 +14,7 @@ from distill import losses
 from distill.config import DistillConfig
 from distill.families import FAMILIES
 from distill.objective import DistillObjective
+from distill.sources import Live
 from lact_asr import optim, parallel, steps
 from lact_asr.augment import Masks, SpecAugment
 from lact_asr.config import SIZES, OptimConfig, TrainingConfig
@@ -47,10 +48,9 @@ def alone(tensor: Tensor) -> Tensor:
 def objective(student: Any = None, teacher: Any = None, **changes: Any) -> DistillObjective:
     return DistillObjective(
         student or tiny_baseline(),
-        teacher or tiny_teacher(seed=1, **SMALL),
+        Live(teacher or tiny_teacher(seed=1, **SMALL), VOCABULARY),
         DistillConfig(**changes),
         vocabulary=VOCABULARY,
-        teacher_vocabulary=VOCABULARY,
     )
 
 
@@ -71,7 +71,7 @@ def test_the_total_is_the_formula_per_label_and_per_frame(progress):
     taught.begin_step([lesson], alone)
     loss = taught(lesson, progress)
     student = taught.model(lesson.waves, lesson.wave_lengths)
-    teacher = taught.teacher(lesson.waves, lesson.wave_lengths)
+    teacher = taught.source.teacher(lesson.waves, lesson.wave_lengths)
     mask = valid(student.lengths, student.log_probs.shape[1])
     ctc = ctc_losses(student.log_probs, student.lengths, lesson).sum() / loss.weight
     p, q = ((x.log_probs[mask] / 2).softmax(-1) for x in (teacher, student))
@@ -127,7 +127,7 @@ def test_each_way_of_teaching_costs_what_it_says(way):
     taught.begin_step([lesson], alone)
     loss = taught(lesson, 0.0)
     student = taught.model(lesson.waves, lesson.wave_lengths)
-    teacher = taught.teacher(lesson.waves, lesson.wave_lengths)
+    teacher = taught.source.teacher(lesson.waves, lesson.wave_lengths)
     mask = valid(student.lengths, student.log_probs.shape[1])
     total = losses.masked_sum(cost(student.log_probs, teacher.log_probs), mask)
     expected = total / (mask.sum() if unit == "frames" else loss.weight)
@@ -232,9 +232,9 @@ def test_the_teacher_is_frozen_and_stays_in_evaluation_mode():
     first, second = (taught(lesson, 0.0).total for _ in range(2))
     second.backward()
     assert first.equal(second), "a teacher with live dropout says something else each time"
-    assert all(p.grad is None and not p.requires_grad for p in taught.teacher.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in taught.source.teacher.parameters())
     inside = {id(p) for p in taught.trainable.parameters()}
-    assert not inside & {id(p) for p in taught.teacher.parameters()}
+    assert not inside & {id(p) for p in taught.source.teacher.parameters()}
 
 
 def test_the_projector_learns_five_times_as_fast_and_every_parameter_once():
@@ -276,10 +276,9 @@ def test_a_foreign_vocabulary_is_refused_by_name():
         with pytest.raises(DataError, match=message):
             DistillObjective(
                 tiny_baseline(),
-                tiny_teacher(**SMALL),
+                Live(tiny_teacher(**SMALL), other),
                 DistillConfig(),
                 vocabulary=VOCABULARY,
-                teacher_vocabulary=other,
             )
 
 
@@ -344,7 +343,7 @@ def test_the_student_hears_masked_features_and_the_teacher_clean_ones():
     loss = taught(masked, 1.0)
     torch.manual_seed(5)
     student = taught.model(lesson.waves, lesson.wave_lengths, masked.augment)
-    teacher = taught.teacher(lesson.waves, lesson.wave_lengths)
+    teacher = taught.source.teacher(lesson.waves, lesson.wave_lengths)
     mask = valid(student.lengths, student.log_probs.shape[1])
     kd = losses.masked_sum(losses.frame_kd(student.log_probs, teacher.log_probs, 2.0), mask)
     expected = taught.labels_per_frame * kd

@@ -1,0 +1,85 @@
+"""Where a teacher's outputs come from: the model itself, run on every batch, or its cache on disk.
+
+The objective sees the same thing either way, a `CTCOutput` on the teacher's own frames. A live
+teacher knows everything; a cache (`distill.recall`) holds what it was made to hold, and says so
+before the first step.
+
+Shapes: B batch, T teacher frames, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distill.alignment import frame_rate
+from distill.config import DistillConfig
+from distill.losses import TopK
+from lact_asr.config import SAMPLE_RATE
+from lact_asr.data import Batch
+from lact_asr.model import CTCOutput
+from lact_asr.text import Vocabulary
+
+
+@dataclass
+class Recalled(CTCOutput):
+    """What was kept of a teacher's output."""
+
+    kept: TopK | None = None  # at the temperature asked for, where not every symbol was kept
+
+
+class Source(Protocol):
+    """A teacher that can be asked about batches."""
+
+    vocabulary: Vocabulary
+    frame_rate: float  # output frames per second
+    width: int  # of its last hidden states
+
+    def check(self, config: DistillConfig, ratio: float) -> None:
+        """DataError if it cannot teach in this way a student whose frames are `ratio` as long."""
+        ...
+
+    def lengths(self, batch: Batch) -> Tensor:
+        """(B,) frames of each utterance, without running a model."""
+        ...
+
+    def __call__(self, batch: Batch, temperature: float) -> CTCOutput:
+        """What the teacher says, without a gradient; it hears no SpecAugment."""
+        ...
+
+
+class Live:
+    """The teacher itself, frozen and in evaluation mode, on the device of the batches."""
+
+    def __init__(self, teacher: nn.Module, vocabulary: Vocabulary) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.vocabulary = vocabulary
+        self.frame_rate = frame_rate(teacher)
+        self.width = last_width(teacher)
+
+    def check(self, config: DistillConfig, ratio: float) -> None:
+        """A live teacher teaches in every way."""
+
+    def lengths(self, batch: Batch) -> Tensor:
+        """By the model's own arithmetic."""
+        return self.teacher.output_lengths(batch.wave_lengths)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, temperature: float) -> CTCOutput:
+        """The model's output; the temperature is for those who must know it before."""
+        if next(self.teacher.parameters()).device != batch.waves.device:
+            self.teacher.to(batch.waves.device)
+        return self.teacher(batch.waves, batch.wave_lengths)
+
+
+def last_width(model: nn.Module) -> int:
+    """Width of a model's last hidden states, seen on a tenth of a second of silence."""
+    training, device = model.training, next(model.parameters()).device
+    samples = SAMPLE_RATE // 10
+    with torch.no_grad():
+        output = model.eval()(
+            torch.zeros(1, samples, device=device), torch.tensor([samples], device=device)
+        )
+    model.train(training)
+    return output.hidden[-1].shape[-1]
