@@ -72,7 +72,10 @@ class Baseline(nn.Module):
         for layer in self.layers:
             x, lengths = layer(x, lengths)
             hidden.append(x.transpose(1, 2))  # (B, T', D)
-        x = F.relu(self.norm(x, lengths)).transpose(1, 2)
+        return CTCOutput(self.read_out(hidden[-1], lengths), lengths, hidden, updates_run=0)
+
+    def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Log-probabilities (B, T', V) from states (B, T', D) of any layer."""
+        x = F.relu(self.norm(states.transpose(1, 2), lengths)).transpose(1, 2)
         with torch.autocast(x.device.type, enabled=False):
-            log_probs = self.head(x.float()).log_softmax(-1)  # (B, T', V)
-        return CTCOutput(log_probs, lengths, hidden, updates_run=0)
+            return self.head(x.float()).log_softmax(-1)

@@ -119,6 +119,11 @@ class BaselineConfig(Frozen):
 
 class DistillConfig(Frozen):
     """What the student learns from: (1 - alpha) CTC + kd_weight(progress) KD + features."""
+    @property
+    def blocks(self) -> int:
+        """Hidden states that the model gives beside its output."""
+        return self.layers - 2
+
 
     alpha: float = Field(
         0.7, ge=0, le=1, description="Share taken from the CTC loss: its weight is 1 - alpha"

@@ -183,6 +183,10 @@ class Teacher(nn.Module):
         for block in self.blocks:
             x = block(x, seen, turn)
             hidden.append(x)  # (B, T', D)
-        with torch.autocast(x.device.type, enabled=False):
-            log_probs = self.head(self.norm(x).float()).log_softmax(-1)  # (B, T', V)
+        log_probs = self.read_out(x, lengths)
         return TeacherOutput(log_probs, lengths, hidden, modality_weights=weights)
+
+    def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Log-probabilities (B, T', V) from states (B, T', D) of any block."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.head(self.norm(states).float()).log_softmax(-1)

@@ -19,7 +19,7 @@ from jobs.spec import Frozen
 from lact_asr import config as lact_config
 from lact_asr.config import ModelConfig, TrainingConfig
 from lact_asr.files import read_json, write_json
-from lact_asr.recipe import PRESETS, completed
+from lact_asr.recipe import PRESETS, CTCConfig, completed
 from lact_asr.text import CHARACTERS
 
 if TYPE_CHECKING:
@@ -103,8 +103,9 @@ class TrainingSettings(ModelSettings):
         return self
 
 
-class SpelledSettings(TrainingSettings):
-    """Training that chooses its own vocabulary."""
+
+class CTCSettings(TrainingSettings):
+    """Training from transcripts alone, with a vocabulary of its own."""
 
     vocabulary: Literal["characters", "bpe"] = Field(
         "characters",
@@ -119,6 +120,21 @@ class SpelledSettings(TrainingSettings):
 
 
 class Trained(Frozen):
+    ctc: CTCConfig = CTCConfig()
+
+    @model_validator(mode="after")
+    def _ctc_fits(self) -> "CTCSettings":
+        try:
+            self.ctc.check(self.configuration().blocks)
+        except ValueError as error:
+            _refuse(("ctc",), str(error))
+        if self.ctc.consistency and not self.training.augment.hides:
+            _refuse(
+                ("ctc", "consistency"),
+                "the two views of an utterance would be the same: write training.augment with "
+                "time_masks and frequency_masks, or preset: modern",
+            )
+        return self
     """What training leaves behind."""
 
     checkpoint: Path = Field(description="folder of the best checkpoint, by WER on dev")
@@ -137,7 +153,7 @@ def utterances(settings: TrainingSettings) -> "tuple[list[Utterance], list[Utter
     return read_manifest(settings.train), read_manifest(settings.dev)
 
 
-def vocabulary(settings: SpelledSettings, train: "Sequence[Utterance]", job: Job) -> "Vocabulary":
+def vocabulary(settings: CTCSettings, train: "Sequence[Utterance]", job: Job) -> "Vocabulary":
     """The vocabulary to train with; a learned one is kept in the step's folder for resumption.
 
     Every rank learns the same one from the same texts (1,519 sentences: 0.04 s).

@@ -90,6 +90,11 @@ class ModelConfig(Frozen):
 
     @property
     def causal(self) -> bool:
+    @property
+    def blocks(self) -> int:
+        """Hidden states that the model gives beside its output."""
+        return self.layers
+
         """Whether attention looks back only, as the causal schedule does."""
         return self.schedule == "apply_then_update"
 
@@ -212,10 +217,11 @@ class TrainingConfig(Frozen):
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
 
-    @property
-    def planned_seconds(self) -> float:
-        """Padded seconds of a micro-batch as read, so that the slowest speed keeps the budget."""
-        return self.batch_seconds * min(1.0, *self.augment.speeds)
+    def planned_seconds(self, views: int = 1) -> float:
+        """Padded seconds of a micro-batch as read: at the slowest speed, heard `views` times, it
+        keeps the budget.
+        """
+        return self.batch_seconds * min(1.0, *self.augment.speeds) / views
 
 
 class OverfitConfig(Frozen):

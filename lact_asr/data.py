@@ -120,13 +120,14 @@ def usable(
     config: TrainingConfig,
 ) -> tuple[Corpus, dict[str, list[str]]]:
     """What can be trained on, and the ids of what cannot, by reason.
+    views: int = 1,
 
     CTC needs a frame per label and one between equal neighbours, at the highest speed too: a single
     utterance without them gives NaN gradients to the whole model. No utterance may exceed a batch,
-    at the slowest speed. DataError if more than half cannot be used: that is a mistake in the data
-    or the settings.
+    at the slowest speed and heard `views` times. DataError if more than half cannot be used: that
+    is a mistake in the data or the settings.
     """
-    longest = min(config.max_duration, config.planned_seconds)
+    longest = min(config.max_duration, config.planned_seconds(views))
     shortened = RATE / max(1.0, *config.augment.speeds)
     samples = torch.tensor(
         [round(each.duration * shortened) for each in utterances], dtype=torch.int64

@@ -40,12 +40,18 @@ class Stream:
     """The endless training batches of one rank, and the position behind the last one taken."""
 
     def __init__(
-        self, corpus: Corpus, config: TrainingConfig, world: World, workers: int, start: Position
+        self,
+        corpus: Corpus,
+        config: TrainingConfig,
+        world: World,
+        workers: int,
+        start: Position,
+        views: int = 1,
     ) -> None:
         order = batches_from(
             start,
             corpus.durations,
-            config.planned_seconds,
+            config.planned_seconds(views),
             config.seed,
             world.rank,
             world.world_size,

@@ -126,9 +126,12 @@ class Recogniser(nn.Module):
         for block in self.blocks:
             x, updates = block(x, layout)
             hidden.append(x)
-        with torch.autocast(x.device.type, enabled=False):  # CTC in bfloat16 loses its gradient
-            log_probs = self.head(wide(self.norm(x))).log_softmax(-1)
-        return CTCOutput(log_probs, lengths, hidden, int(updates.max()))
+        return CTCOutput(self.read_out(x, lengths), lengths, hidden, int(updates.max()))
+
+    def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Log-probabilities [B,L,V], float32, from states [B,L,D] of any block."""
+        with torch.autocast(states.device.type, enabled=False):  # bfloat16 loses CTC's gradient
+            return self.head(wide(self.norm(states))).log_softmax(-1)
 
 
 def _initialise(module: nn.Module) -> None:

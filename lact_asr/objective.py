@@ -7,7 +7,7 @@ means is not: micro-batches hold different numbers of labels (relative error 2.3
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lact_asr.data import Batch
+from lact_asr.features import valid
 from lact_asr.model import CTCOutput
+from lact_asr.recipe import CTCConfig
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Objective(Protocol):
     the objective says `unused_parameters = True`. It may also have `parameter_groups(learning_rate)
     -> [{"params": ..., "lr": ...}, ...]`; without it all parameters learn at the same rate. And
     `begin_step(batches, all_sum)`, called with this rank's micro-batches before the first of them,
-    for a loss that counts something else beside labels.
+    for a loss that counts something else beside labels. And `views`, how often it hears each
+    utterance of a batch: as much fewer are in one.
     """
 
     trainable: nn.Module  # everything with parameters to learn
@@ -52,17 +55,73 @@ class Objective(Protocol):
 
 
 class CTCObjective:
-    """Connectionist temporal classification over one model, per label token."""
+    """Connectionist temporal classification over one model, per label token.
 
-    def __init__(self, model: nn.Module) -> None:
+        (1 - w) CTC + w mean of CTC at intermediate blocks + c CR
+
+    With consistency every utterance is heard twice: CTC is the mean of both, and CR = (KL(a || b) +
+    KL(b || a)) / 2 summed over frames, where the first of each pair gives no gradient (Yao et al.
+    2024). All are sums over the batch, so they too are exact however a step is cut.
+    """
+
+    def __init__(self, model: nn.Module, config: CTCConfig | None = None) -> None:
         self.model = self.trainable = model
+        self.config = config or CTCConfig()
+        if self.config.intermediate:
+            self.config.check(model.config.blocks)
+        self.views = self.config.views  # fit puts fewer utterances into a batch
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
-        """The CTC loss of a batch; `zeroed` counts utterances that no path fits (loss infinite)."""
-        output = listen(self.model, batch)
-        losses = ctc_losses(output.log_probs, output.lengths, batch)
-        zeroed = ((losses == 0) & (batch.target_lengths > 0)).sum()
-        return Loss(losses.sum(), batch.target_lengths.sum(), counts={"zeroed": zeroed})
+        """The loss of a batch; `zeroed` counts utterances that no path fits (loss infinite)."""
+        heard = repeated(batch, self.views)
+        output = listen(self.model, heard)
+        losses = ctc_losses(output.log_probs, output.lengths, heard)  # [views B]
+        zeroed = ((losses == 0) & (heard.target_lengths > 0)).sum() / self.views
+        total = ctc = losses.sum() / self.views
+        parts = {}
+        if self.config.intermediate:
+            parts["intermediate"] = inner = self._intermediate(output, heard)
+            share = self.config.intermediate_weight
+            total = (1 - share) * ctc + share * inner
+        if self.config.consistency:
+            parts["consistency"] = apart = consistency(output.log_probs, output.lengths)
+            total = total + self.config.consistency * apart
+        if parts:
+            parts = {name: part.detach() for name, part in {"ctc": ctc, **parts}.items()}
+        return Loss(total, batch.target_lengths.sum(), parts, {"zeroed": zeroed})
+
+    def _intermediate(self, output: CTCOutput, heard: Batch) -> Tensor:
+        """Mean over the chosen blocks of the CTC loss of what the model's head reads there."""
+        lengths = output.lengths
+        each = [
+            ctc_losses(self.model.read_out(output.hidden[n - 1], lengths), lengths, heard).sum()
+            for n in self.config.intermediate
+        ]
+        return torch.stack(each).mean() / self.views
+
+
+def repeated(batch: Batch, times: int) -> Batch:
+    """The utterances of a batch so many times over."""
+    if times == 1:
+        return batch
+    return replace(
+        batch,
+        ids=batch.ids * times,
+        texts=batch.texts * times,
+        waves=batch.waves.repeat(times, 1),
+        wave_lengths=batch.wave_lengths.repeat(times),
+        targets=batch.targets.repeat(times),
+        target_lengths=batch.target_lengths.repeat(times),
+    )
+
+
+def consistency(log_probs: Tensor, lengths: Tensor) -> Tensor:
+    """Divergence between the halves of a batch [2B,T,V], two views of it, summed over frames."""
+    one, other = log_probs.float().chunk(2)
+    both = F.kl_div(one, other.detach(), reduction="none", log_target=True)
+    both = both + F.kl_div(other, one.detach(), reduction="none", log_target=True)  # [B,T,V]
+    mask = valid(lengths[: len(one)], log_probs.shape[1])
+    return both.sum(-1).masked_fill(~mask, 0).sum() / 2
 
 
 def listen(model: nn.Module, batch: Batch) -> CTCOutput:

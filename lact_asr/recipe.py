@@ -42,6 +42,40 @@ class AugmentConfig(Frozen):
         return bool(self.frequency_masks or self.time_masks)
 
 
+class CTCConfig(Frozen):
+    """What is added to the CTC loss of the model's output."""
+
+    intermediate: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="Blocks (the first is 1) whose states are read out and judged by CTC too, such "
+        "as [6] of 12; none is plain CTC",
+    )
+    intermediate_weight: float = Field(
+        0.3, gt=0, lt=1, description="Share of the loss that these blocks have together"
+    )
+    consistency: float = Field(
+        0.0,
+        ge=0,
+        description="CR-CTC: every utterance is heard twice, masked differently, and this much of "
+        "the divergence between the two is added (published: 0.2, with time_masks 25 and "
+        "time_total 0.375); a batch then has half as many utterances; 0 is off",
+    )
+
+    @property
+    def views(self) -> int:
+        """How often an utterance is heard in a step."""
+        return 2 if self.consistency else 1
+
+    def check(self, blocks: int) -> None:
+        """ValueError if a model of so many blocks has no such intermediate ones."""
+        wrong = [layer for layer in self.intermediate if layer >= blocks]
+        if wrong:
+            raise ValueError(
+                f"intermediate {wrong}: the model has {blocks} blocks, and the last is read out "
+                f"anyway; choose among 1 to {blocks - 1}"
+            )
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "modern": {
         "precision": "auto",

@@ -103,8 +103,9 @@ class _Run:
     def prepare(self, train: list[Utterance], dev: list[Utterance]) -> None:
         """Data, optimiser, and what an earlier process left."""
         objective, config = self.objective, self.config
+        views = getattr(objective, "views", 1)
         self.corpus, dropped = usable(
-            train, self.vocabulary, objective.model.output_lengths, config
+            train, self.vocabulary, objective.model.output_lengths, config, views
         )
         self.journal.start(len(train), self.corpus.durations.sum(), len(dev), dropped)
         self.dev = whole_corpus(dev, self.vocabulary)
@@ -112,7 +113,8 @@ class _Run:
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
         objective.trainable.to(self.device)
         self.optimizer = optim.build(objective, config.optim)
-        self.stream = Stream(self.corpus, config, self.world, self.workers, self._resume())
+        start = self._resume()
+        self.stream = Stream(self.corpus, config, self.world, self.workers, start, views)
         self.module = self.world.wrap(
             steps.Called(objective), getattr(objective, "unused_parameters", False)
         )

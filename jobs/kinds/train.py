@@ -15,7 +15,7 @@ from jobs.spec import Resources
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 
 
-class Settings(learning.SpelledSettings):
+class Settings(learning.CTCSettings):
     """Which model, on what, and how."""
 
     family: Literal["lact", "baseline"] = Field(
@@ -36,5 +36,6 @@ def run(settings: Settings, job: Job) -> Result:
     parts = learning.utterances(settings)
     vocabulary = learning.vocabulary(settings, parts[0], job)
     model = learning.fresh_model(settings, vocabulary, parts[0])
-    trained = learning.fit(CTCObjective(model), settings, parts, vocabulary, job)
+    objective = CTCObjective(model, settings.ctc)
+    trained = learning.fit(objective, settings, parts, vocabulary, job)
     return Result(**trained.model_dump())

@@ -36,6 +36,7 @@ from tests.distill.parts import (
     utterances,
 )
 from tests.lact_asr.ranks import in_ranks
+from tests.lact_asr.small import tiny
 
 SMALL = {"blocks": 1, "mlp": 144}
 
@@ -362,3 +363,17 @@ def test_behind_masks_over_all_of_time_a_model_hears_nothing(model):
     deaf = [model(each.waves, each.wave_lengths, augment=everything) for each in lessons]
     assert not torch.allclose(*(output.log_probs for output in heard))
     assert torch.equal(*(output.log_probs for output in deaf))
+
+
+@pytest.mark.parametrize(
+    "model", [tiny(layers=2), tiny_baseline(), tiny_teacher()], ids=list(FAMILIES)
+)
+def test_every_family_reads_out_its_last_states_as_its_output(model):
+    waves, lengths = torch.randn(2, 9000), torch.tensor([9000, 6000])
+    output = model.eval()(waves, lengths)
+    assert len(output.hidden) == model.config.blocks
+    last = model.read_out(output.hidden[-1], output.lengths)
+    for row, length in enumerate(output.lengths.tolist()):
+        assert torch.equal(last[row, :length], output.log_probs[row, :length])
+    first = model.read_out(output.hidden[0], output.lengths)
+    assert first.shape == last.shape and not torch.allclose(first, last)

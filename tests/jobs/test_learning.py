@@ -1,6 +1,7 @@
 """Settings of the kinds that train: presets complete them, and survive a round through job.json."""
 
 import pytest
+from pydantic import ValidationError
 
 from jobs import learning
 from jobs.job import Job
@@ -45,3 +46,11 @@ def test_a_learned_vocabulary_is_kept_for_the_processes_that_come_after(tmp_path
     again = learning.vocabulary(settings, spoken[:1], job)
     assert again == first
     assert learning.vocabulary(train.Settings(**FILES), spoken, job) == Vocabulary.characters()
+
+
+def test_additions_to_ctc_that_cannot_work_are_refused_before_anything_runs():
+    with pytest.raises(ValidationError, match=r"ctc\n.*has 4 blocks.*choose among 1 to 3"):
+        train.Settings(**FILES, ctc={"intermediate": [4]})
+    with pytest.raises(ValidationError, match=r"consistency\n.*views .* would be the same"):
+        train.Settings(**FILES, preset="plain", ctc={"consistency": 0.2})
+    train.Settings(**FILES, ctc={"consistency": 0.2, "intermediate": [2]})
