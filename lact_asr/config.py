@@ -12,7 +12,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from lact_asr.frozen import Frozen
+from lact_asr.guard import GuardConfig
 from lact_asr.recipe import AugmentConfig
+from lact_asr.stopping import StoppingConfig
 
 SAMPLE_RATE = 16_000  # Hz, of every wave inside the project
 HOP = 160  # samples between two feature frames: 10 ms
@@ -89,12 +91,12 @@ class ModelConfig(Frozen):
         return self
 
     @property
-    def causal(self) -> bool:
-    @property
     def blocks(self) -> int:
         """Hidden states that the model gives beside its output."""
         return self.layers
 
+    @property
+    def causal(self) -> bool:
         """Whether attention looks back only, as the causal schedule does."""
         return self.schedule == "apply_then_update"
 
@@ -193,12 +195,6 @@ class TrainingConfig(Frozen):
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept, beside the best")
     samples: int = Field(3, ge=0, description="Predictions printed at each validation")
     log_every: int = Field(50, gt=0, description="Steps between progress lines")
-    patience: int = Field(
-        0,
-        ge=0,
-        description="Validations without a lower WER (at equal WER: loss) before stopping early; "
-        "0 is never",
-    )
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "fp32",
@@ -216,6 +212,8 @@ class TrainingConfig(Frozen):
     )
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
+    guard: GuardConfig = GuardConfig()
+    stopping: StoppingConfig = StoppingConfig()
 
     def planned_seconds(self, views: int = 1) -> float:
         """Padded seconds of a micro-batch as read: at the slowest speed, heard `views` times, it

@@ -68,7 +68,10 @@ class Journal:
         numbers = {"loss": repr(outcome.loss), "grad_norm": repr(outcome.grad_norm)}
         self.event("step_dropped", step=step, ids=outcome.suspects, **numbers)
         named = ", ".join(outcome.suspects)
-        self.say(f"Dropped step {step}: loss or gradient is not finite, with {named}")
+        why = "loss or gradient is not finite"
+        if outcome.finite:
+            why = f"gradient norm {outcome.grad_norm:.4g} is above {outcome.highest:.4g}"
+        self.say(f"Dropped step {step}: {why}, with {named}")
 
     def progress(self, step: int, epoch: int, rate: float, skipped: int) -> None:
         """A progress line about the steps since the last one, and the same as metrics."""

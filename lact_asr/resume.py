@@ -23,9 +23,12 @@ class State:
     validated: int = 0  # step of the last validation
     best_wer: float = math.inf
     best_loss: float = math.inf
-    stale: int = 0  # validations since the best
+    mark: list[float] = field(default_factory=list)  # WER and loss that early stopping waits for
+    stale: int = 0  # validations that did not come below them
     skipped: int = 0  # steps dropped
     in_a_row: int = 0  # steps dropped since the last that was taken
+    dropped: list[int] = field(default_factory=list)  # the steps dropped of late
+    typical_norm: float = 0.0  # running mean of the gradient norm
     unreadable: dict[str, str] = field(default_factory=dict)  # id -> why
 
 

@@ -34,11 +34,17 @@ class Outcome:
     audio_seconds: float  # without padding
     stop: bool  # some rank was asked to stop
     unreadable: dict[str, str]  # files met by any rank that could not be read, and why
+    highest: float  # gradient norm that would still have been followed
     suspects: list[str]  # ids in a dropped step; empty if the step was taken
 
     @property
     def taken(self) -> bool:
         """Whether the weights moved."""
+        return self.finite and self.grad_norm <= self.highest
+
+    @property
+    def finite(self) -> bool:
+        """Whether there was a loss and a gradient at all."""
         return self.weight > 0 and math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
@@ -49,6 +55,7 @@ class Setting:
     config: TrainingConfig
     world: World
     device: torch.device
+    highest: float = math.inf  # gradient norm above which a step is not taken
 
 
 class Called(nn.Module):
@@ -101,6 +108,7 @@ def take(
         seconds,
         stops > 0,
         news,
+        setting.highest,
         [],
     )
     if outcome.taken:

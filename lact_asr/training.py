@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lact_asr import checkpoint, optim, parallel, steps
+from lact_asr import checkpoint, guard, optim, parallel, steps, stopping
 from lact_asr.augment import SpecAugment, change_speed, draw_speed
 from lact_asr.batching import Position
 from lact_asr.config import TrainingConfig
@@ -45,7 +45,7 @@ class FitResult:
     checkpoint: Path  # the best one by WER on the dev utterances; the newest if none was validated
     wer: float  # of the best checkpoint, as a fraction; inf before the first validation
     loss: float  # validation loss of the best checkpoint, nats per label token
-    steps_skipped: int  # steps dropped because a loss or gradient was not finite
+    steps_skipped: int  # steps dropped: a loss or gradient was not finite, or far too large
 
 
 def fit(
@@ -143,7 +143,7 @@ class _Run:
             due = state.step > 0 and state.step % config.valid_every == 0
             if (due or ended) and state.validated != state.step:
                 self._validate()
-            ended |= 0 < config.patience <= state.stale
+            ended |= stopping.ended(config.stopping, state.step / config.max_steps, state.stale)
             if ended or (state.step > 0 and state.step % config.checkpoint_every == 0):
                 self._save()
             if ended:
@@ -162,7 +162,8 @@ class _Run:
         if hasattr(self.objective, "begin_step"):
             self.objective.begin_step(batches, self.world.all_sum)
         progress = state.step / config.max_steps
-        setting = steps.Setting(config, self.world, self.device)
+        highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
+        setting = steps.Setting(config, self.world, self.device, highest)
         outcome = steps.take(
             self.module, self.optimizer, batches, progress, setting, stop, state.unreadable
         )
@@ -198,20 +199,42 @@ class _Run:
     def _note_dropped(self, outcome: steps.Outcome) -> None:
         """Count a step that was not taken; give up when they do not end."""
         state = self.state
+        state.typical_norm = guard.remembered(
+            state.typical_norm, outcome.grad_norm, outcome.highest
+        )
         if outcome.taken:
             state.in_a_row = 0
             return
         state.skipped += 1
         state.in_a_row += 1
+        state.dropped = guard.recent([*state.dropped, state.step], state.step)
         self.journal.dropped(state.step, outcome)
-        if state.in_a_row >= BREAKER:
-            broken = ", ".join(non_finite(self.objective.trainable)[:3]) or "none"
-            raise TrainingFailed(
-                "divergence",
-                f"{BREAKER} steps in a row, up to step {state.step}, had a loss or gradient that "
-                f"is not finite (weights that are not: {broken}). Lower the learning rate, now "
-                f"{self.config.optim.learning_rate:g}, or look at {', '.join(outcome.suspects)}",
+        if state.in_a_row >= BREAKER or len(state.dropped) > guard.SHARE * guard.WINDOW:
+            self._give_up(outcome)
+
+    def _give_up(self, outcome: steps.Outcome) -> None:
+        """TrainingFailed that says what dropped the steps and what to change."""
+        state, config = self.state, self.config
+        often = f"{state.in_a_row} steps in a row"
+        if state.in_a_row < BREAKER:
+            often = f"{len(state.dropped)} of {min(state.step, guard.WINDOW)} steps"
+        if outcome.finite:
+            why = (
+                f"a gradient norm above {outcome.highest:g} while {state.typical_norm:.3g} is usual"
+                ". A fixed guard.skip_above may lie below what a sound model needs: write "
+                "guard: {skip_ratio: 10} instead, or lower the learning rate"
             )
+        else:
+            broken = ", ".join(non_finite(self.objective.trainable)[:3]) or "none"
+            why = (
+                f"a loss or gradient that is not finite (weights that are not: {broken}). Lower "
+                "the learning rate"
+            )
+        raise TrainingFailed(
+            "divergence",
+            f"{often}, up to step {state.step}, had {why}, now {config.optim.learning_rate:g}, or "
+            f"look at {', '.join(outcome.suspects)}",
+        )
 
     def _validate(self) -> None:
         """Measure the model, and keep it if it is the best."""
@@ -228,7 +251,10 @@ class _Run:
         self.objective.trainable.train()
         wer, loss = validation.scores.wer, validation.loss
         best = (wer, loss) < (state.best_wer, state.best_loss)  # at 100 % WER the loss decides
-        state.validated, state.stale = state.step, 0 if best else state.stale + 1
+        state.validated = state.step
+        state.mark, state.stale = stopping.watch(
+            self.config.stopping, state.step, (wer, loss), state.mark, state.stale
+        )
         self.journal.validated(state.step, validation, best)
         unheard = [each for each in validation.unreadable if each[0] not in state.unreadable]
         self._note_unreadable(dict(unheard))

@@ -102,13 +102,14 @@ def test_memory_that_runs_out_is_a_failure_of_its_own_class(tmp_path):
 
 def test_training_stops_early_when_validation_no_longer_improves(tmp_path):
     still = {"learning_rate": 1e-30, "weight_decay": 0.0}
+    patient = {"patience": 2, "warmup_steps": 0, "not_before": 0.0}
     result, diary = run(
-        tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, patience=2
+        tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
     )
     assert (result.finished, result.step) == (True, 3)  # the best at step 1, then two without gain
     assert read_json(result.checkpoint / "state.json")["step"] == 1
     again, diary = run(
-        tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, patience=2
+        tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
     )
     assert again == result
     assert diary.losses() == {}
