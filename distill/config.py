@@ -69,6 +69,19 @@ class TeacherConfig(Frozen):
         description="Spread of the output weights at the start; null is 1 / sqrt(hidden): ten "
         "utterances by heart in 30 steps, with the notes' 0.001 in 110",
     )
+    linear_std: float | None = Field(
+        None,
+        gt=0,
+        description="Spread of all linear maps at the start, the output's where head_std is null "
+        "included, those into the fusion not; null is PyTorch's own",
+    )
+    conv_scale: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor on the convolutions' weights at the start; before a norm it changes no "
+        "output and, at 0.5, doubles the gradient",
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="Share dropped of each residual branch")
     modality_dropout: float = Field(
         0.25,
@@ -106,6 +119,11 @@ class BaselineConfig(Frozen):
     norm: Norm = Field("group", description=NORM)
     dropout: float = Field(0.1, ge=0, lt=1, description="Share dropped of each residual branch")
 
+    @property
+    def blocks(self) -> int:
+        """Hidden states that the model gives beside its output."""
+        return self.layers - 2
+
     @model_validator(mode="after")
     def _odd_kernel(self) -> "BaselineConfig":
         if self.kernel % 2 == 0:
@@ -119,11 +137,6 @@ class BaselineConfig(Frozen):
 
 class DistillConfig(Frozen):
     """What the student learns from: (1 - alpha) CTC + kd_weight(progress) KD + features."""
-    @property
-    def blocks(self) -> int:
-        """Hidden states that the model gives beside its output."""
-        return self.layers - 2
-
 
     alpha: float = Field(
         0.7, ge=0, le=1, description="Share taken from the CTC loss: its weight is 1 - alpha"

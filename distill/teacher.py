@@ -112,8 +112,21 @@ class Teacher(nn.Module):
         )
         self.norm = nn.LayerNorm(config.hidden)
         self.head = nn.Linear(config.hidden, vocabulary_size)
-        nn.init.normal_(self.head.weight, std=config.head_std or config.hidden**-0.5)
+        std = config.head_std or config.linear_std or config.hidden**-0.5
+        self._start(config)
+        nn.init.normal_(self.head.weight, std=std)
         nn.init.zeros_(self.head.bias)
+
+    @torch.no_grad()
+    def _start(self, config: TeacherConfig) -> None:
+        """The settings for how layers start; the maps into the fusion keep their own."""
+        own = set(self.fusion.projections)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module not in own and config.linear_std:
+                nn.init.normal_(module.weight, std=config.linear_std)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, (nn.Conv1d, nn.Conv3d)):
+                module.weight.mul_(config.conv_scale)
 
     def output_lengths(self, wave_lengths: Tensor) -> Tensor:
         """Output frames of waves of so many samples."""

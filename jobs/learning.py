@@ -98,10 +98,13 @@ class TrainingSettings(ModelSettings):
     @model_validator(mode="after")
     def _preset(self) -> "TrainingSettings":
         given = self.training.model_dump(exclude_unset=True)
-        training = TrainingConfig.model_validate(completed(given, PRESETS[self.preset]))
+        training = TrainingConfig.model_validate(completed(given, self.recipe()))
         object.__setattr__(self, "training", training)  # frozen for everybody else
         return self
 
+    def recipe(self) -> Mapping[str, Any]:
+        """What the preset says about `training`."""
+        return PRESETS[self.preset]
 
 
 class CTCSettings(TrainingSettings):
@@ -117,9 +120,6 @@ class CTCSettings(TrainingSettings):
         ge=len(CHARACTERS) + 1,
         description="pieces of a bpe vocabulary, the blank and the characters among them",
     )
-
-
-class Trained(Frozen):
     ctc: CTCConfig = CTCConfig()
 
     @model_validator(mode="after")
@@ -135,6 +135,9 @@ class Trained(Frozen):
                 "time_masks and frequency_masks, or preset: modern",
             )
         return self
+
+
+class Trained(Frozen):
     """What training leaves behind."""
 
     checkpoint: Path = Field(description="folder of the best checkpoint, by WER on dev")

@@ -3,14 +3,17 @@
 Like `train`, for the teacher's family of models. `distill` then teaches a smaller model with it.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
+from distill.presets import TEACHER
 from jobs import learning
 from jobs.job import Job
 from jobs.spec import Resources
 
+Preset = Literal["recommended", "standard", "emergency", "plain"]
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 
 
@@ -20,6 +23,23 @@ class Settings(learning.CTCSettings):
     family: Literal["teacher"] = Field("teacher", description="the teacher's family of models")
     size: str = learning.size_field("teacher")
     model: dict[str, Any] = learning.changes_field("teacher")
+    preset: Preset = Field(  # type: ignore[assignment]  # names of its own
+        "recommended",
+        description="what completes `training` and `model`: recommended is learning rate 1e-4 "
+        "after 2,000 steps of warm-up, steps of 10 times the usual gradient norm dropped, early "
+        "stopping after 20 validations, augmentation, bfloat16 on GPUs; standard and emergency are "
+        "the founding notes' two stable recipes (batch norm, two utterances a step, a clamp on the "
+        "attention's output; 1e-4 and clipping at 1, then 1e-5, clipping at 0.5 and steps above a "
+        "norm of 10 dropped); plain is the defaults listed here",
+    )
+
+    def recipe(self) -> Mapping[str, Any]:
+        """What the preset says about `training`."""
+        return TEACHER[self.preset]["training"]
+
+    def configuration(self, **changes: object) -> Any:
+        """The teacher's own configuration: the preset's, then what is written, then `changes`."""
+        return super().configuration(**{**TEACHER[self.preset]["model"], **self.model, **changes})
 
 
 class Result(learning.Trained):
