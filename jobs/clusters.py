@@ -169,7 +169,7 @@ def flags(directives: Mapping[str, Any]) -> list[str]:
 
 
 def sbatch_text(cluster: Cluster, job: StepJob, after: Sequence[str] = ()) -> str:
-    """A script for plain sbatch: the same directives and setup, without submitit's pickle."""
+    """A script for plain sbatch: the same directives, setup and command."""
     asked = parameters(cluster, job, after)
     logs = [f"--output={job.logs}/%j_%t_log.out", f"--error={job.logs}/%j_%t_log.err"]
     srun = shlex.join(["srun", "--unbuffered", *logs, *asked["srun_args"]])
@@ -177,13 +177,14 @@ def sbatch_text(cluster: Cluster, job: StepJob, after: Sequence[str] = ()) -> st
     return template.format(
         directives="\n".join(_directive(flag) for flag in flags(directives(asked, job.logs))),
         setup="\n".join(asked["setup"]),
-        command=f"{srun} {step_command(cluster, entry('jobs.worker'), job.directory)}",
+        command=f"{srun} {step_command(cluster, job.directory)}",
     )
 
 
-def step_command(cluster: Cluster, code: str, argument: Path) -> str:
-    """Shell text that runs Python code (see `jobs.snapshot.entry`) with one argument."""
-    return f"{cluster.interpreter} -u -c {shlex.quote(code)} {shlex.quote(str(argument))}"
+def step_command(cluster: Cluster, step: Path) -> str:
+    """Shell text that runs the worker on a step's folder, with our code from the snapshot."""
+    code = shlex.quote(entry("jobs.worker"))
+    return f"{cluster.interpreter} -u -c {code} {shlex.quote(str(step))}"
 
 
 def _directive(flag: str) -> str:

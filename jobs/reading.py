@@ -16,9 +16,10 @@ from pydantic import BaseModel, Field
 
 from jobs import gate, kinds
 from jobs.errors import SpecError
+from jobs.places import Place, replace, walk
 from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Resources, Step
 from jobs.validation import ANYTHING, nearest, sample_of, validate
-from jobs.yaml12 import Document, Place, parse, read, replace, walk
+from jobs.yaml12 import Document, parse, read
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from jobs.yaml12 import Document, Place
+from jobs.places import Place
+from jobs.yaml12 import Document
 
 _SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
 _Model = TypeVar("_Model", bound=BaseModel)

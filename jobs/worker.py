@@ -1,10 +1,10 @@
 """The compute node's side: job.json -> the kind's `run` -> result.json, or failure.json.
 
-Submitit pickles only `Worker(step_dir)`; without submitit `python -m jobs.worker STEP_DIR` does
-the same. A signal only sets a flag: the kind saves at the next step boundary and raises
-`Interrupted`. After the time-limit warning (USR2) the worker then asks Slurm to requeue the job,
-under the same id, so that the steps behind it stay valid; after SIGTERM (preemption, scancel) it
-just leaves. A started step reads everything from disk, never from a pickled state.
+Submitit is given `Worker(step_dir)`, a path; the job runs `main()` below on that path. A signal
+only sets a flag: the kind saves at the next step boundary and raises `Interrupted`. After the
+time-limit warning (USR2) the worker then asks Slurm to requeue the job, under the same id, so that
+the steps behind it stay valid; after SIGTERM (preemption, scancel) it just leaves. A started step
+reads everything from disk.
 """
 
 import os
@@ -24,9 +24,9 @@ from pydantic import ValidationError
 from jobs import gate, kinds
 from jobs.errors import Interrupted, StepFailed, UserError
 from jobs.job import Job
+from jobs.places import replace, walk
 from jobs.spec import REFERENCE
 from jobs.store import StepDir
-from jobs.yaml12 import replace, walk
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
 _PATIENCE = 3  # time limits met at one position after which a step is not started again
@@ -74,7 +74,7 @@ class _Process:
         except Exception as error:
             self._fail(error)
             if failure_class(error) == "error" and not isinstance(error, UserError):
-                raise  # a bug of ours: submitit logs its traceback
+                raise  # a bug of ours: its traceback belongs into the log
             sys.exit(f"{self.step.name} failed: {failure_class(error)}: {error}")
         else:
             if self.rank == 0:

@@ -6,7 +6,6 @@ that are not text, are mistakes.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from typing import Any
 import yaml
 
 from jobs.errors import SpecError
-
-Place = tuple[str | int, ...]  # the way to a value: ("steps", "train", "needs", 0)
+from jobs.places import Place
 
 _LIMIT = 100_000  # values in a file: aliases of aliases grow exponentially
 _TAG = "tag:yaml.org,2002:"
@@ -147,27 +145,3 @@ def read(path: Path) -> Document:
         raise SpecError([f"{path}:1: not a text file (byte {error.start} is not UTF-8)"]) from None
     except OSError as error:
         raise SpecError([f"{path}: cannot be read: {error.strerror}"]) from None
-
-
-def walk(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every value that is neither a mapping nor a list, with its place."""
-    if isinstance(value, dict):
-        for key, child in value.items():
-            yield from walk(child, (*place, key))
-    elif isinstance(value, (list, tuple)):
-        for index, child in enumerate(value):
-            yield from walk(child, (*place, index))
-    else:
-        yield place, value
-
-
-def replace(value: Any, place: Place, new: Any) -> Any:
-    """A copy of `value` with `new` at `place`; missing mappings on the way are made."""
-    if not place:
-        return new
-    head, rest = place[0], place[1:]
-    if isinstance(value, (list, tuple)):
-        index = int(head)
-        return [replace(item, rest, new) if i == index else item for i, item in enumerate(value)]
-    value = value if isinstance(value, dict) else {}
-    return {**value, head: replace(value.get(head), rest, new)}

@@ -39,9 +39,11 @@ def directives(script: Path, run: Path) -> list[str]:
 
 
 def command(script: Path, run: Path) -> list[str]:
-    """The words with which a script starts its processes, up to the Python statement."""
-    line = next(line for line in script.read_text().splitlines() if line.startswith("srun"))
-    return line.replace("=", " ").replace(str(run), "RUN").partition(" -c ")[0].split()
+    """The words with which a script starts its processes."""
+    lines = script.read_text().replace("%j_%t", "ID").replace(str(run), "RUN").splitlines()
+    line = next(line for line in lines if line.startswith("srun")).replace("=", " ")
+    options, _, program = line.partition(" -c ")
+    return [*sorted(options.split()), program]
 
 
 @pytest.mark.parametrize("request_of_gpus", ["gpus-per-node", "gres"])
@@ -62,7 +64,7 @@ def test_rendered_scripts_ask_for_what_submitit_asks_for_and_run_with_plain_sbat
         (submitted,) = (run / "steps" / step / "logs").glob("*_submission.sh")
         ours = rendered / f"{step}.sbatch"
         assert directives(ours, rendered) == directives(submitted, run)
-        assert sorted(command(ours, rendered)) == sorted(command(submitted, run))
+        assert command(ours, rendered) == command(submitted, run)
 
     ended = ["one", "wide", "behind"]
     launcher.slurm.wait_for(

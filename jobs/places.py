@@ -1,0 +1,30 @@
+"""Values inside values: every scalar of a document with its place, and a new value at a place."""
+
+from collections.abc import Iterator
+from typing import Any
+
+Place = tuple[str | int, ...]  # the way to a value: ("steps", "train", "needs", 0)
+
+
+def walk(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every value that is neither a mapping nor a list, with its place."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from walk(child, (*place, key))
+    elif isinstance(value, (list, tuple)):
+        for index, child in enumerate(value):
+            yield from walk(child, (*place, index))
+    else:
+        yield place, value
+
+
+def replace(value: Any, place: Place, new: Any) -> Any:
+    """A copy of `value` with `new` at `place`; missing mappings on the way are made."""
+    if not place:
+        return new
+    head, rest = place[0], place[1:]
+    if isinstance(value, (list, tuple)):
+        index = int(head)
+        return [replace(item, rest, new) if i == index else item for i, item in enumerate(value)]
+    value = value if isinstance(value, dict) else {}
+    return {**value, head: replace(value.get(head), rest, new)}
