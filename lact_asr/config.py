@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from lact_asr.frozen import Frozen
 from lact_asr.guard import GuardConfig
-from lact_asr.recipe import AugmentConfig
+from lact_asr.recipe import AugmentConfig, AverageConfig
 from lact_asr.stopping import StoppingConfig
 
 SAMPLE_RATE = 16_000  # Hz, of every wave inside the project
@@ -211,6 +211,7 @@ class TrainingConfig(Frozen):
         20, ge=0, description="Unreadable audio files that are skipped before training stops"
     )
     augment: AugmentConfig = AugmentConfig()
+    average: AverageConfig = AverageConfig()
     optim: OptimConfig = OptimConfig()
     guard: GuardConfig = GuardConfig()
     stopping: StoppingConfig = StoppingConfig()

@@ -42,6 +42,24 @@ class AugmentConfig(Frozen):
         return bool(self.frequency_masks or self.time_masks)
 
 
+class AverageConfig(Frozen):
+    """Means of the weights, which are what is validated and kept."""
+
+    decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Memory of a running mean of the weights (EMA), per step; it is validated and "
+        "becomes the best checkpoint in their place; 0 is off",
+    )
+    last: int = Field(
+        0,
+        ge=0,
+        description="At the end the mean of so many checkpoints, checkpoint_every steps apart, is "
+        "validated too and becomes the best if it is; 0 is off",
+    )
+
+
 class CTCConfig(Frozen):
     """What is added to the CTC loss of the model's output."""
 
@@ -80,6 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "modern": {
         "precision": "auto",
         "augment": {"speeds": (0.9, 1.0, 1.1), "frequency_masks": 2, "time_masks": 10},
+        "average": {"decay": 0.999},
     },
     # Batches of 12 utterances of up to 20 s; the notes' loss table ends at 100,000 steps.
     "founding": {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lact_asr import checkpoint
+from lact_asr.averaging import Average
 from lact_asr.batching import Position
 from lact_asr.errors import DataError
 from lact_asr.objective import Objective
@@ -24,6 +25,7 @@ class State:
     best_wer: float = math.inf
     best_loss: float = math.inf
     mark: list[float] = field(default_factory=list)  # WER and loss that early stopping waits for
+    averaged: bool = False  # whether the last checkpoints' mean has been validated
     stale: int = 0  # validations that did not come below them
     skipped: int = 0  # steps dropped
     in_a_row: int = 0  # steps dropped since the last that was taken
@@ -43,6 +45,7 @@ def trainer_state(
     optimizer: torch.optim.Optimizer,
     position: Position,
     fingerprint: int,
+    average: Average,
 ) -> dict[str, Any]:
     """The content of trainer.pt: numbers, strings and tensors only."""
     return {
@@ -51,13 +54,18 @@ def trainer_state(
         "beside": _beside(objective),
         "position": position.to_dict(),
         "corpus": fingerprint,
+        "average": average.values,
     }
 
 
 def resume(
-    path: Path, objective: Objective, optimizer: torch.optim.Optimizer, fingerprint: int
+    path: Path,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: int,
+    average: Average,
 ) -> tuple[State, Position]:
-    """Load a checkpoint into the objective and the optimiser.
+    """Load a checkpoint into the objective, the optimiser and the running mean of the weights.
 
     Learning rate and other settings of the optimiser are the present ones, so that a run can go on
     with others than it began with. If the training data changed, a new epoch begins.
@@ -78,6 +86,8 @@ def resume(
     optimizer.load_state_dict(saved["optimizer"])
     for group, fresh in zip(optimizer.param_groups, settings, strict=True):
         group.update(fresh)
+    if average.decay:
+        average.load(saved["average"])
     position = Position.from_dict(saved["position"])
     if saved["corpus"] != fingerprint:
         position = Position(position.epoch + 1)

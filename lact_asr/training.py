@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from lact_asr import checkpoint, guard, optim, parallel, steps, stopping
+from lact_asr import checkpoint, guard, incidents, optim, parallel, steps, stopping
 from lact_asr.augment import SpecAugment, change_speed, draw_speed
+from lact_asr.averaging import Average, mean
 from lact_asr.batching import Position
 from lact_asr.config import TrainingConfig
 from lact_asr.data import Batch, usable, whole_corpus
 from lact_asr.errors import DataError, TrainingFailed
-from lact_asr.health import non_finite
 from lact_asr.journal import Journal
 from lact_asr.loading import Stream, default_workers
 from lact_asr.manifest import Utterance
@@ -32,8 +32,6 @@ from lact_asr.text import Vocabulary
 from lact_asr.validation import validate
 
 __all__ = ["CTCObjective", "FitResult", "Loss", "Objective", "fit"]
-
-BREAKER = 20  # steps dropped in a row before a run is given up as diverged
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,7 @@ class _Run:
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
         objective.trainable.to(self.device)
         self.optimizer = optim.build(objective, config.optim)
+        self.average = Average(objective.model, config.average.decay)
         start = self._resume()
         self.stream = Stream(self.corpus, config, self.world, self.workers, start, views)
         self.module = self.world.wrap(
@@ -127,7 +126,9 @@ class _Run:
         if path is None:
             return Position()
         fingerprint = self.corpus.fingerprint()
-        self.state, position = resume(path, self.objective, self.optimizer, fingerprint)
+        self.state, position = resume(
+            path, self.objective, self.optimizer, fingerprint, self.average
+        )
         self.saved = self.state.step
         self.journal.event("resumed", step=self.saved, epoch=position.epoch, checkpoint=path.name)
         self.journal.say(f"Resumed from {path.name}, epoch {position.epoch}")
@@ -142,8 +143,10 @@ class _Run:
             ended = state.step >= config.max_steps
             due = state.step > 0 and state.step % config.valid_every == 0
             if (due or ended) and state.validated != state.step:
-                self._validate()
+                self._validate(self.average)
             ended |= stopping.ended(config.stopping, state.step / config.max_steps, state.stale)
+            if ended and config.average.last and not state.averaged:
+                self._validate_mean()
             if ended or (state.step > 0 and state.step % config.checkpoint_every == 0):
                 self._save()
             if ended:
@@ -167,10 +170,12 @@ class _Run:
         outcome = steps.take(
             self.module, self.optimizer, batches, progress, setting, stop, state.unreadable
         )
-        state.step += 1
+        state.step, state.averaged = state.step + 1, False
+        if outcome.taken:
+            self.average.follow(state.step)
         self.journal.took(outcome)
-        self._note_unreadable(outcome.unreadable)
-        self._note_dropped(outcome)
+        incidents.note_unreadable(state, config, self.journal, outcome.unreadable)
+        incidents.note_step(state, config, self.journal, outcome, self.objective.trainable)
         if state.step % config.log_every == 0 or state.step == 1:
             rate = config.optim.learning_rate * factor
             self.journal.progress(state.step, self.stream.position.epoch, rate, state.skipped)
@@ -182,61 +187,23 @@ class _Run:
         batch = change_speed(batch.to(self.device), draw_speed(config))
         return replace(batch, augment=SpecAugment(config)) if config.hides else batch
 
-    def _note_unreadable(self, news: dict[str, str]) -> None:
-        """Name files met for the first time; give up when there are too many."""
-        if not news:
-            return
-        known = self.state.unreadable
-        known |= news
-        self.journal.unreadable(self.state.step, news)
-        if len(known) > self.config.max_unreadable:
-            named = "\n".join(f"{key}: {why}" for key, why in list(known.items())[:5])
-            raise DataError(
-                f"{len(known)} audio files are unreadable, max_unreadable is "
-                f"{self.config.max_unreadable}; the first are\n{named}"
-            )
+    def _validate_mean(self) -> None:
+        """Measure the mean of the last checkpoints and the present weights."""
+        steps_back = self.config.average.last - 1
+        model, present = self.objective.model, f"{self.state.step:08d}"
+        before = [path for path in checkpoint.by_step(self.folder) if path.name < present]
+        states = [checkpoint.load(path / "model.pt") for path in before[::-1][:steps_back]]
+        weights = mean([*states, model.state_dict()])
+        self.journal.say(f"The mean of the weights of {len(states) + 1} checkpoints:")
+        self.state.averaged = True
+        self._validate(Average(model, values=weights))
 
-    def _note_dropped(self, outcome: steps.Outcome) -> None:
-        """Count a step that was not taken; give up when they do not end."""
-        state = self.state
-        state.typical_norm = guard.remembered(
-            state.typical_norm, outcome.grad_norm, outcome.highest
-        )
-        if outcome.taken:
-            state.in_a_row = 0
-            return
-        state.skipped += 1
-        state.in_a_row += 1
-        state.dropped = guard.recent([*state.dropped, state.step], state.step)
-        self.journal.dropped(state.step, outcome)
-        if state.in_a_row >= BREAKER or len(state.dropped) > guard.SHARE * guard.WINDOW:
-            self._give_up(outcome)
+    def _validate(self, average: Average) -> None:
+        """Measure the model with other weights, and keep these if they are the best."""
+        with average.applied():
+            self._measure()
 
-    def _give_up(self, outcome: steps.Outcome) -> None:
-        """TrainingFailed that says what dropped the steps and what to change."""
-        state, config = self.state, self.config
-        often = f"{state.in_a_row} steps in a row"
-        if state.in_a_row < BREAKER:
-            often = f"{len(state.dropped)} of {min(state.step, guard.WINDOW)} steps"
-        if outcome.finite:
-            why = (
-                f"a gradient norm above {outcome.highest:g} while {state.typical_norm:.3g} is usual"
-                ". A fixed guard.skip_above may lie below what a sound model needs: write "
-                "guard: {skip_ratio: 10} instead, or lower the learning rate"
-            )
-        else:
-            broken = ", ".join(non_finite(self.objective.trainable)[:3]) or "none"
-            why = (
-                f"a loss or gradient that is not finite (weights that are not: {broken}). Lower "
-                "the learning rate"
-            )
-        raise TrainingFailed(
-            "divergence",
-            f"{often}, up to step {state.step}, had {why}, now {config.optim.learning_rate:g}, or "
-            f"look at {', '.join(outcome.suspects)}",
-        )
-
-    def _validate(self) -> None:
+    def _measure(self) -> None:
         """Measure the model, and keep it if it is the best."""
         state = self.state
         validation = validate(
@@ -257,7 +224,7 @@ class _Run:
         )
         self.journal.validated(state.step, validation, best)
         unheard = [each for each in validation.unreadable if each[0] not in state.unreadable]
-        self._note_unreadable(dict(unheard))
+        incidents.note_unreadable(state, self.config, self.journal, dict(unheard))
         if best:
             state.best_wer, state.best_loss = wer, loss
             facts = {"step": state.step, "wer": wer, "cer": validation.scores.cer, "loss": loss}
@@ -270,13 +237,20 @@ class _Run:
             return
         self.saved = state.step
         trainer = trainer_state(
-            state, self.objective, self.optimizer, self.stream.position, self.corpus.fingerprint()
+            state,
+            self.objective,
+            self.optimizer,
+            self.stream.position,
+            self.corpus.fingerprint(),
+            self.average,
         )
         facts = {"step": state.step, "epoch": self.stream.position.epoch}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
         self.journal.event("checkpoint", step=state.step)
         if self.world.main:
-            checkpoint.prune(self.folder, self.config.keep_checkpoints)
+            checkpoint.prune(
+                self.folder, max(self.config.keep_checkpoints, self.config.average.last)
+            )
 
     def _write(self, name: str, facts: dict[str, Any], more: dict[str, Any]) -> None:
         """A checkpoint, by rank 0."""

@@ -14,10 +14,10 @@ from lact_asr.batching import epoch_plan
 from lact_asr.config import ModelConfig
 from lact_asr.errors import DataError, TrainingFailed
 from lact_asr.files import read_json
+from lact_asr.incidents import BREAKER
 from lact_asr.manifest import Utterance, read_manifest
 from lact_asr.model import Recogniser
 from lact_asr.objective import CTCObjective, Loss
-from lact_asr.training import BREAKER
 from tests.lact_asr.ranks import in_ranks
 from tests.lact_asr.small import VOCABULARY, Diary, manifest, run, tiny, tones
 
