@@ -42,7 +42,8 @@ def change_speed(batch: Batch, speed: float) -> Batch:
     played = F.conv1d(padded, weights.to(waves), stride=old)  # [B,new,N/old]
     longest = -(-batch.waves.shape[1] * new // old)
     lengths = -(-batch.wave_lengths * new // old)
-    return replace(batch, waves=played.mT.flatten(1)[:, :longest], wave_lengths=lengths)
+    waves = played.mT.flatten(1)[:, :longest]
+    return replace(batch, waves=waves, wave_lengths=lengths, speed=speed)
 
 
 @lru_cache(maxsize=8)

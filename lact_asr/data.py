@@ -45,6 +45,7 @@ class Batch:
     target_lengths: Tensor  # [B] int64
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (id, why), left out
     augment: "SpecAugment | None" = None  # what hides features of it in training
+    speed: float = 1.0  # it was changed to, as it is played
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,7 +65,8 @@ class Batch:
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = (self.waves, self.wave_lengths, self.targets, self.target_lengths)
-        return Batch(self.ids, self.texts, *map(change, tensors), self.unreadable, self.augment)
+        changed = map(change, tensors)
+        return Batch(self.ids, self.texts, *changed, self.unreadable, self.augment, self.speed)
 
 
 class Rows:

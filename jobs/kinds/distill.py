@@ -4,7 +4,7 @@ The student writes with the teacher's vocabulary. The teacher stays as it is.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,15 @@ from jobs import learning
 from jobs.job import Job
 from jobs.spec import Resources
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from distill.sources import Source
+    from lact_asr.manifest import Utterance
+    from lact_asr.text import Vocabulary
+
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 
 
@@ -20,6 +29,12 @@ class Settings(learning.TrainingSettings):
     """Who teaches whom, on what, and how."""
 
     teacher: Path = Field(description="the teacher's checkpoint, of any family")
+    cache: Path | None = Field(
+        None,
+        description="folder that a `cache` step wrote with this teacher: what it said is read, and "
+        "it is not run. A student that hears changed speeds (preset: modern) needs each of them in "
+        "the `cache` step's speeds, or training.augment.speeds: [1.0]",
+    )
     family: Literal["lact", "baseline"] = Field("lact", description="model family of the student")
     size: str = learning.size_field("lact", "baseline")
     model: dict[str, Any] = learning.changes_field("lact", "baseline")
@@ -36,13 +51,29 @@ def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
     from distill.families import FAMILIES
     from distill.objective import DistillObjective
-    from distill.sources import Live
     from lact_asr import checkpoint
 
     teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
     parts = learning.utterances(settings)
     student = learning.fresh_model(settings, vocabulary, parts[0])
-    source = Live(teacher, vocabulary)
+    source = _source(settings, teacher, vocabulary, parts[0])
     objective = DistillObjective(student, source, settings.distill, vocabulary=vocabulary)
     trained = learning.fit(objective, settings, parts, vocabulary, job)
     return Result(**trained.model_dump())
+
+
+def _source(
+    settings: Settings, teacher: "nn.Module", vocabulary: "Vocabulary", train: "Sequence[Utterance]"
+) -> "Source":
+    """The teacher, or its cache, checked to be this teacher's and to hold what will be asked."""
+    if settings.cache is None:
+        from distill.sources import Live
+
+        return Live(teacher, vocabulary)
+    from distill.caching import identity
+    from distill.recall import Cached
+
+    source, training = Cached(settings.cache, identity(teacher, vocabulary)), settings.training
+    identities = [each.id for each in train if each.duration <= training.max_duration]
+    source.require(identities, training.augment.speeds, training.max_unreadable)
+    return source

@@ -1,0 +1,101 @@
+"""Run a teacher over a corpus once and keep what it says, for `distill` to read.
+
+A student then learns without the teacher's forward passes. The step goes on where it was stopped;
+several processes share the work.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.errors import Interrupted, StepFailed
+from jobs.job import Job
+from jobs.spec import Frozen, Resources
+from lact_asr.recipe import Speed
+
+RESOURCES = Resources(time="4h", cpus=4, memory_gb=32)
+
+
+class Settings(Frozen):
+    """Which teacher, on what, and what is kept of it."""
+
+    teacher: Path = Field(description="the teacher's checkpoint, of any family")
+    manifest: Path = Field(description="utterances that students will learn from")
+    top_k: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        description="likeliest symbols kept of each frame, with the exact mass of the rest; "
+        "vocabularies up to 256 are kept whole",
+    )
+    temperatures: tuple[float, ...] = Field(
+        (1.0, 2.0, 3.0),
+        min_length=1,
+        description="temperatures at which a student may learn; vocabularies up to 256 serve any",
+    )
+    hidden: bool = Field(
+        False,
+        description="keep the last hidden states too, for a feature loss or a projector: 2 bytes "
+        "a channel and frame, 33 GB for 360 h of 512 channels",
+    )
+    speeds: tuple[Speed, ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="speeds at which every utterance is heard, each with records of its own: all "
+        "that the student's training.augment.speeds names (preset modern: 0.9, 1.0, 1.1)",
+    )
+    batch_seconds: float = Field(320.0, gt=0, description="padded audio of a batch, seconds")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the teacher")
+
+
+class Result(Frozen):
+    """The filled cache."""
+
+    cache: Path = Field(description="folder for `distill`")
+    utterances: int = Field(description="utterances in it, each at every speed")
+    unreadable: int = Field(description="utterances whose audio could not be read")
+    bytes: int = Field(description="size of all records")
+
+
+def run(settings: Settings, job: Job) -> Result:
+    """Hear what has not been heard yet."""
+    from distill import caching
+    from distill.families import FAMILIES
+    from lact_asr import checkpoint, parallel
+    from lact_asr.manifest import read_manifest
+
+    teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
+    utterances = read_manifest(settings.manifest)
+    form = caching.form_of(
+        teacher,
+        vocabulary,
+        kept=settings.top_k,
+        temperatures=settings.temperatures,
+        hidden=settings.hidden,
+        precision=settings.precision,
+    )
+    folder, world = job.directory / "cache", parallel.start()
+    filled = caching.fill(
+        folder,
+        teacher,
+        vocabulary,
+        utterances,
+        form,
+        speeds=settings.speeds,
+        batch_seconds=settings.batch_seconds,
+        world=world,
+        device=world.device(),
+        report=job.report,
+        should_stop=job.should_stop,
+    )
+    if not filled.finished:
+        raise Interrupted(filled.records)
+    if not filled.records:
+        raise StepFailed("data", f"none of {len(utterances)} utterances could be read")
+    return Result(
+        cache=folder,
+        utterances=len(utterances) - len(filled.unreadable),
+        unreadable=len(filled.unreadable),
+        bytes=sum(path.stat().st_size for path in folder.glob("*.bin")),
+    )
