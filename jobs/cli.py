@@ -106,7 +106,6 @@ def _behind(submit: "Submit") -> str:
 
 
 def _launch(pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool) -> int:
-    from jobs.backends import connect
     from jobs.store import RunStore
     from jobs.submit import create, proceed
 
@@ -114,7 +113,7 @@ def _launch(pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool) 
     store = RunStore()
     run = create(store, pipeline, cluster, text, store.new_name(pipeline.name))
     print(run.path)
-    backend = connect(cluster.model_dump(mode="json"))
+    backend = _backend_of(run)
     with run.lock():
         todo = proceed(run, backend)
     return _report(run, backend, todo, wait)
@@ -177,9 +176,15 @@ def _open(text: str | None) -> "tuple[Run, Backend]":
 
 
 def _backend_of(run: "Run") -> "Backend":
-    from jobs.backends import connect
+    """The backend of the cluster that the run was submitted to."""
+    cluster = run.info()["cluster"]
+    if cluster["backend"] == "slurm":
+        from jobs.backends.slurm import SlurmBackend
 
-    return connect(run.info()["cluster"])
+        return SlurmBackend(cluster)
+    from jobs.backends.local import LocalBackend
+
+    return LocalBackend()
 
 
 def _status(given: argparse.Namespace) -> int:

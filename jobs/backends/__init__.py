@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from jobs.spec import Resources
@@ -66,14 +66,3 @@ class Backend(Protocol):
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Take jobs out of the queue or end them; the ids come with dependents first."""
-
-
-def connect(cluster: Mapping[str, Any]) -> Backend:
-    """The backend of a cluster, given as run.json has it."""
-    if cluster["backend"] == "slurm":
-        from jobs.backends.slurm import SlurmBackend
-
-        return SlurmBackend(cluster)
-    from jobs.backends.local import LocalBackend
-
-    return LocalBackend()

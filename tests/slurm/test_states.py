@@ -119,7 +119,7 @@ def test_the_time_limit_is_reported(
 
 
 def test_status_and_cancel_import_neither_submitit_nor_pydantic(backend: SlurmBackend) -> None:
-    code = "import sys; from jobs.backends import connect; b = connect({'backend': 'slurm'});"
+    code = "import sys; from jobs.backends.slurm import SlurmBackend; b = SlurmBackend({});"
     code += "b.states({'99999': 0.0}); b.cancel(['99999']);"
     code += "print([m for m in ('submitit', 'pydantic', 'torch', 'rich') if m in sys.modules])"
     said = subprocess.run(
