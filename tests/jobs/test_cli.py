@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import yaml
 
 from jobs import kinds
+from jobs.yaml12 import read
 from tests.conftest import REPOSITORY
 from tests.jobs.launching import Launcher
 
@@ -54,7 +54,7 @@ def test_kinds_shows_every_setting_with_its_meaning(launch: Launcher) -> None:
 def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launcher) -> None:
     schema = json.loads(launch("schema").stdout)
     for file in (REPOSITORY / "jobs" / "pipelines").glob("*.yaml"):
-        jsonschema.validate(yaml.safe_load(file.read_text()), schema)
+        jsonschema.validate(read(file).value, schema)
     wrong = {"steps": {"a": {"kind": "command", "settings": {"argvs": ["x"]}}}}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, schema)
