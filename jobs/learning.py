@@ -91,8 +91,9 @@ class TrainingSettings(ModelSettings):
     preset: Literal["modern", "founding", "plain"] = Field(
         "modern",
         description="what completes `training`: modern adds speed perturbation, SpecAugment, a "
-        "running mean of the weights and bfloat16 on GPUs; founding is the project's first recipe (24 utterances a step, peak "
-        "learning rate 1e-4, float32, 100,000 steps); plain is the defaults listed here",
+        "running mean of the weights and bfloat16 on GPUs; founding is the project's first recipe "
+        "(24 utterances a step, peak learning rate 1e-4, float32, 100,000 steps); plain is the "
+        "defaults listed here",
     )
 
     @model_validator(mode="after")

@@ -151,16 +151,26 @@ def sized(size: str, changes: Mapping[str, object]) -> ModelConfig:
 
 
 class OptimConfig(Frozen):
-    """AdamW and its learning rate over the steps."""
+    """The optimiser and its learning rate over the steps."""
+
+    method: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw, or muon for matrices between the first and the last layer (their "
+        "updates are orthogonalised, and scaled so that the same learning rate fits) and adamw for "
+        "the rest",
+    )
 
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate, after the warm-up")
     warmup_steps: int = Field(
         500, ge=0, description="Steps of linear rise from 0 to the peak learning rate"
     )
-    decay: Literal["cosine", "noam", "constant"] = Field(
+    decay: Literal["cosine", "noam", "hold", "constant"] = Field(
         "cosine",
         description="After the warm-up: cosine to 0 at max_steps, noam (falls with the square root "
-        "of the step), or constant",
+        "of the step), hold (at the peak, then in a straight line to 0 at max_steps), or constant",
+    )
+    hold: float = Field(
+        0.6, ge=0, lt=1, description="Share of max_steps at which decay: hold leaves the peak"
     )
     betas: tuple[float, float] = Field(
         (0.9, 0.98), description="Memory of AdamW's two running means, per step"
