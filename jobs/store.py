@@ -114,11 +114,13 @@ class StepDir:
 
         An intent must outlive a crash of this machine; an id can be found again by its token.
         """
-        append_json(self.path / "submissions.jsonl", {"token": token, **facts}, "job" not in facts)
+        append_json(
+            self.path / "submissions.jsonl", {"token": token, **facts}, sync="job" not in facts
+        )
 
     def add_metrics(self, metrics: Mapping[str, object]) -> None:
         """Append one line of metrics."""
-        append_json(self.path / "metrics.jsonl", metrics)
+        append_json(self.path / "metrics.jsonl", metrics, sync=False)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics."""
@@ -133,7 +135,7 @@ class StepDir:
 
     def add_event(self, name: str, facts: Mapping[str, object]) -> None:
         """Append one event."""
-        append_json(self.path / "events.jsonl", {"event": name, **facts})
+        append_json(self.path / "events.jsonl", {"event": name, **facts}, sync=False)
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened to the step, oldest first."""
