@@ -217,6 +217,11 @@ class TrainingConfig(Frozen):
         description="Processes that decode audio, per GPU; unset is one per core up to 8 on a GPU "
         "and none on a CPU",
     )
+    probe: bool | None = Field(
+        None,
+        description="Try the worst batches of an epoch before the first step, so that memory that "
+        "will not do shows at once; unset is on GPUs only",
+    )
     max_unreadable: int = Field(
         20, ge=0, description="Unreadable audio files that are skipped before training stops"
     )

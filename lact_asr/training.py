@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lact_asr import checkpoint, guard, incidents, optim, parallel, steps, stopping
+from lact_asr import checkpoint, guard, incidents, optim, parallel, probe, steps, stopping
 from lact_asr.augment import SpecAugment, change_speed, draw_speed
 from lact_asr.averaging import Average, mean
 from lact_asr.batching import Position
@@ -117,6 +117,17 @@ class _Run:
         self.module = self.world.wrap(
             steps.Called(objective), getattr(objective, "unused_parameters", False)
         )
+        if probe.wanted(config, self.device):
+            probe.probe(
+                self.module,
+                objective,
+                self.optimizer,
+                self.corpus,
+                config,
+                self.world,
+                self.device,
+                self.journal,
+            )
 
     def _resume(self) -> Position:
         """Go on from the newest checkpoint, if there is one; rank 0 says which."""
