@@ -120,9 +120,9 @@ def usable(
     vocabulary: Vocabulary,
     output_lengths: Callable[[Tensor], Tensor],
     config: TrainingConfig,
+    views: int = 1,
 ) -> tuple[Corpus, dict[str, list[str]]]:
     """What can be trained on, and the ids of what cannot, by reason.
-    views: int = 1,
 
     CTC needs a frame per label and one between equal neighbours, at the highest speed too: a single
     utterance without them gives NaN gradients to the whole model. No utterance may exceed a batch,
