@@ -85,6 +85,11 @@ class TrainingSettings(ModelSettings):
 
     train: Path = Field(description="manifest to learn from")
     dev: Path = Field(description="manifest that chooses the best checkpoint")
+    stage: bool = Field(
+        False,
+        description="copy the audio to each node's own disk first ($SLURM_TMPDIR, else $TMPDIR), "
+        "for a shared file system that is slow at many small files; 961 h are 60 GB",
+    )
     training: TrainingConfig = Field(
         TrainingConfig(), description="length, batches, optimiser, checkpoints"
     )
@@ -154,7 +159,13 @@ def utterances(settings: TrainingSettings) -> "tuple[list[Utterance], list[Utter
     """Training and dev utterances."""
     from lact_asr.manifest import read_manifest
 
-    return read_manifest(settings.train), read_manifest(settings.dev)
+    train, dev = read_manifest(settings.train), read_manifest(settings.dev)
+    if not settings.stage:
+        return train, dev
+    from lact_asr.staging import scratch, staged
+
+    every = staged([*train, *dev], scratch())
+    return every[: len(train)], every[len(train) :]
 
 
 def vocabulary(settings: CTCSettings, train: "Sequence[Utterance]", job: Job) -> "Vocabulary":

@@ -7,8 +7,9 @@ from jobs import learning
 from jobs.job import Job
 from jobs.kinds import distill, teacher, train
 from lact_asr.config import TrainingConfig
-from lact_asr.manifest import Utterance
+from lact_asr.manifest import Utterance, write_manifest
 from lact_asr.text import Vocabulary
+from tests.lact_asr.small import tones
 
 FILES = {"train": "train.jsonl", "dev": "dev.jsonl"}
 
@@ -54,3 +55,17 @@ def test_additions_to_ctc_that_cannot_work_are_refused_before_anything_runs():
     with pytest.raises(ValidationError, match=r"consistency\n.*views .* would be the same"):
         train.Settings(**FILES, preset="plain", ctc={"consistency": 0.2})
     train.Settings(**FILES, ctc={"consistency": 0.2, "intermediate": [2]})
+
+
+def test_staging_gives_training_and_dev_their_copies(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "node"))
+    spoken = tones(tmp_path, 3)
+    files = {"train": tmp_path / "train.jsonl", "dev": tmp_path / "dev.jsonl"}
+    write_manifest(files["train"], spoken[:2])
+    write_manifest(files["dev"], spoken[2:])
+    plain = learning.utterances(train.Settings(**files))
+    assert [each.audio for part in plain for each in part] == [each.audio for each in spoken]
+    parts = learning.utterances(train.Settings(**files, stage=True))
+    assert [[each.id for each in part] for part in parts] == [["0-0", "0-1"], ["0-2"]]
+    every = [each.audio for part in parts for each in part]
+    assert all(audio.is_relative_to(tmp_path / "node") and audio.is_file() for audio in every)
