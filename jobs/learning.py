@@ -156,7 +156,7 @@ class Trained(Frozen):
 
 
 def utterances(settings: TrainingSettings) -> "tuple[list[Utterance], list[Utterance]]":
-    """Training and dev utterances."""
+    """Training and dev utterances; their audio on the node's own disk if that is asked for."""
     from lact_asr.manifest import read_manifest
 
     train, dev = read_manifest(settings.train), read_manifest(settings.dev)

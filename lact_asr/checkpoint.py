@@ -1,12 +1,13 @@
 """Checkpoints: folders that are whole or absent.
 
-    checkpoints/00001200/   model.pt  trainer.pt  config.json  state.json
-    checkpoints/best/       model.pt  config.json  state.json
+    checkpoints/00001200/   model.safetensors  trainer.pt  config.json  state.json
+    checkpoints/best/       model.safetensors  config.json  state.json
 
 A folder is written under a temporary name, file by file with state.json last, synced and renamed:
 one without state.json does not exist for anybody. config.json holds all that is needed to build the
-model again (family, its settings, the vocabulary); weights are read with weights_only, so a
-checkpoint from a stranger cannot run code.
+model again (family, its settings, the vocabulary). Weights are safetensors, which any framework
+reads without torch, and what else there is is read with weights_only: a checkpoint from a stranger
+cannot run code.
 """
 
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lact_asr.errors import DataError
@@ -24,11 +27,12 @@ from lact_asr.files import read_json, write_json
 from lact_asr.text import Vocabulary
 
 BEST = "best"
+WEIGHTS = "model.safetensors"
 STATE = "state.json"
 
 
 def save(folder: Path, name: str, contents: Mapping[str, Any]) -> Path:
-    """Write the checkpoint `folder/name`: *.pt files by torch.save, others as JSON.
+    """Write the checkpoint `folder/name`: tensors by name as *.safetensors, anything as *.pt, JSON.
 
     An older one of that name is replaced; if that is cut short, `recover` brings it back.
     """
@@ -100,7 +104,7 @@ def find(path: Path) -> Path:
         if found:
             return found
     raise DataError(
-        f"no checkpoint at {path}: {_seen(path)}. Name a folder with model.pt, config.json and "
+        f"no checkpoint at {path}: {_seen(path)}. Name a folder with {WEIGHTS}, config.json and "
         f"{STATE}, or one that holds best/ or checkpoints/"
     )
 
@@ -117,7 +121,7 @@ def load_model(
         )
     vocabulary = Vocabulary.from_dict(config["vocabulary"])
     model = families[config["family"]](config["model"], len(vocabulary))
-    restore(model, path / "model.pt")
+    restore(model, path / WEIGHTS)
     return model.eval(), vocabulary, config
 
 
@@ -130,10 +134,12 @@ def restore(module: nn.Module, file: Path) -> None:
 
 
 def load(file: Path) -> Any:
-    """What torch.save wrote, on the CPU; DataError if it is damaged or absent."""
+    """What `save` wrote, on the CPU; DataError if it is damaged or absent."""
     try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise DataError(
             f"cannot read {file}: {error}; it is damaged or not a checkpoint. Remove its folder to "
             "go on from the one before"
@@ -144,15 +150,16 @@ def _write(path: Path, content: Any) -> None:
     if path.suffix == ".json":
         write_json(path, content)
         return
-    with path.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    if path.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in content.items()}, path)
+    else:
+        torch.save(content, path)
+    _sync(path)
 
 
-def _sync(folder: Path) -> None:
-    """Make renames inside a folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file, or renames inside a folder, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

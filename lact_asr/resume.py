@@ -70,7 +70,7 @@ def resume(
     Learning rate and other settings of the optimiser are the present ones, so that a run can go on
     with others than it began with. If the training data changed, a new epoch begins.
     """
-    checkpoint.restore(objective.model, path / "model.pt")
+    checkpoint.restore(objective.model, path / checkpoint.WEIGHTS)
     saved = checkpoint.load(path / "trainer.pt")
     present = _beside(objective)
     if saved["beside"].keys() != present.keys():

@@ -203,7 +203,7 @@ class _Run:
         steps_back = self.config.average.last - 1
         model, present = self.objective.model, f"{self.state.step:08d}"
         before = [path for path in checkpoint.by_step(self.folder) if path.name < present]
-        states = [checkpoint.load(path / "model.pt") for path in before[::-1][:steps_back]]
+        states = [checkpoint.load(path / checkpoint.WEIGHTS) for path in before[::-1][:steps_back]]
         weights = mean([*states, model.state_dict()])
         self.journal.say(f"The mean of the weights of {len(states) + 1} checkpoints:")
         self.state.averaged = True
@@ -268,7 +268,7 @@ class _Run:
         if self.world.main:
             model = self.objective.model
             described = checkpoint.describe(model, self.vocabulary, self.config)
-            files = {"model.pt": model.state_dict(), "config.json": described, **more}
+            files = {checkpoint.WEIGHTS: model.state_dict(), "config.json": described, **more}
             checkpoint.save(self.folder, name, {**files, checkpoint.STATE: facts})
 
     def _result(self, finished: bool) -> FitResult:

@@ -26,7 +26,11 @@ def described(speech: Path, folder: Path) -> dict[str, Path]:
     write_manifest(folder / "train.jsonl", list(utterances(speech)[:6]))
     model = tiny_baseline(seed=1)
     about = checkpoint.describe(model, VOCABULARY, TrainingConfig())
-    contents = {"model.pt": model.state_dict(), "config.json": about, checkpoint.STATE: {"step": 1}}
+    contents = {
+        "model.safetensors": model.state_dict(),
+        "config.json": about,
+        checkpoint.STATE: {"step": 1},
+    }
     teacher = checkpoint.save(folder / "checkpoints", "best", contents)
     return {"manifest": folder / "train.jsonl", "teacher": teacher}
 

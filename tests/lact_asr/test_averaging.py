@@ -18,7 +18,7 @@ from tests.lact_asr.small import VOCABULARY, run, tiny, tones
 EVERY = {"checkpoint_every": 1, "keep_checkpoints": 9, "valid_every": 9}
 
 
-def saved(folder, step: int, file: str = "model.pt"):
+def saved(folder, step: int, file: str = "model.safetensors"):
     return checkpoint.load(folder / f"checkpoints/{step:08d}" / file)
 
 
@@ -68,7 +68,7 @@ def test_training_is_the_same_with_a_running_mean_which_is_validated_and_kept(tm
         assert all(torch.equal(own[name], alone[name]) for name in own)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = {name: decay * expected[name] + (1 - decay) * own[name] for name in own}
-    best = checkpoint.load(result.checkpoint / "model.pt")
+    best = checkpoint.load(result.checkpoint / "model.safetensors")
     assert all(torch.allclose(best[name], expected[name], atol=1e-6) for name in best)
     assert not torch.allclose(best["head.weight"], own["head.weight"], atol=1e-4)
     assert saved(tmp_path / "plain", 6, "trainer.pt")["average"] == {}
@@ -105,7 +105,7 @@ def test_the_mean_of_the_last_checkpoints_is_measured_and_kept_if_it_is_the_best
     assert lines[1]["valid_loss"] == pytest.approx(measured.loss, rel=1e-6)
     better = min(lines, key=lambda line: (line["wer"], line["valid_loss"]))
     assert read_json(result.checkpoint / "state.json")["loss"] == better["valid_loss"]
-    best = checkpoint.load(result.checkpoint / "model.pt")
+    best = checkpoint.load(result.checkpoint / "model.safetensors")
     kept = weights if better is lines[1] else saved(tmp_path, 6)
     assert all(torch.equal(best[name], kept[name]) for name in best)
     again, diary = run(tmp_path, train, CTCObjective(tiny(seed=2)), **given)

@@ -5,8 +5,10 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from lact_asr import checkpoint
 from lact_asr.errors import DataError
@@ -20,7 +22,11 @@ def write(folder: Path, name: str, model=None, **facts) -> Path:
     """A checkpoint of a tiny model."""
     model = model or tiny()
     described = checkpoint.describe(model, VOCABULARY, settings())
-    files = {checkpoint.STATE: facts, "model.pt": model.state_dict(), "config.json": described}
+    files = {
+        checkpoint.STATE: facts,
+        "model.safetensors": model.state_dict(),
+        "config.json": described,
+    }
     return checkpoint.save(folder, name, files)
 
 
@@ -49,13 +55,13 @@ def save_and_die(folder: Path) -> None:
     """Two checkpoints, killed in the second file of the third."""
     for name in ("00000001", "00000002"):
         write(folder, name)
-    files = {checkpoint.STATE: {}, "model.pt": tiny().state_dict(), "trainer.pt": Deadly()}
+    files = {checkpoint.STATE: {}, "model.safetensors": tiny().state_dict(), "trainer.pt": Deadly()}
     checkpoint.save(folder, "00000003", files)
 
 
 def test_a_save_that_is_killed_leaves_the_checkpoints_before_it(tmp_path):
     assert in_ranks(save_and_die, tmp_path, 1) == [-signal.SIGKILL]
-    assert [each.name for each in tmp_path.glob(".new.*/*")] == ["model.pt", "trainer.pt"]
+    assert [each.name for each in tmp_path.glob(".new.*/*")] == ["model.safetensors", "trainer.pt"]
     assert checkpoint.latest(tmp_path) == tmp_path / "00000002"
     checkpoint.prune(tmp_path, keep=1)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["00000002", "rank0.log"]
@@ -108,9 +114,10 @@ def test_a_checkpoint_of_a_stranger_runs_no_code(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "done"),))
 
-    torch.save(Evil(), tmp_path / "model.pt")
-    with pytest.raises(DataError, match="not a checkpoint"):
-        checkpoint.load(tmp_path / "model.pt")
+    for name in ("trainer.pt", "model.safetensors"):
+        torch.save(Evil(), tmp_path / name)
+        with pytest.raises(DataError, match="not a checkpoint"):
+            checkpoint.load(tmp_path / name)
     assert not (tmp_path / "done").exists()
 
 
@@ -124,7 +131,15 @@ def test_weights_that_are_cut_or_of_another_shape_or_family_are_named(tmp_path):
     write_json(other / "config.json", config | {"family": "oracle"})
     with pytest.raises(DataError, match=r"'oracle'; known here: lact"):
         checkpoint.load_model(other, FAMILIES)
-    weights = path / "model.pt"
+    weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"cannot read .*model\.pt"):
+    with pytest.raises(DataError, match=r"cannot read .*model\.safetensors"):
         checkpoint.load_model(path, FAMILIES)
+
+
+def test_weights_can_be_read_without_torch(tmp_path):
+    model = tiny(seed=4)
+    weights = load_file(write(tmp_path, "best", model) / "model.safetensors")
+    state = model.state_dict()
+    assert weights.keys() == state.keys()
+    assert all(np.array_equal(weights[name], state[name].numpy()) for name in weights)

@@ -191,7 +191,11 @@ def saved(tmp_path: Path) -> tuple[nn.Module, Path]:
 
 def save(model: nn.Module, folder: Path) -> None:
     config = checkpoint.describe(model, VOCABULARY, TrainingConfig())
-    contents = {"model.pt": model.state_dict(), "config.json": config, "state.json": {"step": 1}}
+    contents = {
+        "model.safetensors": model.state_dict(),
+        "config.json": config,
+        "state.json": {"step": 1},
+    }
     checkpoint.save(folder / "checkpoints", "best", contents)
 
 

@@ -26,7 +26,7 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
         for index, state in trainer["optimizer"]["state"].items()
         for name, value in state.items()
     }
-    return checkpoint.load(path / "model.pt") | moments
+    return checkpoint.load(path / "model.safetensors") | moments
 
 
 def assert_same_bits(one: Path, other: Path, name: str) -> None:
@@ -129,7 +129,7 @@ def test_what_is_trained_beside_the_model_is_resumed_too(tmp_path):
     again = Pair(tiny(seed=1))
     run(tmp_path, train, again, max_steps=3)
     assert torch.equal(again.trainable["beside"].weight, objective.trainable["beside"].weight)
-    model = checkpoint.load(tmp_path / "checkpoints/best/model.pt")
+    model = checkpoint.load(tmp_path / "checkpoints/best/model.safetensors")
     assert model.keys() == objective.model.state_dict().keys()
     with pytest.raises(DataError, match="another objective"):
         run(tmp_path, train, CTCObjective(tiny()))

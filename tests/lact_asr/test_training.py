@@ -134,7 +134,7 @@ def test_a_run_leaves_its_newest_and_best_checkpoints_and_says_how_it_goes(tmp_p
     folder = tmp_path / "checkpoints"
     assert {each.name for each in folder.iterdir()} == {"00000008", "00000009", "best"}
     assert {each.name for each in (folder / "00000009").iterdir()} == {
-        "model.pt",
+        "model.safetensors",
         "trainer.pt",
         "config.json",
         "state.json",
