@@ -154,6 +154,13 @@ class DistillConfig(Frozen):
         description="What is taught: every frame's distribution, the teacher's peaks only, or its "
         "greedy transcript through CTC",
     )
+    target: Literal["outputs", "projector", "projector_notes"] = Field(
+        "outputs",
+        description="Whose distributions are taught: the teacher's own; those of a map from its "
+        "last hidden states to the student's symbols, learned from the texts beside the student, "
+        "for a teacher with another vocabulary; or the notes' map of raw states, which the KD "
+        "loss itself moves and no text corrects",
+    )
     top_k: int | None = Field(
         None,
         ge=1,
@@ -181,7 +188,7 @@ class DistillConfig(Frozen):
         "60 %, or at once",
     )
     projector_rate: float = Field(
-        5.0, gt=0, description="Learning rate of the projector as a multiple of the student's"
+        5.0, gt=0, description="Learning rate of projectors as a multiple of the student's"
     )
 
     @model_validator(mode="after")
@@ -193,6 +200,11 @@ class DistillConfig(Frozen):
             )
         if self.top_k is not None and self.kd != "frames":
             raise ValueError(f"top_k belongs to kd: frames; kd is {self.kd}")
+        compared = (self.kd, self.top_k, self.blank_policy)
+        if self.target == "projector_notes" and compared != ("frames", None, "all"):
+            raise ValueError(
+                "target projector_notes wants kd: frames, top_k: null and blank_policy: all"
+            )
         return self
 
 

@@ -27,13 +27,13 @@ def soften(log_probs: Tensor, temperature: float) -> Tensor:
     return (log_probs.float() / temperature).log_softmax(-1)
 
 
-def frame_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def frame_kd(student: Tensor, teacher: Tensor, temperature: float, still: bool = True) -> Tensor:
     """tau^2 KL(teacher || student) per frame: (B, T, V) twice to (B, T). Hinton et al. 2015.
 
     The square keeps gradients of one size as tau changes. A uniform student costs
     tau^2 (ln V - H_tau), two sets of small logits about (var_teacher + var_student) / 2 at any tau.
     """
-    target = soften(teacher.detach(), temperature)
+    target = soften(teacher.detach() if still else teacher, temperature)
     divergence = F.kl_div(soften(student, temperature), target, reduction="none", log_target=True)
     return temperature**2 * divergence.sum(-1)
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from distill import losses, schedules
 from distill.alignment import average, average_log_probs, fit, frame_rate, taught
 from distill.config import DistillConfig
+from distill.projector import LogitProjector
 from distill.sources import Recalled, Source, last_width
+from distill.vocabularies import check_vocabularies, transcribed
 from lact_asr.data import Batch
-from lact_asr.decoding import collapse
-from lact_asr.errors import DataError
 from lact_asr.features import valid
 from lact_asr.model import CTCOutput
 from lact_asr.objective import Loss, ctc_losses, listen
@@ -43,24 +43,30 @@ class DistillObjective:
         *,
         vocabulary: Vocabulary,
     ) -> None:
-        """DataError if student and teacher do not write with the same symbols under the same ids,
+        """DataError if student and teacher write differently and these settings compare symbols,
         or if the source does not hold what these settings ask for.
         """
-        check_vocabularies(vocabulary, source.vocabulary)
+        check_vocabularies(vocabulary, source.vocabulary, config)
         self.config, self.model, self.source = config, student, source
+        self.vocabulary, self.projected = vocabulary, config.target != "outputs"
         self.ratio = source.frame_rate / frame_rate(student)
         source.check(config, self.ratio)
         self.reach = round(config.blank_radius / 1000 * frame_rate(student))
         self.trainable = nn.ModuleDict({"student": student})
         if config.feature_weight:
             self.trainable["projector"] = nn.Linear(last_width(student), source.width)
+        if self.projected:
+            self.trainable["logit_projector"] = LogitProjector(
+                source.width, len(vocabulary), normalise=config.target == "projector"
+            )
         self.labels_per_frame: Tensor | None = None
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The student at the given rate, the projector faster: it starts from nothing."""
-        rates = {"student": learning_rate, "projector": learning_rate * self.config.projector_rate}
+        factors = {"student": 1.0}
+        faster = self.config.projector_rate
         return [
-            {"params": list(module.parameters()), "lr": rates[name]}
+            {"params": list(module.parameters()), "lr": learning_rate * factors.get(name, faster)}
             for name, module in self.trainable.items()
         ]
 
@@ -80,13 +86,27 @@ class DistillObjective:
         teacher = self.source(batch, self.config.temperature)
         with torch.autocast(batch.waves.device.type, enabled=False):
             ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()
+            teacher, own = self._translated(teacher, batch)
             raw = {"ctc": ctc, **self._taught(student, teacher, batch)}
         weights = self.weights(progress)
-        weighted = {name: weights[name] * value for name, value in raw.items()}
+        weighted = {name: weights[name] * value for name, value in raw.items()} | own
         total = torch.stack(list(weighted.values())).sum()
-        shown = {**raw, **{f"{name}_weighted": value for name, value in weighted.items()}}
+        shown = {**raw, **own, **{f"{name}_weighted": value for name, value in weighted.items()}}
         parts = {name: value.detach() for name, value in shown.items()}
         return Loss(total, batch.target_lengths.sum(), parts)
+
+    def _translated(self, teacher: CTCOutput, batch: Batch) -> tuple[CTCOutput, dict[str, Tensor]]:
+        """What the teacher says in the student's symbols; and the projector's loss, if it has one.
+
+        The projector learns from the texts; KD does not move it, unless it is the notes'.
+        """
+        if not self.projected:
+            return teacher, {}
+        said = self.trainable["logit_projector"](teacher.hidden[-1])
+        if self.config.target == "projector_notes":
+            return replace(teacher, log_probs=said), {}
+        own = ctc_losses(said, teacher.lengths, batch).sum()
+        return replace(teacher, log_probs=said.detach()), {"projector": own}
 
     def weights(self, progress: float) -> dict[str, float]:
         """What each component is multiplied by."""
@@ -114,14 +134,16 @@ class DistillObjective:
     def _kd(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, batch: Batch) -> Tensor:
         """Per frame (`frames`), or per label token (`guided`, `sequence`)."""
         if self.config.kd == "sequence":
-            return ctc_losses(student.log_probs, student.lengths, transcribed(teacher, batch)).sum()
+            written = self.vocabulary if self.projected else self.source.vocabulary
+            heard = transcribed(teacher, batch, written, self.vocabulary)
+            return ctc_losses(student.log_probs, student.lengths, heard).sum()
         target = average_log_probs(
             teacher.log_probs, teacher.lengths, student.log_probs.shape[1], self.ratio
         )
         if self.config.kd == "guided":
             return losses.masked_sum(losses.guided(student.log_probs, target), mask)
         mask = losses.select_frames(target, mask, self.config.blank_policy, self.reach)
-        kept = teacher.kept if isinstance(teacher, Recalled) else None
+        kept = teacher.kept if isinstance(teacher, Recalled) and not self.projected else None
         divergence = self._divergence(student.log_probs, target, kept)
         return self.labels_per_frame * losses.masked_sum(divergence, mask)
 
@@ -134,7 +156,8 @@ class DistillObjective:
         if config.blank_policy == "drop_class":
             student, teacher = losses.drop_blank(student), losses.drop_blank(teacher)
         if config.top_k is None:
-            return losses.frame_kd(student, teacher, config.temperature)
+            still = config.target != "projector_notes"
+            return losses.frame_kd(student, teacher, config.temperature, still)
         kept = losses.top_k(teacher, config.top_k, config.temperature)
         return losses.top_k_kd(student, kept, config.temperature)
 
@@ -144,29 +167,3 @@ class DistillObjective:
         target = average(states, teacher.lengths, mask.shape[1], self.ratio)
         projected = self.trainable["projector"](student.hidden[-1].float())
         return losses.masked_sum(losses.FEATURE[self.config.feature](projected, target), mask)
-
-
-def transcribed(teacher: CTCOutput, batch: Batch) -> Batch:
-    """The batch with the teacher's greedy transcripts in place of its texts."""
-    labels = collapse(teacher.log_probs.argmax(-1), teacher.lengths)
-    device = batch.targets.device
-    return replace(
-        batch,
-        targets=torch.tensor([label for row in labels for label in row], device=device).long(),
-        target_lengths=torch.tensor([len(row) for row in labels], device=device),
-    )
-
-
-def check_vocabularies(student: Vocabulary, teacher: Vocabulary) -> None:
-    """DataError naming the symbols in which two vocabularies differ."""
-    if student == teacher:
-        return
-    pairs = zip(student.symbols, teacher.symbols, strict=False)
-    moved = next((f"id {i} is {a!r} and {b!r}" for i, (a, b) in enumerate(pairs, 1) if a != b), "")
-    extra = sorted(set(student.symbols) ^ set(teacher.symbols))
-    named = f"only one of them has {', '.join(map(repr, extra))}" if extra else moved
-    raise DataError(
-        f"student and teacher do not share a vocabulary ({len(student)} and {len(teacher)} symbols "
-        f"with the blank; {named}): a frame's distributions cannot be compared. Train the student "
-        "with the teacher's vocabulary"
-    )

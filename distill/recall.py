@@ -38,12 +38,14 @@ class Cached:
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """Whether what is kept is enough for these settings."""
-        if config.feature_weight and not self.width:
+        projected = config.target != "outputs"
+        if not self.width and (config.feature_weight or projected):
+            what = f"target: {config.target}" if projected else "a feature_weight above 0"
             raise DataError(
-                f"{self.folder} has no hidden states, and feature_weight {config.feature_weight:g} "
-                "needs them: write `hidden: true` in the `cache` step, or feature_weight: 0"
+                f"{self.folder} has no hidden states, and {what} needs them: write `hidden: true` "
+                "in the `cache` step"
             )
-        if not self.form.whole:
+        if not self.form.whole and not projected:
             self._check_kept(config, ratio)
 
     def require(

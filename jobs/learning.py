@@ -7,7 +7,7 @@ node. No torch at the top.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -46,6 +46,15 @@ def changes_field(*families: str) -> Any:
         {},
         description=f"what differs from that size: any of {', '.join(fields)}",
         json_schema_extra={"properties": fields, "additionalProperties": False},
+    )
+
+
+def vocabulary_size_field() -> Any:
+    """A setting with the size of a learned vocabulary."""
+    return Field(
+        500,
+        ge=len(CHARACTERS) + 1,
+        description="pieces of a bpe vocabulary, the blank and the characters among them",
     )
 
 
@@ -121,11 +130,7 @@ class CTCSettings(TrainingSettings):
         description="what the model writes with: characters, or bpe, frequent pieces of words "
         "learned from the training texts",
     )
-    vocabulary_size: int = Field(
-        500,
-        ge=len(CHARACTERS) + 1,
-        description="pieces of a bpe vocabulary, the blank and the characters among them",
-    )
+    vocabulary_size: int = vocabulary_size_field()
     ctc: CTCConfig = CTCConfig()
 
     @model_validator(mode="after")
@@ -168,7 +173,19 @@ def utterances(settings: TrainingSettings) -> "tuple[list[Utterance], list[Utter
     return every[: len(train)], every[len(train) :]
 
 
-def vocabulary(settings: CTCSettings, train: "Sequence[Utterance]", job: Job) -> "Vocabulary":
+class Writes(Protocol):
+    """Settings that name a vocabulary."""
+
+    @property
+    def vocabulary(self) -> str:
+        """Its kind."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Pieces of a learned one."""
+
+
+def vocabulary(settings: Writes, train: "Sequence[Utterance]", job: Job) -> "Vocabulary":
     """The vocabulary to train with; a learned one is kept in the step's folder for resumption.
 
     Every rank learns the same one from the same texts (1,519 sentences: 0.04 s).

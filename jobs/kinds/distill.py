@@ -1,6 +1,6 @@
 """Train a student that learns from transcripts and from a trained teacher's outputs.
 
-The student writes with the teacher's vocabulary. The teacher stays as it is.
+The student writes with the teacher's vocabulary, or with its own. The teacher stays as it is.
 """
 
 from pathlib import Path
@@ -38,6 +38,12 @@ class Settings(learning.TrainingSettings):
     family: Literal["lact", "baseline"] = Field("lact", description="model family of the student")
     size: str = learning.size_field("lact", "baseline")
     model: dict[str, Any] = learning.changes_field("lact", "baseline")
+    vocabulary: Literal["teacher", "characters", "bpe"] = Field(
+        "teacher",
+        description="what the student writes with: as the teacher does, or otherwise, which takes "
+        "distill.target: projector or distill.kd: sequence",
+    )
+    vocabulary_size: int = learning.vocabulary_size_field()
     distill: DistillConfig = Field(
         DistillConfig(), description="what is learned from the teacher, and how much it counts"
     )
@@ -53,10 +59,12 @@ def run(settings: Settings, job: Job) -> Result:
     from distill.objective import DistillObjective
     from lact_asr import checkpoint
 
-    teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
+    teacher, written, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
     parts = learning.utterances(settings)
+    own = settings.vocabulary != "teacher"
+    vocabulary = learning.vocabulary(settings, parts[0], job) if own else written
     student = learning.fresh_model(settings, vocabulary, parts[0])
-    source = _source(settings, teacher, vocabulary, parts[0])
+    source = _source(settings, teacher, written, parts[0])
     objective = DistillObjective(student, source, settings.distill, vocabulary=vocabulary)
     trained = learning.fit(objective, settings, parts, vocabulary, job)
     return Result(**trained.model_dump())

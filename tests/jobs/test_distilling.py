@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from distill.families import FAMILIES
 from jobs.errors import Interrupted
 from jobs.job import Job
 from jobs.kinds import cache, distill
@@ -71,3 +72,15 @@ def test_a_cache_step_that_is_stopped_says_so_and_goes_on(speech, tmp_path):
     nothing = lambda *about, **facts: None
     rest = Job(tmp_path / "step", 0, 1, 0, nothing, nothing, bool)
     assert cache.run(settings, rest).utterances == 6
+
+
+def test_a_student_with_a_vocabulary_of_its_own_needs_a_projector_or_transcripts(speech, tmp_path):
+    files = described(speech, tmp_path)
+    own = {"vocabulary": "bpe", "vocabulary_size": 40}
+    with pytest.raises(DataError, match=r"29 and 40|40 and 29.*target: projector"):
+        distill.run(student(files, [1.0], **own), job(tmp_path / "refused"))
+    for number, how in enumerate(({"target": "projector"}, {"kd": "sequence"})):
+        done = distill.run(student(files, [1.0], distill=how, **own), job(tmp_path / str(number)))
+        assert done.steps_skipped == 0
+        stored = checkpoint.load_model(done.checkpoint, FAMILIES)[1]
+        assert len(stored) == 40
