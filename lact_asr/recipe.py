@@ -99,6 +99,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "precision": "auto",
         "augment": {"speeds": (0.9, 1.0, 1.1), "frequency_masks": 2, "time_masks": 10},
         "average": {"decay": 0.999},
+        "optim": {"method": "muon"},
     },
     # Batches of 12 utterances of up to 20 s; the notes' loss table ends at 100,000 steps.
     "founding": {

@@ -83,7 +83,13 @@ def resume(
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
     ]
-    optimizer.load_state_dict(saved["optimizer"])
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+    except ValueError as error:
+        raise DataError(
+            f"{path / 'trainer.pt'} was left by another optimiser: write the optim.method of the "
+            f"run that it belongs to ({error})"
+        ) from error
     for group, fresh in zip(optimizer.param_groups, settings, strict=True):
         group.update(fresh)
     if average.decay:

@@ -1,11 +1,17 @@
-"""Recipes: what is given beats the preset, block by block, and every preset is valid."""
+"""Recipes: what is given beats the preset, block by block; modern as a whole over two ranks."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
+from lact_asr import checkpoint, parallel
 from lact_asr.config import TrainingConfig
-from lact_asr.objective import arithmetic
-from lact_asr.recipe import PRESETS, completed
+from lact_asr.manifest import read_manifest
+from lact_asr.objective import CTCObjective, arithmetic
+from lact_asr.recipe import PRESETS, CTCConfig, completed
+from tests.lact_asr.ranks import in_ranks
+from tests.lact_asr.small import manifest, run, tiny
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -34,3 +40,31 @@ def test_plain_adds_nothing_and_founding_has_no_augmentation():
 def test_on_a_cpu_auto_means_float32(wanted, half):
     with arithmetic(torch.device("cpu"), wanted):
         assert torch.is_autocast_enabled("cpu") is half
+
+
+def modern_rank(folder: Path) -> None:
+    """Eight steps with everything on, stopped at five and resumed."""
+    world = parallel.start()
+    train = read_manifest(folder / "tones.jsonl")
+    short = {"max_steps": 8, "batch_seconds": 6.0, "optim": {"method": "muon"}}
+    given = completed(short, PRESETS["modern"])
+    heard = CTCConfig(intermediate=(1,), consistency=0.2)
+    for name, stops in (("whole", [99]), ("cut", [5, 99])):
+        for stop in stops:
+            objective = CTCObjective(tiny(layers=2, dropout=0.1), heard)
+            run(folder / name, train, objective, stop_at=stop, **given)
+    torch.save(objective.model.state_dict(), folder / f"{world.rank}.pt")
+
+
+def test_the_modern_recipe_over_two_ranks_resumes_exactly_and_keeps_ranks_alike(tmp_path):
+    manifest(tmp_path)
+    assert in_ranks(modern_rank, tmp_path, 2) == [0, 0], (tmp_path / "rank1.log").read_text()
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    whole, cut = (tmp_path / name / "checkpoints/00000008" for name in ("whole", "cut"))
+    for file in (checkpoint.WEIGHTS, "trainer.pt"):
+        expected, found = checkpoint.load(whole / file), checkpoint.load(cut / file)
+        if file == "trainer.pt":
+            expected, found = expected["average"], found["average"]
+        assert expected.keys() == found.keys() and expected
+        assert all(torch.allclose(expected[name], found[name], atol=1e-6) for name in expected)

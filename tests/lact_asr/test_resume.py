@@ -133,3 +133,10 @@ def test_what_is_trained_beside_the_model_is_resumed_too(tmp_path):
     assert model.keys() == objective.model.state_dict().keys()
     with pytest.raises(DataError, match="another objective"):
         run(tmp_path, train, CTCObjective(tiny()))
+
+
+def test_another_optimiser_cannot_go_on_and_says_so(tmp_path):
+    train = tones(tmp_path, 4)
+    run(tmp_path, train, stop_at=3)
+    with pytest.raises(DataError, match=r"another optimiser: write the optim\.method of the run"):
+        run(tmp_path, train, optim={"method": "muon"})
