@@ -8,10 +8,12 @@ start of training has cost a public project 15 minutes before its first step (10
 over NFS).
 """
 
+import gc
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,21 @@ class Utterance:
     speaker: str
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: while 104,014 utterances are made there is none to find, and looking
+    for it takes a quarter of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def read_manifest(path: Path) -> list[Utterance]:
     """The utterances of a manifest; relative audio paths start at the manifest's folder.
 

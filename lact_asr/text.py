@@ -73,8 +73,11 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in normal form; DataError names the characters that have none."""
-        refuse_foreign(text, "".join(self.symbols))
-        return [self._ids[character] for character in text]
+        try:
+            return list(map(self._ids.__getitem__, text))
+        except KeyError:
+            refuse_foreign(text, "".join(self.symbols))
+            raise
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; blanks vanish, repeats stay (collapsing CTC paths is decoding's job)."""
