@@ -278,6 +278,9 @@ class OverfitConfig(Frozen):
         True,
         description="Train the same model on silence of one length: it must not learn the texts",
     )
+    blind_steps: float = Field(
+        1.0, gt=0, description="Its steps, as a multiple of those that the hearing model needed"
+    )
     blind_wer: float = Field(
         0.5, ge=0, le=1, description="WER above which a model that hears silence must stay"
     )

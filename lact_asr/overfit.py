@@ -15,6 +15,7 @@ The fourth, a learning rate far too high, shows only in the number of steps: hen
 Audio paired with the wrong text cannot show here at all; that needs unseen utterances.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,10 +219,11 @@ class _Gate:
         result.checks["silence"] = checks.silence(hear, batch, config.blind_wer)
 
     def _see_nothing(self, batch: Batch) -> None:
-        """The same number of steps without audio."""
+        """About as many steps without audio."""
         result = self.result
         learner = self._fresh(checks.blinded(batch))
-        result.blind_wer = self._learn(learner, result.steps, _ignore, self._show_blind).wer
+        budget = math.ceil(self.config.blind_steps * result.steps)
+        result.blind_wer = self._learn(learner, budget, _ignore, self._show_blind).wer
         result.checks["blind control"] = checks.blind_control(
             result.blind_wer, learner.taken, self.config.blind_wer
         )
