@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distill.alignment import frame_rate
 from distill.cache import WHOLE, Form, Writer, opened, packed, read_index
-from distill.sources import last_width
+from distill.sources import widths
 from lact_asr.augment import change_speed
 from lact_asr.batching import by_length
 from lact_asr.data import Batch, whole_corpus
@@ -60,7 +60,7 @@ def form_of(
         symbols=size,
         kept=size if whole else min(kept, size - 1),
         temperatures=[] if whole else sorted({1.0, *temperatures}),
-        hidden=last_width(teacher) if hidden else 0,
+        hidden=widths(teacher)[-1] if hidden else 0,
         precision=precision,
     )
 

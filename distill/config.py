@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from distill.router_config import RouterConfig
 from lact_asr.config import HOP
 from lact_asr.frozen import Frozen
 
@@ -182,13 +183,47 @@ class DistillConfig(Frozen):
         ge=0,
         description="Weight of the distance between the last hidden states; 0 leaves it out",
     )
+    router: RouterConfig = RouterConfig()
+    layerwise_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the mean distance between mapped layers; 0 leaves it out",
+    )
+    layer_map: Literal["uniform", "cka"] | tuple[tuple[int, int], ...] = Field(
+        "uniform",
+        description="Teacher layer of each student layer: evenly spread, by the likeness of their "
+        "states on cka_utterances, or pairs [student layer, teacher layer], counted from 1",
+    )
+    cka_utterances: int = Field(
+        8, ge=1, description="Training utterances that layer_map: cka looks at"
+    )
+    contrastive_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of telling the teacher's last state of a frame from those of other "
+        "frames of the utterance; 0 leaves it out",
+    )
+    contrastive_temperature: float = Field(
+        0.07, gt=0, description="Sharpness of that choice, in cosines"
+    )
+    contrastive_apart: float = Field(
+        100.0, ge=0, description="Frames nearer than this are not told apart, milliseconds"
+    )
+    balance: Literal["static", "ema", "uncertainty"] = Field(
+        "static",
+        description="What the weights of the losses beside CTC multiply: the losses themselves, "
+        "the losses brought to the size of CTC by their running means, or with learned scales",
+    )
     curriculum: Literal["notes", "ramp_0_60", "all_on"] = Field(
         "notes",
-        description="When the feature loss sets in: over 10 to 40 % of training, over its first "
-        "60 %, or at once",
+        description="When the losses on hidden states set in. notes: feature over 10 to 40 % of "
+        "training, layerwise 40 to 70 %, contrastive 70 to 100 %; ramp_0_60: feature over the "
+        "first 60 %; all_on: at once",
     )
     projector_rate: float = Field(
-        5.0, gt=0, description="Learning rate of projectors as a multiple of the student's"
+        5.0,
+        gt=0,
+        description="Learning rate of maps and projectors as a multiple of the student's",
     )
 
     @model_validator(mode="after")
@@ -205,7 +240,14 @@ class DistillConfig(Frozen):
             raise ValueError(
                 "target projector_notes wants kd: frames, top_k: null and blank_policy: all"
             )
+        if self.router.kind != "off" and not self.feature_weight:
+            raise ValueError("the router chooses what feature_weight weighs, and that is 0")
         return self
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether hidden states other than the teacher's last are asked for."""
+        return bool(self.layerwise_weight) or self.router.kind != "off"
 
 
 SIZES: dict[str, dict[str, Any]] = {

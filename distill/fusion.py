@@ -64,9 +64,14 @@ class ModalityFusion(nn.Module):
         self.gate = nn.Linear(width, 1)
 
     def forward(self, streams: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
-        """Streams (B, T, D_m) and `present` (B, T, M) bool to (B, T, D) and weights (B, T, M + 1).
+        """Streams (B, T, D_m), `present` (B, T, M) bool to (B, T, D) and weights (B, T, M + 1)."""
+        tokens, weights = self.attended(streams, present)
+        return (weights[..., None] * tokens).sum(2), weights
 
-        The last weight is the null token's. Weights sum to one; an absent modality's is zero.
+    def attended(self, streams: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        """What is fused: (B, T, M + 1, D) with the null token last, and weights (B, T, M + 1).
+
+        Weights sum to one; an absent modality's is zero.
         """
         if self.training and self.modality_dropout:
             present = hide_some(present, self.modality_dropout)
@@ -77,8 +82,7 @@ class ModalityFusion(nn.Module):
         flat = flat + self.dropout(attended)
         scores = self.gate(flat).squeeze(-1).float().masked_fill(~seen, -torch.inf)
         weights = scores.softmax(-1)  # (B * T, M + 1)
-        fused = (weights[..., None] * flat).sum(1)
-        return fused.unflatten(0, tokens.shape[:2]), weights.unflatten(0, tokens.shape[:2])
+        return flat.unflatten(0, tokens.shape[:2]), weights.unflatten(0, tokens.shape[:2])
 
     def _tokens(self, streams: Sequence[Tensor], present: Tensor) -> Tensor:
         tokens = []

@@ -106,6 +106,25 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
 
 
+def contrastive(
+    student: Tensor, teacher: Tensor, mask: Tensor, apart: int, temperature: float
+) -> Tensor:
+    """-ln of the share that the teacher's own frame gets among those of its utterance: (B, T, D)
+    twice and valid frames (B, T) to (B, T). InfoNCE, van den Oord et al. 2018.
+
+    The others are all valid frames of the same utterance at least `apart` frames away, so that the
+    value of a frame does not depend on what else is in the batch; about ln of their number at the
+    start.
+    """
+    one, other = (F.normalize(x.float(), dim=-1) for x in (student, teacher.detach()))
+    scores = one @ other.transpose(1, 2) / temperature  # (B, T, T)
+    place = torch.arange(scores.shape[1], device=scores.device)
+    distance = (place[:, None] - place).abs()
+    chosen = ((distance >= max(apart, 1)) & mask[:, None]) | (distance == 0)
+    choice = scores.masked_fill(~chosen, -torch.inf).log_softmax(-1)
+    return -choice.diagonal(dim1=1, dim2=2)
+
+
 FEATURE = {"ln_mse": layer_norm_mse, "cosine": cosine_distance}
 
 

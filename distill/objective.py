@@ -2,34 +2,45 @@
 
 What the teacher says comes from a source (`distill.sources`): the model itself, or its cache.
 
-    total = (1 - alpha) CTC + kd_weight(progress) KD + curriculum(progress) feature_weight feature
+    total = (1 - alpha) CTC + kd_weight(progress) KD + sum of curriculum(progress) weight hint
 
-CTC counts per label token, KD and feature loss per valid frame, over all micro-batches and
-processes of a step. The loop divides by one weight, the labels, so what is summed over frames is
-brought to it by labels / frames of the whole step, which `begin_step` learns before the first
-forward pass: lengths are arithmetic, no model is run for them.
+Hints are losses on hidden states (`distill.hints`); what is taught can be balanced against CTC
+(`distill.balancing`). CTC counts per label token, KD and hints per valid frame, over all
+micro-batches and processes of a step. The loop divides by one weight, the labels, so what is
+summed over frames is brought to it by labels / frames of the whole step, which `begin_step` learns
+before the first forward pass: lengths are arithmetic, no model is run for them.
 
 Shapes: B batch, S student frames, T teacher frames, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from distill import losses, schedules
+from distill import losses, mapping, schedules
 from distill.alignment import average, average_log_probs, fit, frame_rate, taught
+from distill.balancing import Balancer
 from distill.config import DistillConfig
+from distill.hints import Hints
 from distill.projector import LogitProjector
-from distill.sources import Recalled, Source, last_width
+from distill.router import evenness
+from distill.sources import Recalled, Source, widths
 from distill.vocabularies import check_vocabularies, transcribed
 from lact_asr.data import Batch
 from lact_asr.features import valid
 from lact_asr.model import CTCOutput
 from lact_asr.objective import Loss, ctc_losses, listen
 from lact_asr.text import Vocabulary
+
+if TYPE_CHECKING:
+    from lact_asr.journal import Journal
+    from lact_asr.steps import Outcome
+
+SCALES_RATE = 10.0  # learned scales, as a multiple: at the student's rate not there in 600 steps
+LOOK = 100  # steps between lines about the weights and the router
 
 
 class DistillObjective:
@@ -42,9 +53,12 @@ class DistillObjective:
         config: DistillConfig,
         *,
         vocabulary: Vocabulary,
+        sample: Batch | None = None,
     ) -> None:
         """DataError if student and teacher write differently and these settings compare symbols,
         or if the source does not hold what these settings ask for.
+
+        `sample` is what a layer map by likeness is made from.
         """
         check_vocabularies(vocabulary, source.vocabulary, config)
         self.config, self.model, self.source = config, student, source
@@ -52,23 +66,39 @@ class DistillObjective:
         self.ratio = source.frame_rate / frame_rate(student)
         source.check(config, self.ratio)
         self.reach = round(config.blank_radius / 1000 * frame_rate(student))
-        self.trainable = nn.ModuleDict({"student": student})
-        if config.feature_weight:
-            self.trainable["projector"] = nn.Linear(last_width(student), source.width)
+        self.hints = Hints(
+            config,
+            widths(student),
+            source.widths,
+            source.modalities,
+            self._pairs(sample) if config.layerwise_weight else [],
+            ratio=self.ratio,
+            rate=frame_rate(student),
+        )
+        self.balancer = Balancer(["kd", *self.hints.names], config.balance)
+        self.trainable = nn.ModuleDict({"student": student, **self.hints.modules})
+        if config.balance != "static":
+            self.trainable["balancer"] = self.balancer
         if self.projected:
             self.trainable["logit_projector"] = LogitProjector(
-                source.width, len(vocabulary), normalise=config.target == "projector"
+                source.widths[-1], len(vocabulary), normalise=config.target == "projector"
             )
+        self.progress = 0.0
         self.labels_per_frame: Tensor | None = None
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The student at the given rate, the projector faster: it starts from nothing."""
-        factors = {"student": 1.0}
-        faster = self.config.projector_rate
-        return [
-            {"params": list(module.parameters()), "lr": learning_rate * factors.get(name, faster)}
-            for name, module in self.trainable.items()
-        ]
+        """The student at the given rate, maps faster: they start from nothing."""
+        factors = {"student": 1.0, "balancer": SCALES_RATE}
+        groups = []
+        for name, module in self.trainable.items():
+            parts = [(module, factors.get(name, self.config.projector_rate))]
+            if name == "router":
+                parts = [(module.gate, self.config.router.rate), (module.maps, parts[0][1])]
+            for part, factor in parts:
+                parameters = list(part.parameters())
+                if parameters:
+                    groups.append({"params": parameters, "lr": learning_rate * factor})
+        return groups
 
     def begin_step(self, batches: Sequence[Batch], all_sum: Callable[[Tensor], Tensor]) -> None:
         """Count labels and frames of a step: this rank's micro-batches, summed by `all_sum`."""
@@ -87,13 +117,18 @@ class DistillObjective:
         with torch.autocast(batch.waves.device.type, enabled=False):
             ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()
             teacher, own = self._translated(teacher, batch)
-            raw = {"ctc": ctc, **self._taught(student, teacher, batch)}
+            taught, use = self._taught(student, teacher, batch, lambda: ctc)
+        self.progress, labels = progress, batch.target_lengths.sum()
         weights = self.weights(progress)
-        weighted = {name: weights[name] * value for name, value in raw.items()} | own
+        weighted = self.balancer(taught, weights, labels)
+        weighted["ctc"] = weights["ctc"] * ctc
+        if "router" in taught:  # what it pays for its choices is its own affair
+            weighted["router"] = taught["router"]
+        weighted |= own
         total = torch.stack(list(weighted.values())).sum()
-        shown = {**raw, **own, **{f"{name}_weighted": value for name, value in weighted.items()}}
-        parts = {name: value.detach() for name, value in shown.items()}
-        return Loss(total, batch.target_lengths.sum(), parts)
+        weighted = {f"{name}_weighted": value for name, value in weighted.items()}
+        shown = {"ctc": ctc, **taught, **own, **weighted, **use}
+        return Loss(total, labels, {name: value.detach() for name, value in shown.items()})
 
     def _translated(self, teacher: CTCOutput, batch: Batch) -> tuple[CTCOutput, dict[str, Tensor]]:
         """What the teacher says in the student's symbols; and the projector's loss, if it has one.
@@ -109,27 +144,101 @@ class DistillObjective:
         return replace(teacher, log_probs=said.detach()), {"projector": own}
 
     def weights(self, progress: float) -> dict[str, float]:
-        """What each component is multiplied by."""
+        """What each component is multiplied by before it is balanced."""
         config = self.config
-        gate = schedules.curriculum(config.curriculum, progress)["feature"]
+        gates = schedules.curriculum(config.curriculum, progress)
         return {
             "ctc": 1 - config.alpha,
             "kd": schedules.kd_weight(progress, config),
-            "feature": config.feature_weight * gate,
+            "feature": config.feature_weight * gates["feature"],
+            "layerwise": config.layerwise_weight * gates["layerwise"],
+            "contrastive": config.contrastive_weight * gates["contrastive"],
         }
+
+    def end_step(self, step: int, outcome: "Outcome", journal: "Journal") -> None:
+        """Remember what a step came to, and say now and then how losses and router are weighed."""
+        parts = outcome.parts
+        if not outcome.taken:
+            return
+        self.balancer.observe(parts["ctc"], parts)
+        look = step % LOOK == 0 or step <= 5
+        if look:
+            for line in self._lines(step, outcome.loss, parts):
+                journal.say(line)
+        if "router" not in self.trainable:
+            return
+        router, names = self.trainable["router"], self.hints.experts
+        firsts, shares = ([parts[f"{kind}_{n}"] for n in names] for kind in ("first", "share"))
+        router.observe(firsts)
+        if step % LOOK == 0 and (wrong := router.look(firsts, shares)):
+            journal.event("router_collapsed", step=step, firsts=firsts, shares=shares)
+            journal.say(f"Warning at step {step}: {wrong}")
+
+    def _lines(self, step: int, total: float, parts: dict[str, float]) -> list[str]:
+        """The founding notes' lines, for those who look for them."""
+        weights, names = self.weights(self.progress), ["kd", *self.hints.names]
+        shown = ", ".join(f"{name}={weights[name]:.3f}" for name in names)
+        lines = [f"[CURRICULUM] Step {step} ({100 * self.progress:.1f}%): {shown}"]
+        if self.config.balance != "static":
+            factors = self.balancer.factors().tolist()
+            shown = ", ".join(f"{n}={f:.3f}" for n, f in zip(names, factors, strict=True))
+            lines.append(f"[BALANCE] {shown}")
+        if self.hints.experts:
+            shares = [parts[f"share_{name}"] for name in self.hints.experts]
+            shown = ", ".join(
+                f"{n}={s:.3f}" for n, s in zip(self.hints.experts, shares, strict=True)
+            )
+            lines.append(f"[ROUTER] {shown}, evenness={evenness(shares):.3f}")
+        lines.append(f"[TOTAL] Loss: {total:.4f}, Components: {1 + len(names)}")
+        return lines
+
+    def _pairs(self, sample: Batch | None) -> mapping.Pairs:
+        """The layer map; what it rests on is printed where it is by likeness."""
+        here, there = len(widths(self.model)), len(self.source.widths)
+        wanted = self.config.layer_map
+        if wanted == "uniform":
+            return mapping.uniform(here, there)
+        if wanted != "cka":
+            return mapping.check(wanted, here, there)
+        if sample is None:
+            raise ValueError("layer_map cka needs a sample batch to look at")
+        likeness = self._likeness(sample)
+        pairs = mapping.best_monotone(likeness)
+        print(mapping.table(likeness, pairs), flush=True)
+        return pairs
+
+    @torch.no_grad()
+    def _likeness(self, sample: Batch) -> Tensor:
+        """(L_S, L_T) on the frames of the sample."""
+        training = self.model.training
+        student = self.model.eval()(sample.waves, sample.wave_lengths)
+        self.model.train(training)
+        teacher = self.source(sample, self.config.temperature)
+        mask = valid(self._frames(sample), student.log_probs.shape[1])
+        onto = lambda x: average(x.float(), teacher.lengths, mask.shape[1], self.ratio)
+        return mapping.similarities(student.hidden, [onto(x) for x in teacher.hidden], mask)
 
     def _frames(self, batch: Batch) -> Tensor:
         """Student frames of each utterance that the teacher speaks for, (B,)."""
         lengths = self.model.output_lengths(batch.wave_lengths)
         return taught(lengths, self.source.lengths(batch), self.ratio)
 
-    def _taught(self, student: CTCOutput, teacher: CTCOutput, batch: Batch) -> dict[str, Tensor]:
-        """KD and feature loss, scaled so that dividing by labels gives what they are defined as."""
+    def _taught(
+        self, student: CTCOutput, teacher: CTCOutput, batch: Batch, task: Callable[[], Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """KD and hints, scaled so that dividing by labels gives what they are defined as; and the
+        use of the router's experts.
+        """
         mask = valid(self._frames(batch), student.log_probs.shape[1])
-        parts = {"kd": self._kd(student, teacher, mask, batch)}
-        if self.config.feature_weight:
-            parts["feature"] = self.labels_per_frame * self._feature(student, teacher, mask)
-        return parts
+        kd = self._kd(student, teacher, mask, batch)
+        scaled = [
+            {
+                name: self.labels_per_frame * losses.masked_sum(each, mask)
+                for name, each in shown.items()
+            }
+            for shown in self.hints(student, teacher, mask, task)
+        ]
+        return {"kd": kd, **scaled[0]}, scaled[1]
 
     def _kd(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, batch: Batch) -> Tensor:
         """Per frame (`frames`), or per label token (`guided`, `sequence`)."""
@@ -160,10 +269,3 @@ class DistillObjective:
             return losses.frame_kd(student, teacher, config.temperature, still)
         kept = losses.top_k(teacher, config.top_k, config.temperature)
         return losses.top_k_kd(student, kept, config.temperature)
-
-    def _feature(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor) -> Tensor:
-        """The student's last hidden states, projected, against the teacher's."""
-        states = teacher.hidden[-1].float()
-        target = average(states, teacher.lengths, mask.shape[1], self.ratio)
-        projected = self.trainable["projector"](student.hidden[-1].float())
-        return losses.masked_sum(losses.FEATURE[self.config.feature](projected, target), mask)

@@ -35,6 +35,8 @@ class Cached:
         self._refuse_another(teacher)
         self.vocabulary = Vocabulary.from_dict(self.form.vocabulary)
         self.frame_rate, self.width = self.form.frame_rate, self.form.hidden
+        self.widths: tuple[int, ...] = (self.width,) if self.width else ()
+        self.modalities: tuple[str, ...] = ()
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """Whether what is kept is enough for these settings."""

@@ -34,7 +34,8 @@ class Source(Protocol):
 
     vocabulary: Vocabulary
     frame_rate: float  # output frames per second
-    width: int  # of its last hidden states
+    widths: tuple[int, ...]  # of the hidden states it gives, the last ones last
+    modalities: tuple[str, ...]  # whose states it gives
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """DataError if it cannot teach in this way a student whose frames are `ratio` as long."""
@@ -56,7 +57,8 @@ class Live:
         self.teacher = teacher.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.frame_rate = frame_rate(teacher)
-        self.width = last_width(teacher)
+        self.widths = widths(teacher)
+        self.modalities = getattr(teacher, "modality_names", ())
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """A live teacher teaches in every way."""
@@ -73,8 +75,8 @@ class Live:
         return self.teacher(batch.waves, batch.wave_lengths)
 
 
-def last_width(model: nn.Module) -> int:
-    """Width of a model's last hidden states, seen on a tenth of a second of silence."""
+def widths(model: nn.Module) -> tuple[int, ...]:
+    """Widths of a model's hidden states, seen on a tenth of a second of silence."""
     training, device = model.training, next(model.parameters()).device
     samples = SAMPLE_RATE // 10
     with torch.no_grad():
@@ -82,4 +84,4 @@ def last_width(model: nn.Module) -> int:
             torch.zeros(1, samples, device=device), torch.tensor([samples], device=device)
         )
     model.train(training)
-    return output.hidden[-1].shape[-1]
+    return tuple(states.shape[-1] for states in output.hidden)

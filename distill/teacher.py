@@ -8,7 +8,7 @@ Shapes: B batch, N samples, T feature frames (100 Hz), T' = ceil(T / 4), M modal
 V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,10 @@ from lact_asr.model import CTCOutput
 
 @dataclass
 class TeacherOutput(CTCOutput):
-    """A CTC output that also says how much each modality counted."""
+    """A CTC output that also says what each modality said and how much it counted."""
 
     modality_weights: Tensor | None = None  # (B, T', M + 1), the last one the null token's
+    modalities: Tensor | None = None  # (B, T', M, D), before they were fused
 
 
 class ClipStem(nn.Module):
@@ -88,6 +89,7 @@ class Teacher(nn.Module):
         self.config = config
         self.mel = LogMel(config.mels)
         self.pitch = PitchAndCepstra(config.mels, config.cepstra)
+        self.modality_names = ("mel", "pitch", "video")[: 3 if config.video else 2]
         self.clip_stem = ClipStem(config)
         self.pitch_stem = PitchStem(config.cepstra + PITCH, config.hidden)
         inputs = [self.clip_stem.outputs, self.pitch_stem.outputs]
@@ -158,8 +160,9 @@ class Teacher(nn.Module):
             stream, seen = self._video(video, video_lengths, present[:, 2], grid)
             streams.append(stream)
             there.append(seen & valid(lengths, grid))
-        fused, weights = self.fusion(streams, torch.stack(there, dim=-1))
-        return self._transcribe(fused, lengths, weights)
+        tokens, weights = self.fusion.attended(streams, torch.stack(there, dim=-1))
+        output = self._transcribe((weights[..., None] * tokens).sum(2), lengths)
+        return replace(output, modality_weights=weights, modalities=tokens[:, :, :-1])
 
     def _audio(
         self,
@@ -189,7 +192,7 @@ class Teacher(nn.Module):
         stream = F.pad(stream, (0, 0, 0, max(0, grid - stream.shape[1])))[:, :grid]
         return stream, valid(lengths, grid)
 
-    def _transcribe(self, x: Tensor, lengths: Tensor, weights: Tensor) -> TeacherOutput:
+    def _transcribe(self, x: Tensor, lengths: Tensor) -> TeacherOutput:
         seen = valid(lengths, x.shape[1])
         turn = rotary(x.shape[1], self.config.hidden // self.config.heads, x.device)
         hidden = []
@@ -197,7 +200,7 @@ class Teacher(nn.Module):
             x = block(x, seen, turn)
             hidden.append(x)  # (B, T', D)
         log_probs = self.read_out(x, lengths)
-        return TeacherOutput(log_probs, lengths, hidden, modality_weights=weights)
+        return TeacherOutput(log_probs, lengths, hidden)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
         """Log-probabilities (B, T', V) from states (B, T', D) of any block."""

@@ -42,8 +42,9 @@ class Objective(Protocol):
     the objective says `unused_parameters = True`. It may also have `parameter_groups(learning_rate)
     -> [{"params": ..., "lr": ...}, ...]`; without it all parameters learn at the same rate. And
     `begin_step(batches, all_sum)`, called with this rank's micro-batches before the first of them,
-    for a loss that counts something else beside labels. And `views`, how often it hears each
-    utterance of a batch: as much fewer are in one.
+    for a loss that counts something else beside labels. And `end_step(step, outcome, journal)`,
+    told what all ranks together came to. And `views`, how often it hears each utterance of a batch:
+    as much fewer are in one.
     """
 
     trainable: nn.Module  # everything with parameters to learn

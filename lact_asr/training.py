@@ -185,6 +185,8 @@ class _Run:
         if outcome.taken:
             self.average.follow(state.step)
         self.journal.took(outcome)
+        if hasattr(self.objective, "end_step"):
+            self.objective.end_step(state.step, outcome, self.journal)
         incidents.note_unreadable(state, config, self.journal, outcome.unreadable)
         incidents.note_step(state, config, self.journal, outcome, self.objective.trainable)
         if state.step % config.log_every == 0 or state.step == 1:

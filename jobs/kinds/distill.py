@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from distill.sources import Source
+    from lact_asr.data import Batch
     from lact_asr.manifest import Utterance
     from lact_asr.text import Vocabulary
 
@@ -65,9 +66,28 @@ def run(settings: Settings, job: Job) -> Result:
     vocabulary = learning.vocabulary(settings, parts[0], job) if own else written
     student = learning.fresh_model(settings, vocabulary, parts[0])
     source = _source(settings, teacher, written, parts[0])
-    objective = DistillObjective(student, source, settings.distill, vocabulary=vocabulary)
+    objective = DistillObjective(
+        student,
+        source,
+        settings.distill,
+        vocabulary=vocabulary,
+        sample=_sample(settings, parts[0], vocabulary),
+    )
     trained = learning.fit(objective, settings, parts, vocabulary, job)
     return Result(**trained.model_dump())
+
+
+def _sample(
+    settings: Settings, train: "Sequence[Utterance]", vocabulary: "Vocabulary"
+) -> "Batch | None":
+    """The utterances that a layer map by likeness is made from, the shortest of the training."""
+    if settings.distill.layer_map != "cka" or not settings.distill.layerwise_weight:
+        return None
+    from lact_asr.data import Reader, whole_corpus
+
+    shortest = sorted(train, key=lambda each: (each.duration, each.id))
+    chosen = shortest[: settings.distill.cka_utterances]
+    return Reader(whole_corpus(chosen, vocabulary))[list(range(len(chosen)))]
 
 
 def _source(
