@@ -29,7 +29,7 @@ from lact_asr.manifest import Utterance
 from lact_asr.objective import CTCObjective, Loss, Objective
 from lact_asr.resume import State, resume, step_seed, trainer_state
 from lact_asr.text import Vocabulary
-from lact_asr.validation import validate
+from lact_asr.validation import standing, validate
 
 __all__ = ["CTCObjective", "FitResult", "Loss", "Objective", "fit"]
 
@@ -230,10 +230,10 @@ class _Run:
         )
         self.objective.trainable.train()
         wer, loss = validation.scores.wer, validation.loss
-        best = (wer, loss) < (state.best_wer, state.best_loss)  # at 100 % WER the loss decides
+        best = standing(wer, loss) < standing(state.best_wer, state.best_loss)
         state.validated = state.step
         state.mark, state.stale = stopping.watch(
-            self.config.stopping, state.step, (wer, loss), state.mark, state.stale
+            self.config.stopping, state.step, standing(wer, loss), state.mark, state.stale
         )
         self.journal.validated(state.step, validation, best)
         unheard = [each for each in validation.unreadable if each[0] not in state.unreadable]

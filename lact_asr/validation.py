@@ -41,6 +41,15 @@ class Validation:
     unreadable: list[tuple[str, str]]  # (id, why)
 
 
+def standing(wer: float, loss: float) -> tuple[float, float]:
+    """By what models are compared, lower is better: WER, and from 100 % on the loss alone.
+
+    A model that begins to speak inserts words: its WER went from 101 % to 103 % while its loss fell
+    from 2.6 to 2.2 and its CER from 67 % to 58 %.
+    """
+    return min(wer, 1.0), loss
+
+
 def validate(
     model: nn.Module,
     corpus: Corpus,

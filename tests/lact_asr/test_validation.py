@@ -10,14 +10,15 @@ import torch
 
 from lact_asr.config import TrainingConfig
 from lact_asr.data import Reader, whole_corpus
+from lact_asr.files import read_json
 from lact_asr.manifest import Utterance
 from lact_asr.metrics import score
 from lact_asr.model import Recogniser
 from lact_asr.objective import CTCObjective
 from lact_asr.parallel import World
 from lact_asr.transcribe import transcribe
-from lact_asr.validation import Validation, validate
-from tests.lact_asr.small import VOCABULARY, settings, tiny, tones
+from lact_asr.validation import Validation, standing, validate
+from tests.lact_asr.small import VOCABULARY, run, settings, tiny, tones
 
 
 @pytest.fixture
@@ -83,3 +84,19 @@ def test_samples_are_spread_over_the_dev_set_and_stay_the_same(tmp_path, model):
         assert ids == [dev[0].id, dev[4].id, dev[8].id]
     assert len(check(model, dev[:2], settings(samples=3)).samples) == 2
     assert check(model, dev, settings(samples=0)).samples == []
+
+
+def test_models_compare_by_wer_and_from_100_percent_on_by_loss():
+    assert standing(0.5, 9.0) < standing(0.6, 0.1) < standing(1.2, 0.05)
+    assert standing(1.03, 2.2) < standing(1.01, 2.6)
+
+
+def test_a_model_that_begins_to_speak_is_not_worse_than_a_silent_one(model, tmp_path):
+    with torch.no_grad():
+        model.head.bias[VOCABULARY.encode(" ")[0]] += 10  # words of one letter, far too many
+    slow = {"optim": {"learning_rate": 3e-4}, "valid_every": 1, "max_steps": 8}
+    result, diary = run(tmp_path, tones(tmp_path, 4), CTCObjective(model), **slow)
+    lines = [line for line in diary.metrics if "wer" in line]
+    lowest = min(lines, key=lambda line: line["valid_loss"])
+    assert 1 < min(line["wer"] for line in lines) < lowest["wer"]
+    assert read_json(result.checkpoint / "state.json")["step"] == lowest["step"]
