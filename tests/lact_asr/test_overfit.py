@@ -253,6 +253,11 @@ def test_a_late_success_and_a_near_miss_have_verdicts_of_their_own(
     assert near.headline().startswith(f"~ MARGINAL (WER {near.wer:.2%}, not 0 %")
 
 
+def test_a_model_with_dropout_is_judged_without_it(spoken: list[Utterance]) -> None:
+    result = judged(spoken, lambda: tiny(dropout=0.1))
+    assert result.verdict == "PASSED", result.reason
+
+
 def test_the_gate_stops_when_asked_and_says_nothing_of_a_verdict(
     spoken: list[Utterance], capsys: pytest.CaptureFixture
 ) -> None:
