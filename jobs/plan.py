@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from jobs.backends import JobState, QueueState
 
@@ -35,8 +35,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What the files say of one step."""
 
     needs: tuple[str, ...] = ()
@@ -48,16 +47,14 @@ class Evidence:
     age: float = 0.0  # seconds since the newest submission
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(NamedTuple):
     """The state of a step, and why it is so where that needs saying."""
 
     state: State
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Submit:
+class Submit(NamedTuple):
     """Submit `step` behind the steps `after`, none of which has ended."""
 
     step: str

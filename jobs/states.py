@@ -6,16 +6,14 @@ calls ended has written its end by then.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.backends import Backend, JobState
 from jobs.plan import Evidence, Observed, observe_all
 from jobs.store import Run, StepDir, Submission
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What the files of one step say."""
 
     folder: StepDir
@@ -45,8 +43,7 @@ class Record:
         )
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """A run at one moment: records, states and what the queue said, by step or by job id."""
 
     records: Mapping[str, Record]

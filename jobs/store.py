@@ -19,9 +19,8 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.errors import UserError
 from lact_asr.files import append_json, json_lines, read_json, write_atomic, write_json
@@ -29,8 +28,7 @@ from lact_asr.files import append_json, json_lines, read_json, write_atomic, wri
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
 
 
-@dataclass(frozen=True)
-class Submission:
+class Submission(NamedTuple):
     """One try at submitting a step; `job` is empty where its outcome was never recorded."""
 
     token: str

@@ -5,10 +5,9 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from jobs.spec import Resources
@@ -26,8 +25,7 @@ class QueueState(str, Enum):
     UNKNOWN = "unknown"  # the queue does not know it, or not yet
 
 
-@dataclass(frozen=True)
-class JobState:
+class JobState(NamedTuple):
     """State of one job, the queue's reason for it, and how long it has run (seconds)."""
 
     state: QueueState
@@ -35,8 +33,7 @@ class JobState:
     elapsed: float | None = None
 
 
-@dataclass(frozen=True)
-class StepJob:
+class StepJob(NamedTuple):
     """One step, ready to be submitted; whatever job carries its unique `token` is this one."""
 
     step: str

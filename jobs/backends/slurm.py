@@ -12,7 +12,6 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
@@ -169,9 +168,9 @@ def _queued(ids: Sequence[str]) -> dict[str, JobState]:
         job, word, reason, elapsed = line.split("|")
         seen = _judge(word, reason, elapsed)
         if word == "PENDING":
-            seen = replace(seen, state=_PENDING.get(reason, seen.state))
+            seen = seen._replace(state=_PENDING.get(reason, seen.state))
         elif word == "PREEMPTED":
-            seen = replace(seen, state=QueueState.PENDING)  # on its way back into the queue
+            seen = seen._replace(state=QueueState.PENDING)  # on its way back into the queue
         states[job] = seen
     return states
 
