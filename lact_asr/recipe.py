@@ -6,23 +6,20 @@ which add nothing: for corpora of an hour, where a few hundred steps decide.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lact_asr.frozen import Frozen
-
-Speed = Annotated[float, Field(ge=0.5, le=2)]
 
 
 class AugmentConfig(Frozen):
     """Speed perturbation of the waves and SpecAugment of the features; training data only."""
 
-    speeds: tuple[Speed, ...] = Field(
+    speeds: tuple[float, ...] = Field(
         (1.0,),
-        min_length=1,
-        description="Each micro-batch is played at one of these speeds, pitch included; [1.0] is "
-        "as it was spoken",
+        description="Each micro-batch is played at one of these speeds (0.5 to 2), pitch included; "
+        "[1.0] is as it was spoken",
     )
     frequency_masks: int = Field(0, ge=0, description="Stretches of mel bands hidden")
     frequency_width: int = Field(
@@ -35,6 +32,13 @@ class AugmentConfig(Frozen):
     time_total: float = Field(
         0.15, ge=0, le=1, description="All of them together at most, as a share of the utterance"
     )
+
+    @field_validator("speeds")
+    @classmethod
+    def _playable(cls, speeds: tuple[float, ...]) -> tuple[float, ...]:
+        if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
+            raise ValueError(f"write one or more speeds from 0.5 to 2, not {list(speeds)}")
+        return speeds
 
     @property
     def hides(self) -> bool:
@@ -63,7 +67,7 @@ class AverageConfig(Frozen):
 class CTCConfig(Frozen):
     """What is added to the CTC loss of the model's output."""
 
-    intermediate: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    intermediate: tuple[int, ...] = Field(
         (),
         description="Blocks (the first is 1) whose states are read out and judged by CTC too, such "
         "as [6] of 12; none is plain CTC",
@@ -86,7 +90,7 @@ class CTCConfig(Frozen):
 
     def check(self, blocks: int) -> None:
         """ValueError if a model of so many blocks has no such intermediate ones."""
-        wrong = [layer for layer in self.intermediate if layer >= blocks]
+        wrong = [layer for layer in self.intermediate if not 1 <= layer < blocks]
         if wrong:
             raise ValueError(
                 f"intermediate {wrong}: the model has {blocks} blocks, and the last is read out "

@@ -108,7 +108,7 @@ def test_additions_are_exact_under_accumulation_and_over_ranks(tmp_path):
 
 
 def test_blocks_that_the_model_does_not_have_are_refused():
-    for layer in (2, 9):
+    for layer in (0, 2, 9):
         with pytest.raises(ValueError, match=r"has 2 blocks.*choose among 1 to 1"):
             CTCObjective(tiny(layers=2), CTCConfig(intermediate=(layer,)))
 

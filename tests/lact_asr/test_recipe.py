@@ -9,7 +9,7 @@ from lact_asr import checkpoint, parallel
 from lact_asr.config import TrainingConfig
 from lact_asr.manifest import read_manifest
 from lact_asr.objective import CTCObjective, arithmetic
-from lact_asr.recipe import PRESETS, CTCConfig, completed
+from lact_asr.recipe import PRESETS, AugmentConfig, CTCConfig, completed
 from tests.lact_asr.ranks import in_ranks
 from tests.lact_asr.small import manifest, run, tiny
 
@@ -34,6 +34,12 @@ def test_plain_adds_nothing_and_founding_has_no_augmentation():
     assert founding.augment == TrainingConfig().augment
     assert not founding.augment.hides
     assert founding.optim.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("speeds", [[], [0.0, 1.0], [3.0]])
+def test_speeds_that_cannot_be_played_are_refused(speeds):
+    with pytest.raises(ValueError, match=r"one or more speeds from 0\.5 to 2, not \["):
+        AugmentConfig(speeds=speeds)
 
 
 @pytest.mark.parametrize(("wanted", "half"), [("auto", False), ("fp32", False), ("bf16", True)])
