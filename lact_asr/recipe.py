@@ -6,17 +6,26 @@ which add nothing: for corpora of an hour, where a few hundred steps decide.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from lact_asr.frozen import Frozen
+
+
+def _playable(speeds: tuple[float, ...]) -> tuple[float, ...]:
+    if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
+        raise ValueError(f"write one or more speeds from 0.5 to 2, not {list(speeds)}")
+    return speeds
+
+
+Speeds = Annotated[tuple[float, ...], AfterValidator(_playable)]
 
 
 class AugmentConfig(Frozen):
     """Speed perturbation of the waves and SpecAugment of the features; training data only."""
 
-    speeds: tuple[float, ...] = Field(
+    speeds: Speeds = Field(
         (1.0,),
         description="Each micro-batch is played at one of these speeds (0.5 to 2), pitch included; "
         "[1.0] is as it was spoken",
@@ -32,13 +41,6 @@ class AugmentConfig(Frozen):
     time_total: float = Field(
         0.15, ge=0, le=1, description="All of them together at most, as a share of the utterance"
     )
-
-    @field_validator("speeds")
-    @classmethod
-    def _playable(cls, speeds: tuple[float, ...]) -> tuple[float, ...]:
-        if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
-            raise ValueError(f"write one or more speeds from 0.5 to 2, not {list(speeds)}")
-        return speeds
 
     @property
     def hides(self) -> bool:

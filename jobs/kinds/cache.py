@@ -12,7 +12,7 @@ from pydantic import Field
 from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
 from jobs.spec import Frozen, Resources
-from lact_asr.recipe import Speed
+from lact_asr.recipe import Speeds
 
 RESOURCES = Resources(time="4h", cpus=4, memory_gb=32)
 
@@ -39,9 +39,8 @@ class Settings(Frozen):
         description="keep the last hidden states too, for a feature loss or a projector: 2 bytes "
         "a channel and frame, 33 GB for 360 h of 512 channels",
     )
-    speeds: tuple[Speed, ...] = Field(
+    speeds: Speeds = Field(
         (1.0,),
-        min_length=1,
         description="speeds at which every utterance is heard, each with records of its own: all "
         "that the student's training.augment.speeds names (preset modern: 0.9, 1.0, 1.1)",
     )
