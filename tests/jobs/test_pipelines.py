@@ -1,0 +1,136 @@
+"""The pipelines that ship: read without mistakes, gated, and within what they promise."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs import kinds
+from jobs.clusters import load_cluster
+from jobs.errors import SpecError
+from jobs.kinds import train
+from jobs.reading import read_pipeline
+from jobs.spec import Pipeline, Step
+from lact_asr.config import SIZES
+from tests.conftest import REPOSITORY
+
+FILES = sorted((REPOSITORY / "jobs" / "pipelines").glob("*.yaml"))
+NEEDED = {"smoke_real": ["corpus.folder=speech"]}  # what the user has to add
+FOUNDING = ["train.preset=founding", "train.training={}"]
+
+
+def read(name: str, *overrides: str) -> Pipeline:
+    path = REPOSITORY / "jobs" / "pipelines" / f"{name}.yaml"
+    return read_pipeline(path, [*NEEDED.get(name, []), *overrides])
+
+
+def of_kind(pipeline: Pipeline, kind: str) -> list[Step]:
+    return [step for step in pipeline.steps if step.kind == kind]
+
+
+def upstream(pipeline: Pipeline, name: str) -> set[str]:
+    needs = set(pipeline.step(name).needs)
+    return needs.union(*(upstream(pipeline, need) for need in needs))
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_a_pipeline_has_no_mistakes_and_says_how_it_is_run(file: Path) -> None:
+    pipeline = read(file.stem)
+    assert pipeline.name == file.stem
+    assert pipeline.description
+    text = file.read_text()
+    assert text.startswith("# ")
+    assert f"python launch.py run jobs/pipelines/{file.name}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_nothing_is_trained_before_ten_utterances_are_known_by_heart(file: Path) -> None:
+    pipeline = read(file.stem)
+    gates = of_kind(pipeline, "overfit")
+    assert gates and all(step.gate == {"wer": "<= 0.0"} for step in gates)
+    for kind in ("teacher", "distill", "train"):
+        for step in of_kind(pipeline, kind):
+            assert upstream(pipeline, step.name) & {gate.name for gate in gates}, step.name
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_what_is_trained_is_evaluated_on_what_it_has_not_learned_from(file: Path) -> None:
+    pipeline = read(file.stem)
+    corpus = pipeline.step("corpus").settings
+    assert not set(corpus["test"]) & {*corpus["train"], *corpus["dev"]}
+    judged = {step.settings["checkpoint"] for step in of_kind(pipeline, "evaluate")}
+    assert "${train.checkpoint}" in judged
+    for step in of_kind(pipeline, "evaluate"):
+        manifest = step.settings["manifest"].removeprefix("${corpus.").removesuffix("}")
+        assert manifest == "test" or manifest.removeprefix("manifests.") in corpus["test"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_a_checkpoint_is_never_many_steps_away_and_times_fit_the_example_cluster(
+    file: Path,
+) -> None:
+    longest = load_cluster("h200").max_time
+    for step in read(file.stem).steps:
+        assert longest is None or step.resources.time <= longest, step.name
+        if training := step.settings.get("training"):
+            assert training["checkpoint_every"] <= 1000
+            assert training["valid_every"] <= training["max_steps"]
+            assert training["optim"]["warmup_steps"] <= training["max_steps"] or step.settings[
+                "preset"
+            ] in ("plain",)
+
+
+def test_demo_and_smoke_real_ask_for_no_more_than_two_cores_and_no_gpu() -> None:
+    for name in ("demo", "smoke_real"):
+        for step in read(name).steps:
+            assert step.resources.cpus <= 2 and step.resources.world_size == 1
+            assert step.resources.gpus == 0 and step.resources.memory_gb <= 4
+
+
+def test_smoke_real_is_six_dependent_steps_of_six_kinds_and_wants_its_folder() -> None:
+    steps = read("smoke_real").steps
+    order = ["download", "overfit", "teacher", "distill", "train", "evaluate"]
+    assert [step.kind for step in steps] == order
+    for step, before in zip(steps[1:], steps, strict=False):
+        assert before.name in step.needs
+    with pytest.raises(SpecError, match=r"corpus.*source: folder needs `folder`"):
+        read_pipeline(REPOSITORY / "jobs" / "pipelines" / "smoke_real.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "hours"),
+    [("base", "base", 1), ("improved", "improved", 2), ("large", "large", 3)],
+)
+def test_the_librispeech_pipelines_train_the_founding_sizes_in_bfloat16(
+    name: str, size: str, hours: int
+) -> None:
+    pipeline = read(f"librispeech_{name}")
+    step = pipeline.step("train")
+    model = train.Settings.model_validate(step.settings).configuration()
+    assert model == SIZES[size]
+    assert pipeline.step("overfit").settings["size"] == size
+    assert step.settings["training"]["precision"] == "auto"
+    assert len(pipeline.step("corpus").settings["train"]) == hours
+    assert step.resources.gpus >= 4
+
+
+@pytest.mark.parametrize("name", ["base", "improved", "large"])
+def test_the_founding_recipe_is_one_command_away(name: str) -> None:
+    text = (REPOSITORY / "jobs" / "pipelines" / f"librispeech_{name}.yaml").read_text()
+    assert "--set train.preset=founding --set 'train.training={}'" in text
+    training = read(f"librispeech_{name}", *FOUNDING).step("train").settings["training"]
+    assert (training["batch_seconds"], training["accumulate"]) == (240, 2)  # 2 x 12 of 20 s
+    assert (training["optim"]["learning_rate"], training["optim"]["warmup_steps"]) == (1e-4, 2000)
+    assert (training["max_duration"], training["optim"]["clip_norm"]) == (20, 1)
+    assert (training["valid_every"], training["checkpoint_every"]) == (1000, 5000)
+    assert (training["precision"], training["augment"]["time_masks"]) == ("fp32", 0)
+
+
+def test_settings_read_from_a_pipeline_are_those_the_worker_reads_back() -> None:
+    for file in FILES:
+        for step in read(file.stem).steps:
+            settings = kinds.load(step.kind).Settings.model_validate(step.settings)
+            again = settings.model_dump(mode="json")
+            assert again == kinds.load(step.kind).Settings.model_validate(again).model_dump(
+                mode="json"
+            )
