@@ -9,7 +9,7 @@ from jobs import kinds
 from jobs.reading import PipelineFile, StepFile
 from jobs.spec import NAME, Resources
 
-_REFERENCE = {"type": "string", "pattern": r"\$\{[a-z0-9_]+\.[a-z0-9_.]+\}"}
+_REFERENCE = {"type": "string", "pattern": r"\$\{[a-z0-9_]+\.[\w.-]+\}"}
 
 
 def json_schema() -> dict[str, Any]:
