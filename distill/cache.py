@@ -224,10 +224,15 @@ class Reader:
         return path.open("rb", buffering=0)  # closed with the last reference to it
 
 
-def packed(parts: Mapping[str, Array], form: Form) -> bytes:
-    """The record of (T, columns) parts."""
-    rows = {name: parts[name].astype(kind) for name, (_, kind) in form.layout().items()}
-    return b"".join(np.ascontiguousarray(row).tobytes() for row in rows.values())
+def rounded(parts: Mapping[str, Array], form: Form) -> dict[str, Array]:
+    """(T, columns) parts in the types and the order of a record; too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return {name: parts[name].astype(kind) for name, (_, kind) in form.layout().items()}
+
+
+def packed(rows: Mapping[str, Array], form: Form) -> bytes:
+    """The record of rounded parts."""
+    return b"".join(np.ascontiguousarray(rows[name]).tobytes() for name in form.layout())
 
 
 def unpacked(data: bytes, frames: int, form: Form) -> dict[str, Array]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.alignment import frame_rate
-from distill.cache import WHOLE, Form, Writer, opened, packed, read_index
+from distill.cache import WHOLE, Form, Writer, opened, packed, read_index, rounded
 from distill.sources import widths
 from lact_asr.augment import change_speed
 from lact_asr.batching import by_length
@@ -147,12 +147,13 @@ class _Record:
         self.key = (batch.ids[row], batch.speed)
         self.samples = int(batch.wave_lengths[row])
         self.frames = len(parts["scores"])
-        if not all(np.isfinite(part).all() for part in parts.values()):
+        rows = rounded(parts, form)
+        if not all(np.isfinite(row).all() for row in rows.values()):
             raise DataError(
                 f"the teacher's output on {self.key[0]} is not finite, or too large for float16: "
                 "nothing can be learned from it. `diagnose` says where that comes from"
             )
-        self.data = packed(parts, form)
+        self.data = packed(rows, form)
 
 
 @torch.no_grad()
@@ -177,7 +178,7 @@ def _kept(output: CTCOutput, form: Form) -> dict[str, Tensor]:
         norms = [(scores / tau).logsumexp(-1) for tau in form.temperatures]
         parts = {"ids": best.indices, "norms": torch.stack(norms, -1), "scores": best.values}
     if form.hidden:
-        parts["hidden"] = output.hidden[-1].float().clamp(-6e4, 6e4)
+        parts["hidden"] = output.hidden[-1].float()
     return parts
 
 

@@ -5,7 +5,7 @@ several processes share the work.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,7 +29,7 @@ class Settings(Frozen):
         description="likeliest symbols kept of each frame, with the exact mass of the rest; "
         "vocabularies up to 256 are kept whole",
     )
-    temperatures: tuple[float, ...] = Field(
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1.0, 2.0, 3.0),
         min_length=1,
         description="temperatures at which a student may learn; vocabularies up to 256 serve any",

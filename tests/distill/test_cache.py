@@ -188,11 +188,15 @@ def test_a_damaged_shard_is_named(speech, tmp_path, harm):
         assert len(source.reader.record(first)["scores"]) == first.frames, "it is sound"
 
 
-def test_a_teacher_that_says_nan_is_not_written_down(speech, tmp_path):
+@pytest.mark.parametrize("wrong", ["nan", "large"])
+def test_a_teacher_that_says_what_cannot_be_kept_is_not_written_down(speech, tmp_path, wrong):
     model = teacher()
-    model.head.bias.data[5] = torch.nan
+    if wrong == "nan":
+        model.head.bias.data[5] = torch.nan
+    else:
+        model.blocks[-1].register_forward_hook(lambda module, given, out: out * 1e6)
     form = caching.form_of(
-        model, VOCABULARY, kept=8, temperatures=[], hidden=False, precision="fp32"
+        model, VOCABULARY, kept=8, temperatures=[], hidden=True, precision="fp32"
     )
     with pytest.raises(DataError, match=f"output on {utterances(speech)[0].id} is not finite"):
         caching.fill(
