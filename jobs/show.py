@@ -57,7 +57,7 @@ def _describe_step(
     job = queue.get(latest.job) if latest else None
     seconds = _seconds_run(events, seen.state)
     if seconds is None and job is not None:
-        seconds = job.elapsed
+        seconds = job.elapsed or None
     return {
         "step": step["name"],
         "kind": step["kind"],

@@ -110,7 +110,8 @@ def _carry_out(run: Run, backend: Backend, todo: Sequence[Submit]) -> None:
 
 def _submit(run: Run, backend: Backend, step: Mapping[str, Any], after: Sequence[str]) -> None:
     folder = run.step(step["name"])
-    token = f"{step['name']}.{run.name[-6:]}{secrets.token_hex(2)}"
+    run_part = "".join(filter(str.isalnum, run.name[-6:]))  # a rendered run has a name of any kind
+    token = f"{step['name']}.{run_part}{secrets.token_hex(2)}"
     ids = [latest.job for name in after if (latest := run.step(name).latest())]
     folder.add_submission(token)
     job = step_job(run, step, token)

@@ -47,6 +47,7 @@ _STATES = {word: state for state, words in _OF_STATE.items() for word in words.s
 _WORDS = {  # Slurm's -> ours, where Slurm's alone would not tell a person what happened
     "None": "",
     "Dependency": "",
+    "CANCELLED": "by scancel",
     "TIMEOUT": "time limit reached",
     "OUT_OF_MEMORY": "out of memory (resources.memory_gb)",
     "NODE_FAIL": "its node failed",

@@ -21,7 +21,6 @@ FURTHER = 30  # training steps after the checkpoint
 CLUSTERS = {
     "limited": "extra: {exclude: n4}",
     "preempted": "partition: preempt\nextra: {nodelist: n4}",
-    "stubborn": "extra: {exclude: n4}",
 }
 
 
@@ -61,14 +60,8 @@ def runs(
     private_slurm: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Launcher]]:
     """A launcher for each run, all of them submitted."""
-    pipelines = {
-        "limited": learn("1m"),
-        "preempted": learn("10m"),
-        "stubborn": {"deaf": sh("sleep 600"), "behind": sh("", "deaf")},
-    }
-    pipelines["stubborn"]["deaf"]["resources"]["time"] = "1m"
     launchers = {}
-    for name, steps in pipelines.items():
+    for name, steps in {"limited": learn("1m"), "preempted": learn("10m")}.items():
         launcher = Launcher(tmp_path_factory.mktemp(name), private_slurm)
         (launcher.folder / "site.yaml").write_text(CLUSTERS[name])
         write_eight(launcher.folder / "eight.jsonl")
@@ -147,12 +140,3 @@ def test_a_training_step_that_meets_its_time_limit_goes_on_from_its_checkpoint(
     launcher.expect_accounts(
         train=["REQUEUED", "COMPLETED"], behind=["COMPLETED"], last=["COMPLETED"]
     )
-
-
-def test_a_program_that_cannot_save_its_work_fails_at_its_time_limit(
-    runs: dict[str, Launcher],
-) -> None:
-    launcher = runs["stubborn"]
-    launcher.wait_for_states(150, deaf="failed", behind="cancelled")
-    assert launcher.status(code=1)["deaf"]["reason"] == "time limit reached"
-    assert launcher.queued() == []
