@@ -6,6 +6,8 @@ a step is told to stop some steps after its checkpoint.
 """
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from tests.conftest import shared
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launching import Launcher, sh
 
-FURTHER = 30  # training steps after the checkpoint
+FURTHER = 20  # training steps after the checkpoint
 CLUSTERS = {
     "limited": "extra: {exclude: n4}",
     "preempted": "partition: preempt\nextra: {nodelist: n4}",
@@ -59,13 +61,14 @@ def write_eight(target: Path) -> None:
 def runs(
     private_slurm: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Launcher]]:
-    """A launcher for each run, all of them submitted."""
+    """A launcher for each run, both of them submitted."""
     launchers = {}
     for name, steps in {"limited": learn("1m"), "preempted": learn("10m")}.items():
         launcher = Launcher(tmp_path_factory.mktemp(name), private_slurm)
         (launcher.folder / "site.yaml").write_text(CLUSTERS[name])
         write_eight(launcher.folder / "eight.jsonl")
         launcher("run", launcher.write(steps, name), "--cluster", "site.yaml")
+        threading.Thread(target=end_soon_after_interruption, args=[launcher], daemon=True).start()
         launchers[name] = launcher
     yield launchers
     private_slurm.clear()
@@ -81,26 +84,33 @@ def events(launcher: Launcher, name: str) -> list[dict[str, Any]]:
     return [event for event in facts(launcher, "events.jsonl") if event["event"] == name]
 
 
-def end_after(launcher: Launcher, position: int) -> None:
-    """Let the training end a little after a position, before its job starts again."""
+def end_soon_after_interruption(launcher: Launcher) -> None:
+    """While the job waits in the queue for the second time, give the training an end."""
+    while not (interrupted := events(launcher, "interrupted")):
+        time.sleep(0.1)
     path = launcher.newest() / "steps" / "train" / "job.json"
     job = json.loads(path.read_text())
-    job["settings"]["training"]["max_steps"] = position + FURTHER
+    job["settings"]["training"]["max_steps"] = interrupted[0]["position"] + FURTHER
     path.write_text(json.dumps(job))
 
 
-def went_on_and_ended(launcher: Launcher, position: int, job: str) -> None:
-    """Training went on after the checkpoint, ended, and what is behind ran once."""
-    launcher.wait_for_states(60, last="succeeded")
+def went_on_and_ended(launcher: Launcher, signal: str, state: str) -> None:
+    """Training saved when the signal came, went on from there, ended; what is behind ran once."""
+    launcher.wait_for_states(120, last="succeeded")
+    interrupted, *_ = events(launcher, "interrupted")
+    position = interrupted["position"]
+    assert interrupted["signal"] == signal
+    assert position in [event["step"] for event in events(launcher, "checkpoint")]
     status = launcher.status(code=0)
-    assert status["train"]["job"] == job and status["train"]["submissions"] == 1
+    assert status["train"]["submissions"] == 1
     assert status["train"]["result"]["steps"] == position + FURTHER
     steps = [line["step"] for line in facts(launcher, "metrics.jsonl") if "learning_rate" in line]
-    assert sorted(set(steps)) == list(range(1, position + FURTHER + 1))
-    assert steps.count(position) == steps.count(position + 1) == 1, "nothing was done twice"
-    assert launcher.ran() == ["behind", str(position + FURTHER), "last"]
+    assert steps == list(range(1, position + FURTHER + 1)), "no step was lost or done twice"
     said = launcher("logs", "/train", "--lines", "100000", "--grep", r"^Step \d")
-    assert len(said.splitlines()) >= position, "the log of the first start was overwritten"
+    assert len(said.splitlines()) == len(steps), "the log of the first start is still there"
+    assert launcher.ran() == ["behind", str(position + FURTHER), "last"]
+    train = [state] * len(events(launcher, "interrupted"))
+    launcher.expect_accounts(train=[*train, "COMPLETED"], behind=["COMPLETED"], last=["COMPLETED"])
 
 
 def test_a_training_step_whose_nodes_are_taken_goes_on_from_its_checkpoint(
@@ -113,30 +123,12 @@ def test_a_training_step_whose_nodes_are_taken_goes_on_from_its_checkpoint(
     higher = launcher.slurm.run("sbatch", "--parsable", *taker, "--wrap", "sleep 600").strip()
     launcher.slurm.wait_for(lambda: launcher.slurm.state(higher) == "RUNNING")
     launcher.slurm.wait_for(lambda: launcher.slurm.state(job) == "PENDING")
-    (interrupted,) = events(launcher, "interrupted")
-    assert interrupted["signal"] == "SIGTERM"
-    position = events(launcher, "checkpoint")[-1]["step"]
-    assert interrupted["position"] == position
     assert launcher.states() == {"train": "queued", "behind": "waiting", "last": "waiting"}
-    end_after(launcher, position)
     launcher.slurm.run("scancel", higher)
-    went_on_and_ended(launcher, position, job)
-    launcher.expect_accounts(
-        train=["PREEMPTED", "COMPLETED"], behind=["COMPLETED"], last=["COMPLETED"]
-    )
+    went_on_and_ended(launcher, "SIGTERM", "PREEMPTED")
 
 
 def test_a_training_step_that_meets_its_time_limit_goes_on_from_its_checkpoint(
     runs: dict[str, Launcher],
 ) -> None:
-    launcher = runs["limited"]
-    launcher.slurm.wait_for(lambda: events(launcher, "interrupted"), 60)
-    (interrupted,) = events(launcher, "interrupted")
-    assert interrupted["signal"] == "SIGUSR2"
-    position = events(launcher, "checkpoint")[-1]["step"]
-    assert interrupted["position"] == position
-    end_after(launcher, position)
-    went_on_and_ended(launcher, position, launcher.status()["train"]["job"])
-    launcher.expect_accounts(
-        train=["REQUEUED", "COMPLETED"], behind=["COMPLETED"], last=["COMPLETED"]
-    )
+    went_on_and_ended(runs["limited"], "SIGUSR2", "REQUEUED")
