@@ -26,7 +26,6 @@ class Balancer(nn.Module):
         self.names, self.kind = list(names), kind
         if kind == "ema":
             self.register_buffer("means", torch.zeros(1 + len(names)))  # the task's first
-            self.register_buffer("seen", torch.zeros(()))  # steps
         if kind == "uncertainty":
             self.scales = nn.Parameter(torch.zeros(len(names)))
 
@@ -48,9 +47,9 @@ class Balancer(nn.Module):
             return torch.exp(-self.scales.detach()) / 2
         if self.kind == "static":
             return torch.ones(len(self.names))
-        means = self.means / (1 - MEMORY ** self.seen.clamp_min(1))
+        means = self.means  # they start from 0, which their ratios do not show
         factors = (means[0] / means[1:].clamp_min(1e-30)).clamp(1 / BOUND, BOUND)
-        return factors.where(self.seen > 0, 1.0)
+        return factors.where(means[0] > 0, 1.0)
 
     @torch.no_grad()
     def observe(self, task: float, losses: Mapping[str, float]) -> None:
@@ -59,4 +58,3 @@ class Balancer(nn.Module):
             return
         values = torch.tensor([task, *(losses[name] for name in self.names)])
         self.means.lerp_(values.to(self.means), 1 - MEMORY)
-        self.seen.add_(1)

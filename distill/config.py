@@ -183,7 +183,9 @@ class DistillConfig(Frozen):
         ge=0,
         description="Weight of the distance between the last hidden states; 0 leaves it out",
     )
-    router: RouterConfig = RouterConfig()
+    router: RouterConfig = Field(
+        RouterConfig(), description="which of the teacher's states the feature loss is about"
+    )
     layerwise_weight: float = Field(
         0.0,
         ge=0,

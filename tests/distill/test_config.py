@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from distill.config import SIZES, BaselineConfig, DistillConfig, TeacherConfig, sized
+from distill.router_config import RouterConfig
 
 
 def test_settings_are_read_without_torch():
@@ -15,7 +16,7 @@ def test_settings_are_read_without_torch():
 
 
 def test_every_setting_says_what_it_means():
-    for model in (TeacherConfig, BaselineConfig, DistillConfig):
+    for model in (TeacherConfig, BaselineConfig, DistillConfig, RouterConfig):
         for name, field in model.model_fields.items():
             assert field.description and len(field.description) > 15, f"{model.__name__}.{name}"
 

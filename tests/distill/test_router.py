@@ -153,5 +153,7 @@ def test_a_collapse_is_reported_when_it_has_lasted_three_looks():
     assert [bool(routed.look(one, one)) for _ in range(4)] == [False, False, True, True]
     assert not routed.look(fine, fine)
     assert [bool(routed.look(fine, one)) for _ in range(3)] == [False, False, True]
+    assert not routed.look(fine, fine)
+    assert [bool(routed.look(one, fine)) for _ in range(3)] == [False, False, True]
     assert "97%" in routed.look(one, one)
     assert evenness(fine) == pytest.approx(1.0) and evenness([1.0, 0.0]) == 0
