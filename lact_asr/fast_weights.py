@@ -113,7 +113,7 @@ def inner_gradient(weights: Weights, lesson: Lesson) -> Weights:
     a, u, e = k @ w0.mT, k @ w2.mT, v @ w1  # [N,C,h]
     sigma = torch.sigmoid(a)
     gate = a * sigma
-    slope = sigma + gate * (1 - sigma)  # silu'(a)
+    slope = torch.lerp(gate, torch.ones_like(gate[:1, :1, :1]), sigma)  # silu'(a)
     g0, g1, g2 = (
         (x * lr).to(k.dtype) for x, lr in ((e * u * slope, lr0), (v, lr1), (e * gate, lr2))
     )

@@ -135,7 +135,8 @@ def _look_inside(
         state = update(state, lesson.part(start, size), orthogonalize, rows, part)
         outputs.append(fast_mlp(state.weights, q[:, start : start + size]))
     waiting = state.waiting + (q.shape[1] if counts is None else counts)
-    return torch.cat(outputs, 1), replace(state, waiting=waiting % size)
+    output = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+    return output, replace(state, waiting=waiting % size)
 
 
 def _look_back(

@@ -7,6 +7,7 @@ D/Ha wide, fast heads d = D/H wide.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,32 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and type."""
-        return F.rms_norm(wide(x), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        if x.is_cuda:  # one kernel there, forward and backward
+            return F.rms_norm(wide(x), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        return _RMSNorm.apply(wide(x), self.weight, self.eps).to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMS norm for the CPU, where PyTorch takes the backward pass apart into many.
+
+    1,600 tokens x 256, forward and backward on one thread: 1.0 ms, and 3.3 with F.rms_norm.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+        scale = torch.rsqrt(squares / x.shape[-1] + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        learned = (gradient * x).mul_(scale).flatten(0, -2).sum(0)
+        inner = gradient * weight
+        along = torch.linalg.vecdot(inner, x)[..., None] * scale**3 / -x.shape[-1]
+        return inner.mul_(scale).addcmul_(x, along), learned, None
 
 
 class Mix(nn.Module):
