@@ -1,0 +1,196 @@
+"""The models we are compared with: a plain transformer and torchaudio's Conformer.
+
+Both have our front end (log-mel, convolutions to 25 tokens a second) and our head, so that only
+the blocks differ. `transformer` is pre-norm with rotary positions, SwiGLU and full attention under
+a padding mask; `conformer` is torchaudio's as it ships, which has no positions. Parameters are made
+equal to one of our models by the width of the transformer's MLP, and of the Conformer as a whole.
+For comparison only: no checkpoint of the project holds one of these.
+
+Legend: B utterances, L tokens, D width, w width of a head.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from lact_asr.config import HOP, Frozen, ModelConfig
+from lact_asr.fast_weights import wide
+from lact_asr.features import LogMel, valid
+from lact_asr.mix import ROTARY_BASE, RMSNorm, rotate
+from lact_asr.model import EPS, CTCOutput, Encoder, Recogniser, SwiGLU
+
+
+class PeerConfig(Frozen):
+    """Shape of a peer; the front end's fields mean what ours mean."""
+
+    hidden: int = Field(gt=0, description="Width D, channels")
+    layers: int = Field(gt=0, description="Blocks")
+    heads: int = Field(gt=0, description="Attention heads")
+    mlp: int = Field(gt=0, description="Inner width of the MLP, or of each of a Conformer's two")
+    conv_layers: int = Field(gt=0, description="Convolutions before the blocks")
+    mels: int = Field(80, gt=0, description="Mel bands")
+    subsampling: int = Field(4, gt=0, description="Feature frames (10 ms) per token")
+    kernel: int = Field(31, gt=0, description="Depthwise convolution of the Conformer, tokens")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share of each residual branch dropped")
+
+    @property
+    def blocks(self) -> int:
+        """Hidden states given beside the output: none."""
+        return 0
+
+
+class Peer(nn.Module):
+    """Our front end and head around other blocks."""
+
+    def __init__(self, config: PeerConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.features = LogMel(config.mels)
+        self.encoder = Encoder(config)  # type: ignore[arg-type]  # reads what both configs have
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = RMSNorm(config.hidden, EPS)
+        self.head = nn.Linear(config.hidden, vocabulary_size)
+
+    def output_lengths(self, wave_lengths: Any) -> Any:
+        """Tokens for so many samples."""
+        frames = -(-wave_lengths // HOP)
+        return -(-frames // self.config.subsampling)
+
+    def forward(self, waves: Tensor, wave_lengths: Tensor) -> CTCOutput:
+        """Waves [B,N] and their lengths [B] in samples."""
+        x, lengths = self.encoder(*self.features(waves, wave_lengths))
+        x = self.mixed(self.dropout(x), lengths)
+        with torch.autocast(x.device.type, enabled=False):
+            log_probs = self.head(wide(self.norm(x))).log_softmax(-1)
+        return CTCOutput(log_probs, lengths, [])
+
+    def mixed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The blocks: [B,L,D] to [B,L,D]."""
+        raise NotImplementedError
+
+
+class Attention(nn.Module):
+    """Full self-attention with rotary positions."""
+
+    def __init__(self, config: PeerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
+        self.out = nn.Linear(config.hidden, config.hidden, bias=False)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """[B,L,D] under the key mask [B,1,1,L]."""
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, -1))
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B,heads,L,w]
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(seen.transpose(1, 2).flatten(2))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, config: PeerConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden, EPS)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden, EPS)
+        self.mlp = SwiGLU(config.hidden, config.mlp)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """[B,L,D]."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Transformer(Peer):
+    """The plain pre-norm transformer."""
+
+    family = "transformer"
+
+    def __init__(self, config: PeerConfig, vocabulary_size: int) -> None:
+        super().__init__(config, vocabulary_size)
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
+        for module in self.modules():  # as in our model
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def mixed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The blocks."""
+        rotary = _rotary(x, self.config.hidden // self.config.heads)
+        mask = valid(lengths, x.shape[1])[:, None, None]
+        for block in self.blocks:
+            x = block(x, rotary, mask)
+        return x
+
+
+class Conformer(Peer):
+    """torchaudio's Conformer."""
+
+    family = "conformer"
+
+    def __init__(self, config: PeerConfig, vocabulary_size: int) -> None:
+        from torchaudio.models import Conformer as Blocks
+
+        super().__init__(config, vocabulary_size)
+        self.blocks = Blocks(
+            config.hidden, config.heads, config.mlp, config.layers, config.kernel, config.dropout
+        )
+
+    def mixed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The blocks; the batch is as long as its longest utterance."""
+        return self.blocks(x, lengths)[0]
+
+
+FAMILIES: dict[str, Callable[[PeerConfig, int], Peer]] = {
+    "transformer": Transformer,
+    "conformer": Conformer,
+}
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers to learn."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def equal(family: str, ours: ModelConfig, vocabulary_size: int) -> Peer:
+    """A peer of the same depth, heads and front end, with as many parameters as our model.
+
+    The transformer keeps the width too and puts the parameters of the fast weights into its MLP.
+    The Conformer's MLPs are about four times as wide as the rest, as published.
+    """
+    make = FAMILIES[family]
+    with torch.device("meta"):
+        target = parameters(Recogniser(ours, vocabulary_size))
+        missing = lambda config: target - parameters(make(config, vocabulary_size))
+        nearest = min(_shapes(family, ours), key=lambda config: abs(missing(config)))
+        wider = nearest.model_copy(update={"mlp": nearest.mlp + 8})
+        steps = round(missing(nearest) / (missing(nearest) - missing(wider)))
+    return make(nearest.model_copy(update={"mlp": nearest.mlp + 8 * steps}), vocabulary_size)
+
+
+def _shapes(family: str, ours: ModelConfig) -> list[PeerConfig]:
+    same = {
+        name: getattr(ours, name) for name in ("hidden", "layers", "mlp", "conv_layers", "mels")
+    }
+    same |= {"subsampling": ours.subsampling, "dropout": ours.dropout}
+    same |= {"heads": ours.attention_heads}
+    if family == "transformer":
+        return [PeerConfig(**same)]
+    step = 2 * ours.attention_heads
+    widths = range(step * (ours.hidden // 2 // step), ours.hidden + step, step)
+    return [PeerConfig(**{**same, "hidden": width, "mlp": 4 * width}) for width in widths]
+
+
+def _rotary(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine [L,1,w], as `rotate` takes them."""
+    exponents = torch.arange(0, width, 2, device=x.device) / width
+    angles = torch.arange(x.shape[1], device=x.device)[:, None, None] * ROTARY_BASE**-exponents
+    sine = torch.cat((-angles.sin(), angles.sin()), -1)
+    return torch.cat((angles.cos(), angles.cos()), -1), sine
