@@ -30,7 +30,7 @@ set -e
 after=""
 for step in {steps}; do
   id=$(sbatch --parsable --job-name=$step --time=5 --mem=100M --nodes=1 --ntasks-per-node=1 \\
-    --cpus-per-task=1 --output=/dev/null {hold} $after --wrap='true; {then}')
+    --cpus-per-task=1 --output=/dev/null {hold} $after --wrap='{work}')
   {link}
 done
 """
@@ -67,7 +67,7 @@ class Bench:
     def independent(self, name: str, steps: list[str]) -> str:
         return self.pipeline(name, {step: self.step("true") for step in steps})
 
-    def chain(self, name: str, then: str) -> str:
+    def chain(self, name: str, then: str = ":") -> str:
         needs = dict(zip(CHAIN[1:], CHAIN, strict=False))
         steps = {name: self.step("true", needs.get(name)) for name in CHAIN}
         steps[CHAIN[-1]] = self.step(f"true; {then}", needs[CHAIN[-1]])
@@ -83,11 +83,11 @@ class Bench:
             "resources": {"time": "5m", "memory_gb": 0.1},
         }
 
-    def raw(self, steps: list[str], *, chained: bool, hold: bool, then: str = ":") -> list[str]:
+    def raw(self, steps: list[str], *, chained: bool, hold: bool, work: str = "true") -> list[str]:
         script = RAW.format(
             steps=" ".join(steps),
             hold="--hold" if hold else "",
-            then=then,
+            work=work,
             link='after="--dependency=afterok:$id --kill-on-invalid-dep=yes"' if chained else ":",
         )
         return ["bash", "-c", script]
@@ -159,10 +159,7 @@ class Bench:
         """From the first command to the mark that the last of five jobs leaves."""
         mark = self.folder / "mark"
         then = f"date +%s.%N > {mark}"
-        wall = Row("chain of 5 trivial steps, end to end", goal_ratio=1.1)
         file = self.chain("quick", then)
-        raw = self.raw(CHAIN, chained=True, hold=False)
-        raw[-1] = raw[-1].replace("true; :", f"true; test $SLURM_JOB_NAME != s5 || {then}")
 
         def until_marked(words: list[str], values: list[float]) -> None:
             mark.unlink(missing_ok=True)
@@ -171,13 +168,21 @@ class Bench:
             self.slurm.wait_for(lambda: mark.exists() and mark.read_text())
             values.append(float(mark.read_text()) - began)
 
+        def raw(work: str) -> list[str]:
+            last = f"{work}; test $SLURM_JOB_NAME != {CHAIN[-1]} || {then}"
+            return self.raw(CHAIN, chained=True, hold=False, work=last)
+
+        wall = Row("chain of 5 trivial steps, end to end, beside `true`", goal_ratio=1.1)
+        floor = Row("the same, beside a Python that does nothing, under srun")
         rounds(
             self.count,
             lambda: until_marked(self.run(file, "free"), wall.ours),
-            lambda: until_marked(raw, wall.theirs),
+            lambda: until_marked(raw("true"), wall.theirs),
+            lambda: until_marked(raw(f"srun {sys.executable} -c pass"), floor.theirs),
             after_each=lambda: self.slurm.wait_for(lambda: not self.slurm.run("squeue", "-h")),
         )
-        return [wall]
+        floor.ours = wall.ours
+        return [wall, floor]
 
     # --- all of it --------------------------------------------------------------------------------
 
@@ -213,7 +218,7 @@ class Bench:
         raw_fifty = self.raw(FIFTY, chained=False, hold=True)
         raw_chain = self.raw(CHAIN, chained=True, hold=True)
         return [
-            *self.submission("submit a chain of 5", self.chain("chain", ":"), raw_chain, 0.35),
+            *self.submission("submit a chain of 5", self.chain("chain"), raw_chain, 0.35),
             *self.submission("submit 50 jobs", fifty, raw_fifty, 0.70),
         ]
 

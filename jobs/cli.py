@@ -109,6 +109,10 @@ def _launch(pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool) 
     from jobs.store import RunStore
     from jobs.submit import create, proceed
 
+    if cluster.backend == "slurm":
+        from jobs.backends.slurm import load_early
+
+        load_early()
     _preflight(pipeline, cluster)
     store = RunStore()
     run = create(store, pipeline, cluster, text, store.new_name(pipeline.name))

@@ -31,11 +31,11 @@ _LOOKS = 5  # for a job whose submission was unclear, one second apart
 def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, name: str) -> Run:
     """A new run with its snapshot and one job.json per step; nothing is submitted yet."""
     run = store.create(name)
-    run.write_given(given)
     steps = [step.model_dump(mode="json") for step in pipeline.steps]
     with ThreadPoolExecutor(_PARALLEL) as pool:  # they wait for the disk and for git
         origin = pool.submit(provenance, run.dirty)
         written = [pool.submit(run.step(step["name"]).write_job, step) for step in steps]
+        written.append(pool.submit(run.write_given, given))
         copy_code(run.next_code())
         for future in written:
             future.result()
