@@ -1,0 +1,202 @@
+"""A student's training step with its teacher running beside it, and with the teacher's cache.
+
+    python -m bench.distill [--pairs mini_librispeech librispeech_base] [--clip 15] [--rounds 5]
+
+The pairs are the teachers and students of those pipelines (random weights: time does not depend on
+them). Both ways take the step of `lact_asr.steps` on the same noise, in turns; the cache is filled
+before, on disk, and read inside the step. Peak memory is that of one step in a fresh process, above
+what Python and torch take. On a GPU: bf16, wall time, and --batch-seconds as in the pipelines;
+without one: processor time of one thread.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import soundfile
+import torch
+from torch import nn
+
+from bench.harness import Row, rounds, show, write
+from bench.machine import device, machine, precision, seconds
+from bench.train_step import high_water, in_fresh_process, noise
+from distill import config as distill_config
+from distill.caching import fill, form_of, identity
+from distill.config import DistillConfig, TeacherConfig
+from distill.families import FAMILIES, count_parameters
+from distill.objective import DistillObjective
+from distill.recall import Cached
+from distill.sources import Live, Source
+from lact_asr import config as lact_config
+from lact_asr import optim, steps
+from lact_asr.audio import RATE
+from lact_asr.config import ModelConfig, OptimConfig, TrainingConfig
+from lact_asr.data import Batch
+from lact_asr.manifest import Utterance
+from lact_asr.model import Recogniser
+from lact_asr.parallel import World
+from lact_asr.text import Vocabulary
+
+VOCABULARY = Vocabulary.characters()
+WAYS = ("cached", "live")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Who teaches whom."""
+
+    teacher: TeacherConfig
+    student: ModelConfig
+    goal: float | None  # of the step with the cache, as a share of that with the teacher
+
+
+PAIRS = {
+    "mini_librispeech": Pair(
+        distill_config.sized("teacher", "tiny", {"hidden": 256, "mlp": 1024}),
+        lact_config.sized("tiny", {"hidden": 256, "layers": 6, "lact_heads": 4, "mlp": 768}),
+        None,  # a teacher smaller than its student: a fifth of the step is all there is to save
+    ),
+    "librispeech_base": Pair(
+        distill_config.sized("teacher", "default", {}),
+        lact_config.sized("base", {"hidden": 384, "attention_heads": 6, "mlp": 1152}),
+        0.5,
+    ),
+}
+
+
+def teacher(pair: Pair) -> nn.Module:
+    """The teacher with its first weights."""
+    torch.manual_seed(0)
+    return FAMILIES["teacher"](pair.teacher.model_dump(), len(VOCABULARY)).eval()
+
+
+def cache(folder: Path, pair: Pair, lesson: Batch) -> None:
+    """Fill the folder with what the teacher says of the batch."""
+    spoken = []
+    for name, wave, samples in zip(lesson.ids, lesson.waves, lesson.wave_lengths, strict=True):
+        path = folder / f"{name}.wav"
+        soundfile.write(path, wave[:samples].numpy(), RATE, subtype="FLOAT")
+        spoken.append(Utterance(name, path, int(samples) / RATE, "", ""))
+    model = teacher(pair)
+    form = form_of(
+        model, VOCABULARY, kept=16, temperatures=[2.0], hidden=False, precision=precision()
+    )
+    fill(
+        folder, model, VOCABULARY, spoken, form,
+        speeds=[1.0], batch_seconds=lesson.seconds, world=World(), device=device(),
+        report=print, should_stop=lambda: False,
+    )  # fmt: skip
+
+
+def source(way: str, folder: Path, pair: Pair) -> Source:
+    """The teacher, or its cache."""
+    model = teacher(pair)
+    if way == "live":
+        return Live(model, VOCABULARY)
+    return Cached(folder, identity(model, VOCABULARY))
+
+
+def stepper(way: str, folder: Path, pair: Pair, lesson: Batch) -> Callable[[], None]:
+    """A function that takes one training step."""
+    torch.manual_seed(1)
+    student = Recogniser(pair.student, len(VOCABULARY)).to(device()).train()
+    objective = DistillObjective(
+        student, source(way, folder, pair), DistillConfig(), vocabulary=VOCABULARY
+    )
+    settings = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
+    optimizer = optim.build(objective, settings.optim)
+    called, setting = steps.Called(objective), steps.Setting(settings, World(), device())
+
+    def step() -> None:
+        batch = lesson.to(device())
+        objective.begin_step([batch], World().all_sum)
+        outcome = steps.take(called, optimizer, [batch], 0.5, setting, False, {})
+        assert outcome.taken, f"{way}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
+
+    return step
+
+
+def peak_memory(way: str, folder: Path, pair: Pair, clip: float, batch_seconds: float) -> float:
+    """GiB that student, teacher or cache, and one step take at most."""
+    torch.set_num_threads(1)
+    lesson = noise(clip, batch_seconds)
+    before = psutil.Process().memory_info().rss
+    stepper(way, folder, pair, lesson)()
+    if device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return (high_water() - before) / 2**30
+
+
+def compared(name: str, given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of one pair, and its sizes."""
+    pair, lesson = PAIRS[name], noise(given.clip, given.batch_seconds)
+    took: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cache(folder, pair, lesson)
+        take = {way: stepper(way, folder, pair, lesson) for way in WAYS}
+        for way in WAYS:
+            take[way]()  # allocations, kernels
+        rounds(
+            given.rounds,
+            *(lambda way=way: took[way].append(seconds(take[way])) for way in WAYS),
+        )
+        reading = _reading(folder, pair, lesson, given.rounds)
+        size = sum(path.stat().st_size for path in folder.glob("*.bin"))
+        memory = {
+            way: [
+                in_fresh_process(
+                    partial(peak_memory, way, folder, pair, given.clip, given.batch_seconds)
+                )
+            ]
+            for way in WAYS
+        }
+    rows = [
+        Row(f"{name}: step", goal_ratio=pair.goal, ours=took["cached"], theirs=took["live"]),
+        Row(f"{name}: share of the step that reads", unit="share", goal=0.05,
+            ours=[a / b for a, b in zip(reading, took["cached"], strict=True)]),
+        Row(f"{name}: peak memory", "GiB", goal_ratio=1.0,
+            ours=memory["cached"], theirs=memory["live"]),
+    ]  # fmt: skip
+    return rows, {
+        "teacher_parameters": count_parameters(teacher(pair)),
+        "student_parameters": count_parameters(Recogniser(pair.student, len(VOCABULARY))),
+        "cache_bytes_per_second_of_audio": round(size / lesson.seconds),
+    }
+
+
+def _reading(folder: Path, pair: Pair, lesson: Batch, times: int) -> list[float]:
+    """Seconds that reading the batch takes, from the page cache."""
+    read, batch = source("cached", folder, pair), lesson.to(device())
+    return [seconds(lambda: read(batch, 2.0)) for _ in range(times)]
+
+
+def main() -> None:
+    """Measure, print the table, write bench/results/distill.json."""
+    parser = argparse.ArgumentParser(prog="python -m bench.distill", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--clip", type=float, default=15.0, help="seconds of an utterance")
+    parser.add_argument("--batch-seconds", type=float, default=30.0, help="audio of a step")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each way")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, pairs = [], {}
+    for name in given.pairs:
+        more, pairs[name] = compared(name, given)
+        rows += more
+    show(f"one step of {given.batch_seconds:g} s of audio: cache against running teacher", rows)
+    path = write(
+        "distill", rows, ran_on=machine(), pairs=pairs, clip_seconds=given.clip,
+        batch_seconds=given.batch_seconds,
+    )  # fmt: skip
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

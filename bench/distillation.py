@@ -1,0 +1,236 @@
+"""Does a teacher help? One student on real speech with its teacher and without, equal steps.
+
+    python -m bench.learn --data mini_librispeech/train-clean-5 --work W off        (the teacher)
+    python -m bench.distillation --data mini_librispeech/train-clean-5 \
+        --teacher W/off --work DIR [--steps N] [--arm ARM] [--seed N]
+
+Both arms have the same student, recipe, batches and steps, three seeds each; the distilled one also
+learns from what the teacher says, read from a cache (`distill.cache`) that is filled first. The
+speakers whose error rates are shown have been heard by nobody, the teacher neither. Started again
+it goes on where it was stopped. Writes bench/results/distillation.json and .svg once all have
+finished; `--report` only writes them.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean
+
+from torch import manual_seed, nn
+
+from bench.curves import svg
+from bench.harness import RESULTS, Row, show, write
+from bench.learn import SPEAKERS, Numbers, curve
+from bench.machine import device, machine, precision
+from distill.caching import fill, form_of, identity
+from distill.config import DistillConfig
+from distill.families import FAMILIES, count_parameters
+from distill.objective import DistillObjective
+from distill.recall import Cached
+from lact_asr import checkpoint
+from lact_asr.config import ModelConfig, OptimConfig, TrainingConfig
+from lact_asr.data import whole_corpus
+from lact_asr.files import append_json, read_json, write_atomic, write_json
+from lact_asr.layout import hold_out, scan
+from lact_asr.manifest import Utterance
+from lact_asr.model import Recogniser
+from lact_asr.parallel import World
+from lact_asr.text import Vocabulary
+from lact_asr.training import CTCObjective, Objective, fit
+from lact_asr.validation import Validation, validate
+
+SEEDS = (0, 1, 2)
+ARMS = {"alone": "texts only", "distilled": "texts and teacher"}
+STUDENT = ModelConfig(
+    hidden=96, layers=3, attention_heads=4, lact_heads=2, mlp=256, conv_layers=2, dropout=0.0
+)
+DISTILL = DistillConfig()  # the product's defaults
+Parts = tuple[list[Utterance], list[Utterance]]
+Build = Callable[[Recogniser], Objective]
+
+
+def settings(steps: int, batch_seconds: float, rate: float, seed: int) -> TrainingConfig:
+    """One recipe for both arms."""
+    return TrainingConfig(
+        max_steps=steps,
+        batch_seconds=batch_seconds,
+        valid_every=max(steps // 5, 1),
+        checkpoint_every=max(steps // 10, 1),
+        log_every=max(steps // 50, 1),
+        samples=1,
+        seed=seed,
+        precision=precision(),
+        optim=OptimConfig(method="muon", learning_rate=rate, warmup_steps=max(steps // 10, 1)),
+    )
+
+
+def cached(work: Path, teacher: Path, parts: Parts) -> Build:
+    """Objectives that learn from the teacher's cache, filled first; facts in teacher.json."""
+    model, vocabulary, _ = checkpoint.load_model(checkpoint.find(teacher), FAMILIES)
+    form = form_of(
+        model, vocabulary, kept=16, temperatures=[1.0], hidden=False, precision=precision()
+    )
+    fill(
+        work / "cache",
+        model,
+        vocabulary,
+        parts[0],
+        form,
+        speeds=[1.0],
+        batch_seconds=120.0,
+        world=World(),
+        device=device(),
+        report=lambda line: print(line, flush=True),
+        should_stop=lambda: False,
+    )
+    if not (work / "teacher.json").exists():
+        _describe(work, checkpoint.find(teacher), model, vocabulary, parts[1])
+    source = Cached(work / "cache", identity(model, vocabulary))
+    return lambda student: DistillObjective(student, source, DISTILL, vocabulary=vocabulary)
+
+
+def _describe(
+    work: Path, path: Path, model: nn.Module, vocabulary: Vocabulary, unseen: list[Utterance]
+) -> None:
+    """What the teacher is, and how well it hears the unseen speakers, in teacher.json."""
+    heard = _heard(model, vocabulary, unseen)
+    facts = {
+        "parameters": count_parameters(model),
+        "step": read_json(path / checkpoint.STATE)["step"],
+        "wer": heard.scores.wer,
+        "cer": heard.scores.cer,
+        "valid_loss": heard.loss,
+        "cache_bytes": sum(shard.stat().st_size for shard in (work / "cache").glob("*.bin")),
+    }
+    write_json(work / "teacher.json", {key: round(value, 4) for key, value in facts.items()})
+
+
+def _heard(model: nn.Module, vocabulary: Vocabulary, unseen: list[Utterance]) -> Validation:
+    """How well a model hears the unseen speakers."""
+    corpus, config = whole_corpus(unseen, vocabulary), settings(1, 120.0, 1e-3, 0)
+    return validate(model.to(device()), corpus, vocabulary, config, World(), device(), 0)
+
+
+def train(build: Build, parts: Parts, config: TrainingConfig, folder: Path) -> None:
+    """Train one student to its end, or go on."""
+    vocabulary = Vocabulary.characters()
+    folder.mkdir(parents=True, exist_ok=True)
+    manual_seed(config.seed)
+    fit(
+        build(Recogniser(STUDENT, len(vocabulary))),
+        *parts,
+        vocabulary,
+        config,
+        folder,
+        report=lambda line: append_json(folder / "metrics.jsonl", line),
+        event=lambda name, **facts: None,
+        should_stop=lambda: False,
+        device=device(),
+    )
+
+
+def errors(folder: Path, steps: int, unseen: list[Utterance]) -> dict[str, int]:
+    """What the word errors of a student's last weights consist of."""
+    path = folder / "errors.json"
+    if not path.exists():
+        last = folder / "checkpoints" / f"{steps:08d}"
+        model, vocabulary, _ = checkpoint.load_model(last, FAMILIES)
+        scores = _heard(model, vocabulary, unseen).scores
+        names = ("words", "substitutions", "deletions", "insertions")
+        write_json(path, {name: getattr(scores, name) for name in names})
+    return read_json(path)
+
+
+def averaged(curves: list[Numbers], key: str) -> list[tuple[float, float]]:
+    """(step, mean over seeds) where all have been validated."""
+    steps = sorted(set.intersection(*({s for s, n in c.items() if key in n} for c in curves)))
+    return [(step, mean(each[step][key] for each in curves)) for step in steps]
+
+
+def compared(curves: Mapping[str, list[Numbers]], steps: int) -> list[Row]:
+    """The distilled students against the others after the last step, seed by seed."""
+    at_end = lambda arm, key: [round(each[steps][key], 4) for each in curves[arm]]
+    return [
+        Row(f"{key} on unseen speakers, with and without the teacher", unit=key, goal_ratio=1.0,
+            ours=at_end("distilled", key), theirs=at_end("alone", key))
+        for key in ("wer", "cer", "valid_loss")
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Train what is asked for; the table once everything has been trained."""
+    parser = argparse.ArgumentParser(prog="python -m bench.distillation", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, help="a folder in LibriSpeech layout")
+    parser.add_argument("--teacher", type=Path, help="a checkpoint, or the folder that holds it")
+    parser.add_argument("--work", type=Path, required=True, help="cache, checkpoints and metrics")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps")
+    parser.add_argument("--batch-seconds", type=float, default=32.0, help="padded audio of a step")
+    parser.add_argument("--arm", action="append", choices=ARMS, help="only this one")
+    parser.add_argument("--seed", type=int, action="append", choices=SEEDS, help="only this one")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    given = parser.parse_args()
+    unseen, seen = hold_out(scan(given.data), SPEAKERS, 1)
+    arms = [] if given.report else given.arm or list(ARMS)
+    builds: dict[str, Build] = {"alone": CTCObjective}
+    if "distilled" in arms:
+        given.work.mkdir(parents=True, exist_ok=True)
+        builds["distilled"] = cached(given.work, given.teacher, (seen, unseen))
+    for seed in given.seed or SEEDS:
+        for arm in arms:
+            print(f"--- {ARMS[arm]}, seed {seed}", flush=True)
+            config = settings(given.steps, given.batch_seconds, given.rate, seed)
+            train(builds[arm], (seen, unseen), config, given.work / f"{arm}-{seed}")
+    folders = {arm: [given.work / f"{arm}-{seed}" for seed in SEEDS] for arm in ARMS}
+    curves = {arm: [curve(folder) for folder in folders[arm]] for arm in ARMS}
+    if all("wer" in each.get(given.steps, {}) for group in curves.values() for each in group):
+        _write(given, curves, (seen, unseen))
+
+
+def _write(given: argparse.Namespace, curves: Mapping[str, list[Numbers]], parts: Parts) -> None:
+    """The table, bench/results/distillation.json and distillation.svg."""
+    rows = compared(curves, given.steps)
+    show(f"{len(SEEDS)} students each, {given.steps} steps", rows)
+    hours = [round(sum(each.duration for each in part) / 3600, 3) for part in parts]
+    students = {
+        f"{arm}-{seed}": [
+            {"step": step, **{key: round(value, 4) for key, value in numbers.items()
+                              if key in ("loss", "kd", "ctc", "valid_loss", "wer", "cer")}}
+            for step, numbers in each.items()
+        ]
+        for arm, group in curves.items()
+        for seed, each in zip(SEEDS, group, strict=True)
+    }  # fmt: skip
+    words = {
+        f"{arm}-{seed}": errors(given.work / f"{arm}-{seed}", given.steps, parts[1])
+        for arm in ARMS
+        for seed in SEEDS
+    }
+    path = write(
+        "distillation",
+        rows,
+        ran_on=machine(),
+        hours={"heard": hours[0], "unseen": hours[1]},
+        teacher=read_json(given.work / "teacher.json"),
+        student={
+            "parameters": count_parameters(Recogniser(STUDENT, len(Vocabulary.characters()))),
+            "model": STUDENT.model_dump(mode="json"),
+        },
+        distill=DISTILL.model_dump(mode="json"),
+        recipe=settings(given.steps, given.batch_seconds, given.rate, 0).model_dump(mode="json"),
+        word_errors=words,
+        students=students,
+    )
+    lines = {
+        f"{ARMS[arm]}, {key.upper()}": [(s, 100 * v) for s, v in averaged(curves[arm], key)]
+        for key in ("wer", "cer")
+        for arm in ARMS
+    }
+    picture = svg("Error rates on unseen speakers, %, mean of seeds", "optimiser steps", lines)
+    write_atomic(RESULTS / "distillation.svg", picture)
+    print(f"written to {path} and distillation.svg beside it")
+
+
+if __name__ == "__main__":
+    main()
