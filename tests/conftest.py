@@ -1,4 +1,4 @@
-"""What every test may ask for: the shared data and oracle beside the checkout, if they are there."""
+"""What every test may ask for: the shared data and oracle beside the checkout, where they are."""
 
 from pathlib import Path
 
