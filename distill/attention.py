@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
         self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, seen: Tensor, turn: Rotary | None = None) -> Tensor:
-        """(B, S, D) and (B, S) bool to (B, S, D).
+        """(B, S, D) and `seen` to (B, S, D): (B, S) bool, or (B, S, S) for each row its own.
 
         With `turn` positions are a sequence and the kernel is fused; without, they are a set and
         the scores may be capped.
@@ -67,7 +67,8 @@ class SelfAttention(nn.Module):
             q, k = rotate(q, turn), rotate(k, turn)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, S, W)
         if turn is not None:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
+            mask = seen[:, None, None] if seen.dim() == 2 else seen[:, None]
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             mixed = capped_attention(q, k, v, seen, self.cap)
         return self.out(mixed.transpose(1, 2).flatten(2))

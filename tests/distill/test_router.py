@@ -77,7 +77,7 @@ def target(routed: StudentAwareRouter, experts: list[Tensor], shares: Tensor) ->
 def test_shares_trained_by_the_losses_they_weigh_all_go_to_the_easiest_expert():
     config = {"floor": 0.0, "top_k": 4, "balance": 0.01}
     shares = learn(router(**config), 400, regress=True)["shares"].mean((0, 1))
-    assert shares[EXPERTS.index("easy")] > 0.95
+    assert shares[EXPERTS.index("easy")] > 0.9
 
 
 def test_the_notes_target_learns_to_be_a_constant():

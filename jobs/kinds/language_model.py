@@ -1,0 +1,134 @@
+"""Train a language model on transcripts, from texts alone or taught by another one.
+
+The result is its perplexity on held-out texts: exp of the mean negative log-likelihood of a symbol,
+ends of texts included. With `teacher` it also learns from that model's distributions, whose
+vocabulary it takes; its own `vocabulary` counts without one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from distill.lm_config import LM_SIZES, LanguageModelConfig, LMDistillConfig, LMTrainingConfig
+from jobs import learning
+from jobs.errors import Interrupted
+from jobs.job import Job
+from jobs.spec import Frozen, Resources
+
+if TYPE_CHECKING:
+    from distill.lm import LanguageModel
+    from lact_asr.manifest import Utterance
+    from lact_asr.text import Vocabulary
+
+RESOURCES = Resources(time="4h", cpus=2, memory_gb=16)
+
+
+class Settings(Frozen):
+    """Which model, on which texts, taught by whom."""
+
+    train: Path = Field(description="manifest whose texts are learned from")
+    dev: Path = Field(description="manifest whose texts choose the best checkpoint")
+    size: Literal["tiny", "small", "large"] = Field(
+        "small", description="named size of the model (0.1 M, 5 M and 38 M parameters)"
+    )
+    model: dict[str, Any] = Field(
+        {},
+        description=f"what differs from that size: {', '.join(LanguageModelConfig.model_fields)}",
+        json_schema_extra={
+            "properties": LanguageModelConfig.model_json_schema()["properties"],
+            "additionalProperties": False,
+        },
+    )
+    vocabulary: Literal["characters", "bpe"] = Field(
+        "characters",
+        description="what is predicted: characters, or bpe, frequent pieces of words learned from "
+        "the training texts; a teacher brings its own",
+    )
+    vocabulary_size: int = learning.vocabulary_size_field()
+    teacher: Path | None = Field(None, description="checkpoint of a language model to learn from")
+    distill: LMDistillConfig = Field(
+        LMDistillConfig(), description="what is learned from the teacher, and how much it counts"
+    )
+    training: LMTrainingConfig = Field(LMTrainingConfig(), description="length, batches, optimiser")
+
+    @model_validator(mode="after")
+    def _model_exists(self) -> "Settings":
+        try:
+            self.configuration()
+        except ValidationError as error:
+            said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"model: {said}") from None
+        return self
+
+    def configuration(self) -> LanguageModelConfig:
+        """The model's own configuration."""
+        whole = {**LM_SIZES[self.size].model_dump(), **self.model}
+        return LanguageModelConfig.model_validate(whole)
+
+
+class Result(Frozen):
+    """The trained model."""
+
+    checkpoint: Path = Field(description="folder of the best checkpoint, by perplexity on dev")
+    perplexity: float = Field(description="of that checkpoint on dev, per symbol")
+    loss: float = Field(description="the same as nats per symbol")
+    teacher_perplexity: float | None = Field(description="of the teacher on dev; null without one")
+    steps: int = Field(description="optimiser steps taken")
+    parameters: int = Field(description="numbers that the model has learned")
+
+
+def run(settings: Settings, job: Job) -> Result:
+    """Train, or go on training."""
+    import torch
+
+    from distill.families import count_parameters
+    from distill.lm import LanguageModel, LMObjective
+    from distill.lm_training import Texts, fit_texts, held_out
+    from lact_asr import parallel
+    from lact_asr.manifest import read_manifest
+
+    train, dev = read_manifest(settings.train), read_manifest(settings.dev)
+    teacher, vocabulary = _teacher(settings, train, job)
+    torch.manual_seed(settings.training.seed)
+    model = LanguageModel(settings.configuration(), len(vocabulary))
+    done = fit_texts(
+        LMObjective(model, settings.training.chunk, teacher, settings.distill),
+        [each.text for each in train],
+        [each.text for each in dev],
+        vocabulary,
+        settings.training,
+        job.directory,
+        report=job.report,
+        event=job.event,
+        should_stop=job.should_stop,
+    )
+    if not done.finished:
+        raise Interrupted(done.step)
+    told = None
+    if teacher:
+        world = parallel.start()
+        texts = Texts([each.text for each in dev], vocabulary, settings.training.batch_tokens)
+        told = held_out(teacher, texts, world, world.device())[0]
+    return Result(
+        checkpoint=done.checkpoint,
+        perplexity=done.perplexity,
+        loss=done.loss,
+        teacher_perplexity=told,
+        steps=done.step,
+        parameters=count_parameters(model),
+    )
+
+
+def _teacher(
+    settings: Settings, train: "Sequence[Utterance]", job: Job
+) -> "tuple[LanguageModel | None, Vocabulary]":
+    """The teacher, if there is one, and the vocabulary to write with."""
+    from distill.lm import LM_FAMILIES
+    from lact_asr import checkpoint
+
+    if settings.teacher is None:
+        return None, learning.vocabulary(settings, train, job)
+    teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), LM_FAMILIES)
+    return teacher, vocabulary
