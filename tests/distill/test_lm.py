@@ -146,7 +146,7 @@ def test_it_learns_and_the_best_checkpoint_has_the_perplexity_that_is_reported(t
 
 
 def test_a_model_that_gets_worse_is_not_the_one_that_is_kept(tmp_path):
-    result, rows, _ = train(tmp_path, steps=24, rate=1.0)
+    result, rows, _ = train(tmp_path, steps=24, stop_at=14, rate=1.0)
     seen = [row["perplexity"] for row in rows if "perplexity" in row]
     assert result.perplexity == min(seen) < seen[-1]
     assert checkpoint.find(tmp_path) == result.checkpoint
