@@ -1,8 +1,13 @@
 """What every test may ask for: the shared data and oracle beside the checkout, where they are."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Read when torch is imported, here and in the processes that tests start. On shared cores two
+# threads were 4 to 9 times slower than one, and sums of one thread do not depend on the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
