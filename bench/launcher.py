@@ -3,9 +3,10 @@
     python -m bench.launcher [--rounds 7]
 
 Submissions are timed with jobs that are held, so that no job runs beside them; both sides take
-turns. `status` is asked about 100 jobs in the queue, then about 100 that have failed without a
-trace, half of which squeue has forgotten, so that sacct is needed. The chain of five runs `true`
-five times, one job after the other; its time ends when the last job has left its mark.
+turns. `status` is asked about 100 jobs in the queue, then about 100 that failed without a trace and
+that squeue has forgotten, so that sacct is needed. The chain of five runs `true` five times, one
+job after the other; its time ends when the last job has left its mark. This Slurm starts jobs about
+twice a second: what a job takes beyond the next such moment is what a chain loses.
 """
 
 import argparse
@@ -22,7 +23,6 @@ from typing import Any
 from bench.harness import Row, command, rounds, show, write
 from tests.slurm.cluster import PACKAGES, REPOSITORY, PrivateSlurm, missing_programs
 
-HELD, FREE = "held", "free"
 CHAIN = [f"s{i}" for i in range(1, 6)]
 FIFTY, HUNDRED = ([f"s{i:03}" for i in range(count)] for count in (50, 100))
 RAW = """\
@@ -196,7 +196,7 @@ class Bench:
         return rows
 
     def forgotten(self) -> list[Row]:
-        """Status of a run whose 100 jobs have failed; squeue no longer knows some of them."""
+        """Status of a run whose 100 jobs have failed and are known to sacct alone."""
         conf = self.slurm.conf
         conf.write_text(conf.read_text() + "MinJobAge=2\n")
         self.slurm.run("scontrol", "reconfigure")
@@ -241,8 +241,10 @@ def main() -> None:
     given = parser.parse_args()
     if missing := missing_programs():
         sys.exit(f"{', '.join(missing)}: not installed. Debian: apt-get install {PACKAGES}")
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, \
-            PrivateSlurm(Path(name) / "slurm") as slurm:  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as name,
+        PrivateSlurm(Path(name) / "slurm") as slurm,
+    ):
         (work := Path(name) / "work").mkdir()
         bench = Bench(slurm, work, given.rounds)
         rows = [row for part in given.parts or PARTS for row in PARTS[part](bench)]
