@@ -49,7 +49,6 @@ _STATES = {word: state for state, words in _OF_STATE.items() for word in words.s
 _WORDS = {  # Slurm's -> ours, where Slurm's alone would not tell a person what happened
     "None": "",
     "Dependency": "",
-    "CANCELLED": "by scancel",
     "TIMEOUT": "time limit reached",
     "OUT_OF_MEMORY": "out of memory (resources.memory_gb)",
     "NODE_FAIL": "its node failed",
@@ -204,6 +203,8 @@ def _judge(word: str, reason: str, elapsed: str) -> JobState:
     if word not in _STATES:
         return JobState(QueueState.UNKNOWN, f"Slurm says {word}", seconds(elapsed))
     said = _WORDS.get(word) or _WORDS.get(reason, reason)
+    if word == "CANCELLED" and not said:
+        said = "by scancel"  # one that Slurm cancels itself has a reason
     return JobState(_STATES[word], said, seconds(elapsed))
 
 
