@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
     """The device in words, and what was therefore not measured."""
     facts: dict[str, Any] = {
         "device": device().type,
-        "threads": torch.get_num_threads(),
+        "time": "wall" if device().type == "cuda" else "processor, one thread",
         "precision": precision(),
         "torch": torch.__version__,
         "load": [round(load, 1) for load in os.getloadavg()],
@@ -52,13 +52,18 @@ def synchronise() -> None:
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
-    """Wall time of one call, the device's work included."""
+    """Time of one call, the device's work included.
+
+    Without a GPU it is processor time, of one thread as the benchmarks set it: what a quiet machine
+    would take, whatever else this one does.
+    """
+    clock = time.perf_counter if device().type == "cuda" else time.process_time
     synchronise()
-    began = time.perf_counter()
+    began = clock()
     for _ in range(times):
         work()
     synchronise()
-    return (time.perf_counter() - began) / times
+    return (clock() - began) / times
 
 
 def matmul_peak(size: int | None = None) -> float:

@@ -6,11 +6,11 @@ Ours, torchaudio's Conformer and a plain transformer (bench/peers.py) take the s
 `lact_asr.steps`: features, forward, CTC, backward, clipping, AdamW, on noise with 14 labels a
 second. They take turns; a batch holds the same audio at every length, so what grows from 16 s to
 120 s is the price of length. Peak memory is that of one step in a fresh process, above what Python
-and torch take. On a GPU: bf16, and sizes base, improved, large are within reach.
+and torch take. On a GPU: bf16, wall time, and sizes base, improved, large are within reach; without
+one: processor time of one thread.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -87,10 +87,10 @@ def peak_memory(name: str, size: str, clip: float, batch_seconds: float) -> floa
     stepper(name, size, batch)()
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    return max(_high_water() - before, 1) / 2**30
+    return max(high_water() - before, 1) / 2**30
 
 
-def _high_water() -> int:
+def high_water() -> int:
     """Most bytes this process has had in memory; getrusage would begin with the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -102,24 +102,21 @@ def in_fresh_process(work: Callable[[], float]) -> float:
         return pool.submit(work).result()
 
 
-def timed(step: Callable[[], float], wall: list[float], cpu: list[float]) -> None:
-    """One step, on the clock and on the processor's."""
-    began = time.process_time()
-    wall.append(seconds(step))
-    cpu.append(time.process_time() - began)
+def measured(size: str, batch: Batch, count: int) -> dict[str, list[float]]:
+    """Seconds of the contestants' steps, taken in turns."""
+    took: dict[str, list[float]] = {name: [] for name in NAMES}
+    step = {name: stepper(name, size, batch) for name in NAMES}
+    for name in NAMES:
+        step[name]()  # allocations, kernels
+    rounds(count, *(lambda name=name: took[name].append(seconds(step[name])) for name in NAMES))
+    return took
 
 
 def at(clip: float, given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """The rows of one length of clip, and what else was found out."""
     batch = noise(clip, given.batch_seconds)
     audio = batch.seconds
-    wall: dict[str, list[float]] = {name: [] for name in NAMES}
-    cpu: dict[str, list[float]] = {name: [] for name in NAMES}
-    step = {name: stepper(name, given.size, batch) for name in NAMES}
-    for name in NAMES:
-        step[name]()  # allocations, kernels
-    rounds(given.rounds, *(partial(timed, step[name], wall[name], cpu[name]) for name in NAMES))
-    del step
+    took = measured(given.size, batch, given.rounds)
     memory = {
         name: [in_fresh_process(partial(peak_memory, name, given.size, clip, given.batch_seconds))]
         for name in NAMES
@@ -127,10 +124,9 @@ def at(clip: float, given: argparse.Namespace) -> tuple[list[Row], dict[str, Any
     rows = []
     for peer, goal in (("conformer", GOALS.get(clip)), ("transformer", None)):
         beside = f"{clip:g} s clips, beside the {peer}"
-        rate = lambda name: [audio / took for took in wall[name]]
+        rate = lambda name: [audio / each for each in took[name]]
         rows += [
-            Row(f"step on {beside}", goal_ratio=goal, ours=wall["ours"], theirs=wall[peer]),
-            Row(f"processor time, {beside}", ours=cpu["ours"], theirs=cpu[peer]),
+            Row(f"step on {beside}", goal_ratio=goal, ours=took["ours"], theirs=took[peer]),
             Row(f"audio s per s, {beside}", unit="1", ours=rate("ours"), theirs=rate(peer)),
             Row(f"peak GiB, {beside}", unit="GiB", ours=memory["ours"], theirs=memory[peer]),
         ]
@@ -139,9 +135,9 @@ def at(clip: float, given: argparse.Namespace) -> tuple[list[Row], dict[str, Any
     if device().type == "cuda" and given.size == "improved":
         at_goal = [operations / SHARE]
         rows.append(Row(f"step on {clip:g} s clips, beside 30 % of 790 TFLOP/s", goal_ratio=1.0,
-                        ours=wall["ours"], theirs=at_goal))  # fmt: skip
+                        ours=took["ours"], theirs=at_goal))  # fmt: skip
     return rows, {"clip_seconds": clip, "batch_audio_seconds": audio,
-                  "flop_per_second_6ND": round(operations / median(wall["ours"]))}  # fmt: skip
+                  "flop_per_second_6ND": round(operations / median(took["ours"]))}  # fmt: skip
 
 
 def main() -> None:
@@ -153,12 +149,11 @@ def main() -> None:
     parser.add_argument("--clips", type=float, nargs="+", default=[16.0, 35.0, 120.0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-seconds", type=float, default=960.0 if on_gpu else 64.0)
-    parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes; nothing written")
     given = parser.parse_args()
     if given.tiny:
         given.size, given.clips, given.rounds, given.batch_seconds = "smallest", [2.0], 1, 4.0
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(1)
     counts = {name: parameters(model(name, given.size)) for name in NAMES}
     print(", ".join(f"{name}: {count / 1e6:.2f} M" for name, count in counts.items()), flush=True)
     rows, facts = [], []

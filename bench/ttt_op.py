@@ -145,12 +145,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="of a fast head")
     parser.add_argument("--chunk", type=int, default=128, help="of the chunked schedules, tokens")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes; nothing written")
     given = parser.parse_args()
     if given.tiny:
         given.rows, given.tokens, given.width, given.chunk, given.rounds = 2, 24, 8, 8, 1
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(1)
     bench = Bench(given)
     rows = bench.run()
     show(f"{given.rows} rows of {given.tokens} tokens, width {given.width}, beside the roof", rows)
