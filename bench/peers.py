@@ -9,6 +9,7 @@ For comparison only: no checkpoint of the project holds one of these.
 Legend: B utterances, L tokens, D width, w width of a head.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ class PeerConfig(Frozen):
         return 0
 
 
-class Peer(nn.Module):
+class Peer(nn.Module, ABC):
     """Our front end and head around other blocks."""
 
     def __init__(self, config: PeerConfig, vocabulary_size: int) -> None:
@@ -68,9 +69,9 @@ class Peer(nn.Module):
             log_probs = self.head(wide(self.norm(x))).log_softmax(-1)
         return CTCOutput(log_probs, lengths, [])
 
+    @abstractmethod
     def mixed(self, x: Tensor, lengths: Tensor) -> Tensor:
         """The blocks: [B,L,D] to [B,L,D]."""
-        raise NotImplementedError
 
 
 class Attention(nn.Module):

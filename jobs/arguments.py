@@ -1,7 +1,10 @@
 """The words of the command line: commands, options, and the help that teaches them."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+
+_Add = Callable[..., argparse.ArgumentParser]
 
 _ABOUT = """\
 Training pipelines on Slurm, or on this machine: one YAML file names the steps.
@@ -33,6 +36,14 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    _add_for_pipelines(add)
+    _add_for_runs(add)
+    _add_for_checkpoints(add)
+    return top
+
+
+def _add_for_pipelines(add: _Add) -> None:
+    """Commands about a pipeline file and what it may say."""
     run = add(
         "run",
         "submit a pipeline as a chain of jobs",
@@ -57,6 +68,15 @@ def parser() -> argparse.ArgumentParser:
 
     add("schema", "print the JSON Schema of pipeline files, for editors")
 
+    render = add("render", "write standalone sbatch scripts and submit_all.sh")
+    render.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
+    render.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_cluster(render)
+    _add_set(render)
+
+
+def _add_for_runs(add: _Add) -> None:
+    """Commands about a run."""
     status = add("status", "the state of every step; exit 1 where one has failed")
     _add_run(status)
     status.add_argument("--watch", action="store_true", help="redraw until nothing is active")
@@ -77,12 +97,9 @@ def parser() -> argparse.ArgumentParser:
     resume.add_argument("--fresh-code", action="store_true", help="with the code as it is now")
     resume.add_argument("--wait", action="store_true", help="stay until every step has ended")
 
-    render = add("render", "write standalone sbatch scripts and submit_all.sh")
-    render.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
-    render.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    _add_cluster(render)
-    _add_set(render)
 
+def _add_for_checkpoints(add: _Add) -> None:
+    """Commands about a trained model."""
     infer = add(
         "infer",
         "transcribe with a checkpoint, and score where the text is known",
@@ -105,7 +122,6 @@ def parser() -> argparse.ArgumentParser:
         "--limit", type=float, default=1e4, metavar="X", help="largest sound value (default 1e4)"
     )
     _add_cluster(diagnose)
-    return top
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

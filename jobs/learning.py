@@ -228,6 +228,16 @@ def fresh_model(
     return FAMILIES[settings.family](configuration.model_dump(), len(vocabulary))
 
 
+def learn(settings: CTCSettings, job: Job) -> Trained:
+    """Train a model on transcribed speech alone, or go on training it."""
+    from lact_asr.objective import CTCObjective
+
+    parts = utterances(settings)
+    symbols = vocabulary(settings, parts[0], job)
+    model = fresh_model(settings, symbols, parts[0])
+    return fit(CTCObjective(model, settings.ctc), settings, parts, symbols, job)
+
+
 def fit(
     objective: "Objective",
     settings: TrainingSettings,

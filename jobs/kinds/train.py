@@ -31,11 +31,4 @@ class Result(learning.Trained):
 
 def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
-    from lact_asr.objective import CTCObjective
-
-    parts = learning.utterances(settings)
-    vocabulary = learning.vocabulary(settings, parts[0], job)
-    model = learning.fresh_model(settings, vocabulary, parts[0])
-    objective = CTCObjective(model, settings.ctc)
-    trained = learning.fit(objective, settings, parts, vocabulary, job)
-    return Result(**trained.model_dump())
+    return Result(**learning.learn(settings, job).model_dump())

@@ -16,7 +16,8 @@ from tests.lact_asr.small import manifest, run, tiny
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_makes_a_training(name):
-    TrainingConfig.model_validate(PRESETS[name])
+    config = TrainingConfig.model_validate(PRESETS[name])
+    assert set(PRESETS[name]) <= config.model_fields_set
 
 
 def test_what_is_given_beats_the_preset_setting_by_setting():
