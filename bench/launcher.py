@@ -11,8 +11,8 @@ twice a second: what a job takes beyond the next such moment is what a chain los
 
 import argparse
 import json
+import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -163,6 +163,7 @@ class Bench:
 
         def until_marked(words: list[str], values: list[float]) -> None:
             mark.unlink(missing_ok=True)
+            time.sleep(random.random())  # begin anywhere between two of the scheduler's moments
             began = time.time()
             command(words, self.environment, self.folder)
             self.slurm.wait_for(lambda: mark.exists() and mark.read_text())
@@ -248,11 +249,11 @@ def main() -> None:
         (work := Path(name) / "work").mkdir()
         bench = Bench(slurm, work, given.rounds)
         rows = [row for part in given.parts or PARTS for row in PARTS[part](bench)]
-        version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True)
+        version = slurm.run("sbatch", "--version").strip()
     show("the launcher beside raw sbatch: median (least-most)", rows)
     if given.parts:
         return
-    path = write("launcher", rows, compared_with=version.stdout.strip())
+    path = write("launcher", rows, compared_with=version)
     print(f"written to {path.relative_to(REPOSITORY)}")
 
 

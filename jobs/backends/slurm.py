@@ -30,7 +30,7 @@ _INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "
 # What sbatch says when nothing has been queued: its own complaints, and the controller's answers.
 # Everything else ("Socket timed out on send/recv operation", "Unexpected message received", no
 # words at all) may come after the job was queued.
-_REFUSED = re.compile(
+_REFUSED = (
     r"sbatch: (fatal|error: Invalid --|unrecognized option|invalid option|option )|"
     r"Batch job submission failed: .*(Invalid|invalid|specified|specification|not available|"
     r"permission denied|not permitted|violates|unable to accept|disabled|More processors|"
@@ -89,7 +89,7 @@ class SlurmBackend:
             raise SubmitUnclear(str(error)) from error
         except FailedJobError as error:
             said = str(error).strip() or "sbatch ended without a word"
-            if _REFUSED.search(said):
+            if re.search(_REFUSED, said):
                 raise ClusterError(f"{job.step}: Slurm refused it: {said}") from error
             raise SubmitUnclear(said) from error
 
