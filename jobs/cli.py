@@ -58,7 +58,7 @@ def _run(given: argparse.Namespace) -> int:
         pipeline = pipeline.model_copy(update={"steps": steps})
     if given.dry_run:
         return _dry_run(pipeline, _cluster(given))
-    return _launch(pipeline, text, _cluster(given), wait=given.wait)
+    return _launch(pipeline, text, _cluster(given), wait=given.wait)[1]
 
 
 def _known_steps(names: Sequence[str], known: Sequence[str] | dict[str, tuple[str, ...]]) -> None:
@@ -105,7 +105,10 @@ def _behind(submit: "Submit") -> str:
     return f" after {', '.join(submit.after)}" if submit.after else ""
 
 
-def _launch(pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool) -> int:
+def _launch(
+    pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool
+) -> "tuple[Run, int]":
+    """Submit a new run; the run and the exit code."""
     from jobs.store import RunStore
     from jobs.submit import create, proceed
 
@@ -120,7 +123,7 @@ def _launch(pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool) 
     backend = _backend_of(run)
     with run.lock():
         todo = proceed(run, backend)
-    return _report(run, backend, todo, wait)
+    return run, _report(run, backend, todo, wait)
 
 
 def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool) -> int:
@@ -269,6 +272,7 @@ def _diagnose(given: argparse.Namespace) -> int:
 
 def _on_checkpoint(given: argparse.Namespace, kind: str, **settings: object) -> int:
     from jobs.infer import one_step
+    from jobs.show import print_log
 
     pipeline = one_step(
         given.command,
@@ -279,7 +283,9 @@ def _on_checkpoint(given: argparse.Namespace, kind: str, **settings: object) -> 
         audio=given.audio,
         **settings,
     )
-    return _launch(pipeline, f"# {pipeline.description}\n", _cluster(given), wait=True)
+    run, code = _launch(pipeline, f"# {pipeline.description}\n", _cluster(given), wait=True)
+    print_log(run.step(given.command))
+    return code
 
 
 _COMMANDS = {

@@ -239,6 +239,12 @@ def logs(
         time.sleep(_POLL / 2)
 
 
+def print_log(step: StepDir) -> None:
+    """Print all that rank 0 of a step has said."""
+    for file in step.log_files(0):
+        _print(list(_new_lines(file, {})))
+
+
 def _new_lines(file: Path, printed: dict[Path, int]) -> Iterator[str]:
     with file.open("rb") as opened:
         opened.seek(printed.get(file, 0))

@@ -220,4 +220,4 @@ def test_the_command_diagnoses_a_checkpoint(saved: tuple[nn.Module, Path]) -> No
     report = read_json(Path(result["report"]))
     assert report["first"]["where"] == "forward"
     assert json.dumps(report, allow_nan=False)
-    assert "Verdict: blocks.1.mix.qkv" in launch("logs", "/diagnose").stdout
+    assert "Verdict: blocks.1.mix.qkv" in done.stdout  # what the step said, printed at the end
