@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs.arguments import parser
-from jobs.errors import ClusterError, UserError
+from jobs.errors import ClusterError, UserError, nearest
 
 if TYPE_CHECKING:
     from jobs.backends import Backend
@@ -62,8 +62,6 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _known_steps(names: Sequence[str], known: Sequence[str] | dict[str, tuple[str, ...]]) -> None:
-    from jobs.validation import nearest
-
     unknown = [f"--only {name}: {nearest(name, known)}" for name in names if name not in known]
     if unknown:
         raise UserError("\n".join(unknown))
@@ -93,12 +91,9 @@ def _dry_run(pipeline: "Pipeline", cluster: "Cluster") -> int:
     for submit in plan(needs, {name: State.NEW for name in needs}):
         step = pipeline.step(submit.step)
         wants = step.resources.model_dump(mode="json")
-        print(f"  {step.name} ({step.kind}) {_amounts(wants)}{_behind(submit)}")
+        amounts = " ".join(f"{name}={value}" for name, value in wants.items())
+        print(f"  {step.name} ({step.kind}) {amounts}{_behind(submit)}")
     return 0
-
-
-def _amounts(resources: dict[str, object]) -> str:
-    return " ".join(f"{name}={value}" for name, value in resources.items())
 
 
 def _behind(submit: "Submit") -> str:
@@ -152,7 +147,6 @@ def _check(given: argparse.Namespace) -> int:
 def _kinds(given: argparse.Namespace) -> int:
     from jobs import kinds
     from jobs.schema import describe, summary
-    from jobs.validation import nearest
 
     if not given.name:
         for name in kinds.NAMES:

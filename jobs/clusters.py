@@ -17,11 +17,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from jobs.backends import StepJob
-from jobs.errors import UserError
+from jobs.errors import UserError, nearest
 from jobs.reading import read_model
 from jobs.snapshot import entry
 from jobs.spec import Frozen, Minutes, Resources
-from jobs.validation import nearest
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "slurm_templates"
 _TAKEN = {  # sbatch parameters that have a home elsewhere: parameter -> what to write instead

@@ -9,7 +9,7 @@ StepFailed         a kind, or its gate, has failed in a way that has a name
 Anything else is a bug of ours and keeps its traceback.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -50,3 +50,14 @@ class StepFailed(Exception):
     def __init__(self, failure_class: str, message: str) -> None:
         super().__init__(message)
         self.failure_class = failure_class
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """`did you mean 'x'?` for a mistyped name, or the valid names."""
+    import difflib  # 5 ms that a command without mistakes saves
+
+    names = list(names)
+    close = difflib.get_close_matches(word, names, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"valid are {', '.join(names)}" if names else "nothing is valid here"

@@ -8,10 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs import kinds
-from jobs.errors import UserError
+from jobs.errors import UserError, nearest
 from jobs.spec import Pipeline, Step
 from jobs.store import Run, is_run
-from jobs.validation import nearest
 
 
 def one_step(

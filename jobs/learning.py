@@ -4,7 +4,6 @@ A model is a family, a named size of it and what differs from that size; all is 
 node. No torch at the top.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -13,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from distill import config as distill_config
-from jobs.errors import Interrupted, StepFailed
+from jobs.errors import Interrupted, StepFailed, nearest
 from jobs.job import Job
 from jobs.spec import Frozen
 from lact_asr import config as lact_config
@@ -70,7 +69,7 @@ class ModelSettings(Frozen):
         if self.size not in SIZES[self.family]:
             _refuse(
                 ("size",),
-                f"no {self.family} model {self.size!r}{_hint(self.size, SIZES[self.family])}",
+                f"no {self.family} model {self.size!r}: {nearest(self.size, SIZES[self.family])}",
             )
         try:
             self.configuration()
@@ -274,14 +273,9 @@ def fit(
 def _explained(item: Any, family: str, fields: Mapping[str, object]) -> str:
     name = str(item["loc"][-1]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
-        return f"the {family} model has no {name!r}{_hint(name, fields)}"
+        return f"the {family} model has no {name!r}: {nearest(name, fields)}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "write")
     return message if not item["loc"] else f"{message}, not {item['input']!r}"
-
-
-def _hint(word: str, names: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(word, names, 1)
-    return f": did you mean {near[0]!r}?" if near else f": valid are {', '.join(names)}"
 
 
 def _refuse(place: tuple[str | int, ...], message: str) -> None:

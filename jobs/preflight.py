@@ -18,9 +18,8 @@ from typing import Any
 
 from jobs.backends.slurm import call, run, seconds
 from jobs.clusters import Cluster, directives, flags, request
-from jobs.errors import ClusterError
+from jobs.errors import ClusterError, nearest
 from jobs.spec import Pipeline, Resources, format_minutes
-from jobs.validation import nearest
 
 _FREE_GB = 1.0  # what a run takes beside its checkpoints: code, logs, records
 _FAULTS = {  # what --test-only says -> the part of the request that it means

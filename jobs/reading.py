@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field
 
 from jobs import gate, kinds
-from jobs.errors import SpecError
+from jobs.errors import SpecError, nearest
 from jobs.places import Place, replace, walk
 from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Resources, Step
-from jobs.validation import ANYTHING, nearest, sample_of, validate
+from jobs.validation import ANYTHING, sample_of, validate
 from jobs.yaml12 import Document, parse, read
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -4,28 +4,18 @@ Unknown keys come with the nearest valid name, missing ones with what they mean.
 for a value that is known later: only its type counts now, not its bounds.
 """
 
-import difflib
 import json
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.errors import nearest
 from jobs.places import Place
 from jobs.yaml12 import Document
 
 _SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
 _Model = TypeVar("_Model", bound=BaseModel)
 ANYTHING = "${anything}"  # a reference whose type is not known: no type mistake is reported for it
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` and the valid names, as far as they help."""
-    names = list(names)
-    close = difflib.get_close_matches(word, names, 1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"valid are {', '.join(names)}" if names else "nothing is valid here"
 
 
 def validate(

@@ -257,7 +257,17 @@ class OverfitConfig(Frozen):
         0.67, gt=0, le=1, description="Share of the budget after which 0 % is PASSED_SLOW"
     )
     marginal_wer: float = Field(
-        0.15, ge=0, lt=1, description="WER at the end of the budget up to which it is MARGINAL"
+        0.15,
+        ge=0,
+        lt=1,
+        description="WER at the end of the budget up to which half as many steps more are allowed, "
+        "and up to which the end of the last try is MARGINAL instead of a failure",
+    )
+    relaxed_rate: float | None = Field(
+        3.0,
+        gt=1,
+        description="Learning rate of a second try as a multiple of the first one's, for a model "
+        "that missed 0 %; null is no second try",
     )
     evaluate_every: int = Field(5, gt=0, description="Steps between looks at the WER")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate after the warm-up")

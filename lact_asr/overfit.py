@@ -13,6 +13,9 @@ lengths. Of nine planted defects the bare check missed four; three of those are 
 
 The fourth, a learning rate far too high, shows only in the number of steps: hence PASSED_SLOW.
 Audio paired with the wrong text cannot show here at all; that needs unseen utterances.
+
+A model that came near gets half as many steps again, once, and one that still misses 0 % a second
+try at a higher learning rate: a timid recipe is no defect of the model (PASSED_RELAXED).
 """
 
 import math
@@ -21,22 +24,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lact_asr import checks, optim, steps
+from lact_asr import checks
+from lact_asr.byheart import Learner, choose
 from lact_asr.checks import Defect
-from lact_asr.config import OptimConfig, OverfitConfig, TrainingConfig
-from lact_asr.data import Batch, Reader, whole_corpus
+from lact_asr.config import OverfitConfig
+from lact_asr.data import Batch
 from lact_asr.decoding import greedy
-from lact_asr.errors import DataError, Stopped
-from lact_asr.health import non_finite
+from lact_asr.errors import Stopped
 from lact_asr.manifest import Utterance
 from lact_asr.metrics import Scores, score
-from lact_asr.objective import CTCObjective, Objective, arithmetic
+from lact_asr.objective import CTCObjective, Objective
 from lact_asr.parallel import World
 from lact_asr.text import Vocabulary
 
-PASSED, PASSED_SLOW, MARGINAL, FAILED = "PASSED", "PASSED_SLOW", "MARGINAL", "FAILED"
+PASSED, PASSED_SLOW, PASSED_RELAXED = "PASSED", "PASSED_SLOW", "PASSED_RELAXED"
+MARGINAL, FAILED = "MARGINAL", "FAILED"
+HEADLINES = {
+    PASSED: "✓ PASSED",
+    PASSED_SLOW: "✓ PASSED (just slower)",
+    PASSED_RELAXED: "✓ PASSED (relaxed: in the second try, at a higher learning rate)",
+}
 SETTLING = 3  # steps: a layer that starts at zero hides those before it from the first gradient
 
 
@@ -59,7 +68,7 @@ class OverfitResult:
             return f"✗ FAILED ({self.reason})"
         if self.verdict == MARGINAL:
             return f"~ MARGINAL (WER {self.wer:.2%}, not 0 %, after {self.steps} steps)"
-        return "✓ PASSED" if self.verdict == PASSED else "✓ PASSED (just slower)"
+        return HEADLINES[self.verdict]
 
 
 def overfit(
@@ -89,75 +98,6 @@ def overfit(
     return result
 
 
-def choose(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: OverfitConfig) -> Batch:
-    """The same few utterances every time, spread over the lengths up to `longest`, as one batch."""
-    corpus = whole_corpus(utterances, vocabulary)
-    spelt = [index for index in range(len(corpus)) if len(corpus.labels[index])]
-    first = {corpus.texts.text(index): index for index in reversed(spelt)}
-    order = sorted(first.values(), key=lambda index: (corpus.durations[index], index))
-    count = config.utterances
-    if len(order) < count:
-        raise DataError(
-            f"the overfit check needs {count} utterances with different texts, and there are "
-            f"{len(order)}: name a larger manifest, or fewer utterances"
-        )
-    short = [index for index in order if corpus.durations[index] <= config.longest]
-    pool = short if len(short) >= count else order[:count]
-    batch = Reader(corpus)[[pool[i * (len(pool) - 1) // (count - 1)] for i in range(count)]]
-    for identity, why in batch.unreadable:
-        raise DataError(f"utterance {identity}: {why}")
-    return batch
-
-
-class _Learner:
-    """A fresh model and one batch, learned step by step."""
-
-    def __init__(
-        self, objective: Objective, batch: Batch, config: OverfitConfig, device: torch.device
-    ) -> None:
-        self.objective, self.model, self.batch = objective, objective.model, batch
-        self.device, self.taken = device, 0
-        self.config = TrainingConfig(
-            max_steps=config.steps,
-            precision=config.precision,
-            optim=OptimConfig(
-                learning_rate=config.learning_rate,
-                warmup_steps=config.warmup_steps,
-                decay="constant",
-                weight_decay=0.0,
-            ),
-        )
-        self.optimizer = optim.build(objective, self.config.optim)
-
-    def step(self) -> float:
-        """One step of the real training loop on the whole batch; its loss per label token."""
-        self.model.train()
-        factor = optim.rate_factor(self.config.optim, self.taken, self.config.max_steps)
-        optim.set_rate(self.optimizer, factor)
-        setting = steps.Setting(self.config, World(), self.device)
-        module = steps.Called(self.objective)
-        outcome = steps.take(module, self.optimizer, [self.batch], 0.0, setting, False, {})
-        self.taken += 1
-        if not outcome.taken:
-            where = checks.some(non_finite(self.model, gradients=True)) or "none"
-            raise Defect(
-                f"gradients: not finite at step {self.taken}: loss {outcome.loss:g}, parameters "
-                f"{where}"
-            )
-        return outcome.loss
-
-    def run(self, waves: Tensor, lengths: Tensor, precision: str = "fp32") -> tuple[Tensor, Tensor]:
-        """Log-probabilities and lengths in eval mode, without TF32."""
-        self.model.eval()
-        with (
-            torch.no_grad(),
-            arithmetic(self.device, precision),
-            torch.backends.cudnn.flags(allow_tf32=False),
-        ):
-            output = self.model(waves, lengths)
-        return output.log_probs, output.lengths
-
-
 class _Gate:
     def __init__(
         self,
@@ -171,7 +111,7 @@ class _Gate:
     ) -> None:
         self.build, self.vocabulary, self.config = build, vocabulary, config
         self.report, self.should_stop, self.objective = report, should_stop, objective
-        self.device, self.result = device, OverfitResult()
+        self.device, self.result, self.relaxed = device, OverfitResult(), False
 
     def judge(self, batch: Batch) -> OverfitResult:
         """All checks, the cheap ones first."""
@@ -180,43 +120,78 @@ class _Gate:
             self._see(batch)
             if self.config.blind_control:
                 self._see_nothing(batch)
-            right = result.wer == 0 and result.cer == 0
-            prompt = result.steps <= self.config.slow_after * self.config.steps
-            result.verdict = (PASSED if prompt else PASSED_SLOW) if right else MARGINAL
+            result.verdict = self._verdict()
         except Defect as defect:
             result.reason = str(defect)
         except Stopped:
             result.finished = False
         return result
 
-    def _fresh(self, batch: Batch) -> _Learner:
+    def _verdict(self) -> str:
+        result, config = self.result, self.config
+        if result.wer or result.cer:
+            return MARGINAL
+        if self.relaxed:
+            return PASSED_RELAXED
+        return PASSED if result.steps <= config.slow_after * config.steps else PASSED_SLOW
+
+    def _fresh(self, batch: Batch) -> Learner:
         torch.manual_seed(self.config.seed)
         objective = self.objective(self.build().to(self.device))
-        return _Learner(objective, batch, self.config, self.device)
+        return Learner(objective, batch, self.config, self.device)
 
     def _see(self, batch: Batch) -> None:
-        """Learn the utterances, and check on the way."""
+        """Learn the utterances, in a second try if need be, and check on the way."""
+        result = self.result
+        learner, scores = self._try(batch)
+        if (scores.wer or scores.cer) and self.config.relaxed_rate:
+            self._relax(f"WER {scores.wer:.2%} after {learner.taken} steps")
+            learner, scores = self._try(batch)
+        result.steps, result.wer, result.cer = learner.taken, scores.wer, scores.cer
+        result.checks["padding"] = checks.padding(learner.run, batch, self.config.padding_drift)
+        if scores.wer > self.config.marginal_wer:
+            first = f"{result.checks['relaxed']}, then " if self.relaxed else ""
+            raise Defect(f"can't learn: {first}WER {scores.wer:.2%} after {learner.taken} steps")
+        hear = lambda heard: self._hear(learner, heard)
+        result.checks["silence"] = checks.silence(hear, batch, self.config.blind_wer)
+
+    def _try(self, batch: Batch) -> tuple[Learner, Scores]:
+        """A fresh model after its steps, half as many again where it came near."""
+        config, learner = self.config, self._fresh(batch)
+        watch = self._watch(learner)
+        scores = self._learn(learner, config.steps, watch, self._show)
+        if (scores.wer or scores.cer) and scores.wer <= config.marginal_wer:
+            print(f"WER {scores.wer:.2%} after {learner.taken} steps: half as many more")
+            scores = self._learn(learner, config.steps + config.steps // 2, watch, self._show)
+        return learner, scores
+
+    def _relax(self, missed: str) -> None:
+        """From here on everything learns at the higher rate, the blind control too."""
+        rate = self.config.learning_rate * (self.config.relaxed_rate or 1.0)
+        self.config, self.relaxed = self.config.model_copy(update={"learning_rate": rate}), True
+        self.result.checks["relaxed"] = said = f"{missed} at first; second try at rate {rate:g}"
+        print(said, flush=True)
+
+    def _watch(self, learner: Learner) -> Callable[[float], None]:
+        """The checks on the first steps."""
         result, config = self.result, self.config
-        learner = self._fresh(batch)
-        result.checks["frames"] = checks.frames(learner.model, batch)
+        result.checks["frames"] = checks.frames(learner.model, learner.batch)
         moved: set[str] = set()
 
         def watch(loss: float) -> None:
             moved.update(checks.moving(learner.model) if learner.taken <= SETTLING else ())
             if learner.taken == 1:
                 result.checks["first loss"] = checks.first_loss(
-                    learner.model, batch, len(self.vocabulary), loss, config.first_loss_ratio
+                    learner.model,
+                    learner.batch,
+                    len(self.vocabulary),
+                    loss,
+                    config.first_loss_ratio,
                 )
             if learner.taken == min(SETTLING, config.steps):
                 result.checks["gradients"] = checks.gradients(learner.model, moved)
 
-        scores = self._learn(learner, config.steps, watch, self._show)
-        result.steps, result.wer, result.cer = learner.taken, scores.wer, scores.cer
-        result.checks["padding"] = checks.padding(learner.run, batch, config.padding_drift)
-        if scores.wer > config.marginal_wer:
-            raise Defect(f"can't learn: WER {scores.wer:.2%} after {learner.taken} steps")
-        hear = lambda heard: self._hear(learner, heard)
-        result.checks["silence"] = checks.silence(hear, batch, config.blind_wer)
+        return watch
 
     def _see_nothing(self, batch: Batch) -> None:
         """About as many steps without audio."""
@@ -230,12 +205,13 @@ class _Gate:
 
     def _learn(
         self,
-        learner: _Learner,
+        learner: Learner,
         budget: int,
         watch: Callable[[float], None],
         show: Callable[[int, float, Scores], None],
     ) -> Scores:
         """Up to `budget` steps, fewer if everything is right before that; the last scores."""
+        self.budget = budget
         while True:
             if self.should_stop():
                 raise Stopped
@@ -247,12 +223,12 @@ class _Gate:
                 if learner.taken == budget or not (scores.wer or scores.cer):
                     return scores
 
-    def _hear(self, learner: _Learner, batch: Batch) -> list[str]:
+    def _hear(self, learner: Learner, batch: Batch) -> list[str]:
         output = learner.run(batch.waves, batch.wave_lengths, self.config.precision)
         return greedy(*output, self.vocabulary)
 
     def _show(self, step: int, loss: float, scores: Scores) -> None:
-        total = self.config.steps
+        total = self.budget
         print(f"Step [{step}/{total}] | Loss: {loss:.6f} | WER: {scores.wer:.2%}", flush=True)
         rates = {"wer": scores.wer, "cer": scores.cer}
         self.report({"step": step, "total_steps": total, "loss": loss, **rates})
