@@ -84,7 +84,7 @@ def cache(folder: Path, pair: Pair, lesson: Batch) -> None:
         spoken.append(Utterance(name, path, int(samples) / RATE, "", ""))
     model = teacher(pair)
     form = form_of(
-        model, VOCABULARY, kept=16, temperatures=[2.0], hidden=False, precision=precision()
+        model, VOCABULARY, kept=16, temperatures=[2.0], hidden="none", precision=precision()
     )
     fill(
         folder, model, VOCABULARY, spoken, form,

@@ -68,7 +68,7 @@ def cached(work: Path, teacher: Path, parts: Parts) -> Build:
     """Objectives that learn from the teacher's cache, filled first; facts in teacher.json."""
     model, vocabulary, _ = checkpoint.load_model(checkpoint.find(teacher), FAMILIES)
     form = form_of(
-        model, vocabulary, kept=16, temperatures=[1.0], hidden=False, precision=precision()
+        model, vocabulary, kept=16, temperatures=[1.0], hidden="none", precision=precision()
     )
     fill(
         work / "cache",

@@ -9,7 +9,7 @@ A record of T frames, K of V symbols kept, R temperatures, D channels, little-en
     ids      (T, K) uint16     the likeliest symbols, best first    } only where K < V
     norms    (T, R) float32    ln sum over all V of exp(score / tau) }
     scores   (T, K) float16    ln p - ln p of the likeliest symbol: 0 to about -30
-    hidden   (T, D) float16    last hidden states, if wanted
+    hidden   (T, D) float16    hidden states, if wanted: the last ones, or all layers side by side
 
 Scores are differences because float16 of a raw logit is off by 1e-2, enough for probabilities that
 sum to more than 1 and a negative rest. With the exact norms, (score - tau norm) / tau is what it
@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from lact_asr.errors import DataError
 from lact_asr.files import read_json, write_atomic, write_json
 
-VERSION = 1
+VERSION = 2
 FORM = "cache.json"
 WHOLE = 256  # vocabularies up to this size are kept whole
 SHARD = 1 << 28  # bytes after which a shard is written
@@ -43,6 +43,7 @@ OPEN = 128  # shards held open by a reader
 
 Key = tuple[str, float]  # utterance, and the speed at which it was played
 Array = NDArray[Any]
+Hidden = Literal["none", "last", "all"]  # layers
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Form:
     symbols: int  # V, with the blank
     kept: int  # K; V where the vocabulary is kept whole
     temperatures: list[float]  # whose norms are kept; empty where it is kept whole
-    hidden: int  # D; 0 where hidden states are not kept
+    hidden: Hidden  # whose hidden states are kept
+    widths: list[int]  # of those, the last ones last; D is their sum
     precision: str  # arithmetic that the teacher ran in
     version: int = VERSION
 
@@ -72,7 +74,7 @@ class Form:
             "ids": (0 if self.whole else self.kept, np.uint16),
             "norms": (len(self.temperatures), np.float32),
             "scores": (self.kept, np.float16),
-            "hidden": (self.hidden, np.float16),
+            "hidden": (sum(self.widths), np.float16),
         }
         return {name: part for name, part in parts.items() if part[0]}
 

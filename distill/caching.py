@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.alignment import frame_rate
-from distill.cache import WHOLE, Form, Writer, opened, packed, read_index, rounded
+from distill.cache import WHOLE, Form, Hidden, Writer, opened, packed, read_index, rounded
 from distill.sources import widths
 from lact_asr.augment import change_speed
 from lact_asr.batching import by_length
@@ -49,18 +49,19 @@ def form_of(
     *,
     kept: int,
     temperatures: Sequence[float],
-    hidden: bool,
+    hidden: Hidden,
     precision: str,
 ) -> Form:
     """What a cache of this teacher holds; small vocabularies are kept whole, for any `kept`."""
     size = len(vocabulary)
-    whole = size <= WHOLE
+    whole, every = size <= WHOLE, list(widths(teacher))
     return Form(
         **identity(teacher, vocabulary),
         symbols=size,
         kept=size if whole else min(kept, size - 1),
         temperatures=[] if whole else sorted({1.0, *temperatures}),
-        hidden=widths(teacher)[-1] if hidden else 0,
+        hidden=hidden,
+        widths=[] if hidden == "none" else every if hidden == "all" else every[-1:],
         precision=precision,
     )
 
@@ -177,8 +178,9 @@ def _kept(output: CTCOutput, form: Form) -> dict[str, Tensor]:
         best = scores.topk(form.kept, dim=-1)
         norms = [(scores / tau).logsumexp(-1) for tau in form.temperatures]
         parts = {"ids": best.indices, "norms": torch.stack(norms, -1), "scores": best.values}
-    if form.hidden:
-        parts["hidden"] = output.hidden[-1].float()
+    if form.widths:
+        states = output.hidden[-len(form.widths) :]
+        parts["hidden"] = torch.cat([each.float() for each in states], dim=-1)
     return parts
 
 

@@ -27,20 +27,6 @@ from lact_asr.model import CTCOutput
 Shown = dict[str, Tensor]  # by name, per frame (B, S)
 
 
-def check(config: DistillConfig, teacher_widths: Sequence[int]) -> None:
-    """DataError if the teacher, or its cache, does not give the states that are asked for."""
-    if config.looks_inside and len(teacher_widths) < 2:
-        raise DataError(
-            "layerwise_weight and router need all of the teacher's hidden states, and this source "
-            "gives the last ones at most: leave `cache` out of the step"
-        )
-    if config.contrastive_weight and not teacher_widths:
-        raise DataError(
-            "contrastive_weight needs the teacher's hidden states, and the cache has none: write "
-            "`hidden: true` in the `cache` step, or contrastive_weight: 0"
-        )
-
-
 class Hints:
     """The losses that a configuration asks for; `modules` has what they learn."""
 
@@ -56,7 +42,6 @@ class Hints:
         rate: float,
     ) -> None:
         """`rate` in student frames per second, `ratio` of the teacher's to it."""
-        check(config, teacher_widths)
         self.config, self.ratio, self.pairs = config, ratio, pairs
         self.apart = round(config.contrastive_apart / 1000 * rate)
         self.modules: dict[str, nn.Module] = {}
@@ -85,8 +70,8 @@ class Hints:
             return [], []
         if router.experts != "layers" and not modalities:
             raise DataError(
-                f"router.experts: {router.experts} needs a teacher of the family `teacher`: others "
-                "have no modalities; write layers"
+                f"router.experts: {router.experts} needs a live teacher of the family `teacher`: "
+                "others have no modalities, and a cache keeps none; write layers"
             )
         count = min(router.layers, depth)
         layers = sorted({depth - depth * n // count for n in range(count)})

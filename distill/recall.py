@@ -34,19 +34,19 @@ class Cached:
         self.form = self.reader.form
         self._refuse_another(teacher)
         self.vocabulary = Vocabulary.from_dict(self.form.vocabulary)
-        self.frame_rate, self.width = self.form.frame_rate, self.form.hidden
-        self.widths: tuple[int, ...] = (self.width,) if self.width else ()
+        self.frame_rate, self.widths = self.form.frame_rate, tuple(self.form.widths)
         self.modalities: tuple[str, ...] = ()
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """Whether what is kept is enough for these settings."""
-        projected = config.target != "outputs"
-        if not self.width and (config.feature_weight or projected):
-            what = f"target: {config.target}" if projected else "a feature_weight above 0"
-            raise DataError(
-                f"{self.folder} has no hidden states, and {what} needs them: write `hidden: true` "
-                "in the `cache` step"
-            )
+        projected, held = config.target != "outputs", self.form.hidden
+        if config.looks_inside and held != "all":
+            self._refuse("layerwise_weight or router", "all of the teacher's hidden states", "all")
+        if held == "none" and projected:
+            self._refuse(f"target: {config.target}", "the teacher's last hidden states", "last")
+        if held == "none" and (config.feature_weight or config.contrastive_weight):
+            what = "feature_weight" if config.feature_weight else "contrastive_weight"
+            self._refuse(f"a {what} above 0", "the teacher's last hidden states", "last")
         if not self.form.whole and not projected:
             self._check_kept(config, ratio)
 
@@ -79,7 +79,7 @@ class Cached:
             name: _padded([record[name] for record in records]).to(device)
             for name in self.form.layout()
         }
-        hidden = [parts["hidden"].float()] if self.width else []
+        hidden = list(parts["hidden"].float().split(self.widths, -1)) if self.widths else []
         scores = parts["scores"].float()
         if self.form.whole:
             return Recalled(scores.log_softmax(-1), lengths.to(device), hidden)
@@ -117,6 +117,12 @@ class Cached:
             raise DataError(
                 f"{self.folder} holds {form.kept} of {form.symbols} symbols a frame: {why}"
             )
+
+    def _refuse(self, setting: str, needed: str, hidden: str) -> None:
+        raise DataError(
+            f"{self.folder} holds hidden states of layers: {self.form.hidden}, and {setting} needs "
+            f"{needed}: write `hidden: {hidden}` in the `cache` step, with another folder"
+        )
 
     def _refuse_another(self, teacher: Mapping[str, Any]) -> None:
         mine = asdict(self.form)

@@ -28,7 +28,8 @@ from tests.conftest import REPOSITORY, SHARED
 from tests.distill.parts import VOCABULARY, batch, tiny_baseline, tiny_teacher, utterances
 from tests.lact_asr.ranks import in_ranks
 
-SMALL = {"blocks": 1, "mlp": 144}
+SMALL = {"blocks": 2, "mlp": 144}
+AT_ONCE = {"curriculum": "all_on"}
 MANY = Vocabulary([chr(0x4E00 + number) for number in range(300)])  # too many to be kept whole
 
 
@@ -44,7 +45,7 @@ def filled(
     folder: Path, speech: Path, vocabulary: Vocabulary = VOCABULARY, count: int = 4, **changes: Any
 ) -> Cached:
     """A cache of the first utterances, and a source that reads it."""
-    keep = {"kept": 8, "temperatures": [2.0], "hidden": True, "precision": "fp32"}
+    keep = {"kept": 8, "temperatures": [2.0], "hidden": "last", "precision": "fp32"}
     speeds = changes.pop("speeds", [1.0])
     model = teacher(vocabulary)
     form = caching.form_of(model, vocabulary, **{**keep, **changes})
@@ -58,17 +59,20 @@ def filled(
 
 
 def test_what_is_read_is_what_the_teacher_says(speech, tmp_path):
-    lesson, source, live = batch(speech, 4), filled(tmp_path, speech), Live(teacher(), VOCABULARY)
+    lesson, source = batch(speech, 4), filled(tmp_path / "all", speech, hidden="all")
+    live, last = Live(teacher(), VOCABULARY), filled(tmp_path / "last", speech)
     said, read = live(lesson, 2.0), source(lesson, 2.0)
-    assert (source.frame_rate, source.widths) == (live.frame_rate, live.widths[-1:])
+    assert (source.frame_rate, source.widths) == (live.frame_rate, live.widths)
+    assert last.widths == live.widths[-1:]
+    assert last(lesson, 2.0).hidden[0].equal(read.hidden[-1])
     assert read.lengths.equal(said.lengths) and source.lengths(lesson).equal(said.lengths)
     for row, frames in enumerate(said.lengths.tolist()):
         before, after = said.log_probs[row, :frames], read.log_probs[row, :frames]
         likely = before > before.amax(-1, keepdim=True) - 16
         assert (before - after)[likely].abs().max() <= 4e-3
         assert (before.exp() - after.exp()).abs().max() <= 1e-3
-        apart = (said.hidden[-1] - read.hidden[-1])[row, :frames].abs().max()
-        assert 0 < apart < 2e-3 * said.hidden[-1].abs().max()
+        for heard, kept in zip(said.hidden, read.hidden, strict=True):
+            assert 0 < (heard - kept)[row, :frames].abs().max() < 2e-3 * heard.abs().max()
 
 
 def test_of_a_large_vocabulary_the_likeliest_symbols_and_the_exact_rest_are_kept(speech, tmp_path):
@@ -104,15 +108,19 @@ def gradients(source: Source, lesson: Batch, **changes: Any) -> tuple[torch.Tens
     "changes",
     [
         {},
-        {"feature_weight": 1.0, "curriculum": "all_on"},
+        {"feature_weight": 1.0, **AT_ONCE},
         {"kd": "sequence"},
         {"kd": "guided", "temperature": 1.0},
         {"blank_policy": "drop_class", "temperature": 5.0},
+        {"contrastive_weight": 1.0, **AT_ONCE},
+        {"layerwise_weight": 1.0, **AT_ONCE},
+        {"feature_weight": 1.0, "router": {"kind": "recommended"}, **AT_ONCE},
+        {"feature_weight": 1.0, "router": {"kind": "notes"}, **AT_ONCE},
     ],
     ids=str,
 )
 def test_a_student_learns_the_same_from_the_cache_to_one_in_a_thousand(speech, tmp_path, changes):
-    lesson, source = batch(speech, 4), filled(tmp_path, speech)
+    lesson, source = batch(speech, 4), filled(tmp_path, speech, hidden="all")
     live, loss = gradients(Live(teacher(), VOCABULARY), lesson, **changes)
     read, again = gradients(source, lesson, **changes)
     assert again == pytest.approx(loss, rel=1e-3)
@@ -131,12 +139,16 @@ def test_utterances_at_changed_speeds_have_records_of_their_own(speech, tmp_path
 
 
 def test_settings_that_ask_for_more_than_was_kept_are_refused(speech, tmp_path):
-    whole = filled(tmp_path / "whole", speech, hidden=False, count=1)
+    whole = filled(tmp_path / "whole", speech, hidden="none", count=1)
     some = filled(tmp_path / "some", speech, MANY, count=1)
-    ok = {"top_k": 8}
+    ok, routed = {"top_k": 8}, {"feature_weight": 1, "router": {"kind": "notes"}}
     some.check(DistillConfig(**ok), 1.0)
     for source, changes, ratio, message in (
-        (whole, {"feature_weight": 0.1}, 1.0, "has no hidden states"),
+        (whole, {"feature_weight": 0.1}, 1.0, "layers: none, and a feature_weight above 0 needs"),
+        (whole, {"contrastive_weight": 1}, 1.0, "contrastive_weight .* write `hidden: last`"),
+        (whole, {"target": "projector"}, 1.0, "target: projector needs"),
+        (some, {**ok, "layerwise_weight": 1}, 1.0, "layers: last, .* write `hidden: all`"),
+        (some, {**ok, **routed}, 1.0, "router needs all of the teacher's hidden states"),
         (some, {}, 1.0, "write top_k: 8 or less, not all"),
         (some, {"top_k": 9}, 1.0, "write top_k: 8 or less, not 9"),
         (some, {**ok, "temperature": 3.0}, 1.0, "made for temperatures 1, 2, not 3"),
@@ -154,8 +166,10 @@ def test_another_teachers_words_are_refused_by_name(speech, tmp_path):
     other.head.bias.data[3] += 1e-3
     with pytest.raises(DataError, match=r"words of another teacher \(weights differ\)"):
         Cached(tmp_path, caching.identity(other, VOCABULARY))
-    with pytest.raises(DataError, match=r"something else \(hidden: 144 there, 0 wanted\)"):
-        filled(tmp_path, speech, count=1, hidden=False)
+    with pytest.raises(
+        DataError, match=r"something else \(hidden: last there, none wanted; widths"
+    ):
+        filled(tmp_path, speech, count=1, hidden="none")
 
 
 def test_an_utterance_that_is_not_there_or_sounds_otherwise_is_named(speech, tmp_path):
@@ -196,7 +210,7 @@ def test_a_teacher_that_says_what_cannot_be_kept_is_not_written_down(speech, tmp
     else:
         model.blocks[-1].register_forward_hook(lambda module, given, out: out * 1e6)
     form = caching.form_of(
-        model, VOCABULARY, kept=8, temperatures=[], hidden=True, precision="fp32"
+        model, VOCABULARY, kept=8, temperatures=[], hidden="last", precision="fp32"
     )
     with pytest.raises(DataError, match=f"output on {utterances(speech)[0].id} is not finite"):
         caching.fill(

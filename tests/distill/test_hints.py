@@ -170,17 +170,7 @@ def test_a_map_by_likeness_is_made_from_a_sample_and_said(capsys):
         make(None)
 
 
-def test_a_source_with_the_last_states_only_is_refused_by_what_looks_inside():
-    for changes in (
-        {"layerwise_weight": 1.0},
-        {"feature_weight": 1.0, "router": {"kind": "notes"}},
-    ):
-        source = Live(tiny_teacher(**TEACHER), VOCABULARY)
-        source.widths = source.widths[-1:]
-        with pytest.raises(DataError, match="leave `cache` out"):
-            type(taught())(
-                tiny_baseline(**STUDENT), source, DistillConfig(**changes), vocabulary=VOCABULARY
-            )
+def test_a_router_of_modalities_is_refused_by_a_teacher_that_has_none():
     with pytest.raises(DataError, match="no modalities"):
         objective(tiny_baseline(**STUDENT), tiny_baseline(seed=1, **STUDENT), **ROUTED)
     with pytest.raises(ValueError, match="feature_weight weighs, and that is 0"):

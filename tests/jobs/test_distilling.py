@@ -49,7 +49,7 @@ def student(files: dict[str, Path], speeds: list[float], **more: object) -> dist
 
 def test_a_student_learns_from_the_cache_step_at_every_speed_it_hears(speech, tmp_path):
     files = described(speech, tmp_path)
-    settings = cache.Settings(**files, speeds=[0.9, 1.0], hidden=True, batch_seconds=8)
+    settings = cache.Settings(**files, speeds=[0.9, 1.0], hidden="last", batch_seconds=8)
     made = cache.run(settings, job(tmp_path / "cache_step"))
     assert (made.utterances, made.unreadable) == (6, 0)
     assert made.bytes == sum(path.stat().st_size for path in made.cache.glob("*.bin")) > 1000
