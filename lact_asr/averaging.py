@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lact_asr.sharding import like, local
+
 
 class Average:
     """Other values for a model's weights, perhaps following them."""
@@ -27,7 +29,7 @@ class Average:
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Take these values, and the model's where there are none."""
         self.values = {
-            name: values.get(name, weight.data).to(weight.device, copy=True)
+            name: like(values.get(name, weight.data), weight).to(weight.device, copy=True)
             for name, weight in self._weights()
         }
 
@@ -40,8 +42,8 @@ class Average:
         """
         if self.decay:
             decay = min(self.decay, (1 + step) / (10 + step))
-            now = [weight.data for _, weight in self._weights()]
-            torch._foreach_lerp_(list(self.values.values()), now, 1 - decay)
+            now = [local(weight.data) for _, weight in self._weights()]
+            torch._foreach_lerp_([local(each) for each in self.values.values()], now, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -52,9 +54,14 @@ class Average:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
+        """In place: a split model gathers its weights from the memory that they were split into."""
         for name, weight in self._weights() if self.values else ():
-            weight.data, self.values[name] = self.values[name], weight.data
+            present, other = local(weight.data), local(self.values[name])
+            kept = present.clone()
+            present.copy_(other)
+            other.copy_(kept)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and running statistics; a counter has no mean."""

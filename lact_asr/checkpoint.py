@@ -24,6 +24,7 @@ from torch import nn
 
 from lact_asr.errors import DataError
 from lact_asr.files import read_json, write_json
+from lact_asr.sharding import all_like
 from lact_asr.text import Vocabulary
 
 BEST = "best"
@@ -128,7 +129,7 @@ def load_model(
 def restore(module: nn.Module, file: Path) -> None:
     """Load weights; DataError says which do not fit."""
     try:
-        module.load_state_dict(load(file))
+        module.load_state_dict(all_like(load(file), module))
     except RuntimeError as error:
         raise DataError(f"the weights in {file} do not fit the model: {error}") from error
 

@@ -217,6 +217,12 @@ class TrainingConfig(Frozen):
         description="Processes that decode audio, per GPU; unset is one per core up to 8 on a GPU "
         "and none on a CPU",
     )
+    sharded: bool = Field(
+        False,
+        description="Split weights, gradients and optimiser state over all processes (FSDP) "
+        "instead of a copy on each, for models whose 16 bytes a weight do not fit beside a batch; "
+        "costs traffic at every micro-batch, changes no result",
+    )
     probe: bool | None = Field(
         None,
         description="Try the worst batches of an epoch before the first step, so that memory that "

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from lact_asr.sharding import local
+
 
 def adjacent_repeats(labels: Sequence[int]) -> int:
     """Labels equal to the one before: CTC must put a blank between them."""
@@ -41,5 +43,7 @@ def non_finite(module: nn.Module, gradients: bool = False) -> list[str]:
         for name, parameter in module.named_parameters()
     )
     return [
-        name for name, value in tensors if value is not None and not torch.isfinite(value).all()
+        name
+        for name, value in tensors
+        if value is not None and not torch.isfinite(local(value)).all()
     ]

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lact_asr.sharding import split
+
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
 T = TypeVar("T")
 
@@ -64,8 +66,11 @@ class World:
         return values
 
     def wrap(self, module: nn.Module, unused_parameters: bool = False) -> nn.Module:
-        """The module with gradients averaged over ranks, all starting from rank 0's weights."""
-        if self.world_size == 1:
+        """The module with gradients averaged over ranks, all starting from rank 0's weights.
+
+        One that is split over them (`lact_asr.sharding`) does so by itself.
+        """
+        if self.world_size == 1 or split(module):
             return module
         return nn.parallel.DistributedDataParallel(
             module, find_unused_parameters=unused_parameters, gradient_as_bucket_view=True

@@ -14,6 +14,7 @@ from lact_asr.averaging import Average
 from lact_asr.batching import Position
 from lact_asr.errors import DataError
 from lact_asr.objective import Objective
+from lact_asr.sharding import optimizer_like
 
 
 @dataclass
@@ -84,7 +85,7 @@ def resume(
         for group in optimizer.param_groups
     ]
     try:
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(optimizer_like(saved["optimizer"], optimizer))
     except ValueError as error:
         raise DataError(
             f"{path / 'trainer.pt'} was left by another optimiser: write the optim.method of the "

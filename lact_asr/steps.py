@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lact_asr import sharding
 from lact_asr.config import TrainingConfig
 from lact_asr.data import Batch
 from lact_asr.objective import Loss, Objective, arithmetic
@@ -160,8 +161,9 @@ def _normalise(optimizer: torch.optim.Optimizer, scale: float, config: TrainingC
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients)) * scale
+    norm = sharding.norm(gradients) * scale
     if math.isfinite(norm):
+        gradients = [sharding.local(each) for each in gradients]
         torch._foreach_mul_(gradients, scale * min(1.0, config.optim.clip_norm / (norm + 1e-6)))
     return norm
 

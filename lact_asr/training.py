@@ -16,7 +16,17 @@ from typing import Any
 
 import torch
 
-from lact_asr import checkpoint, guard, incidents, optim, parallel, probe, steps, stopping
+from lact_asr import (
+    checkpoint,
+    guard,
+    incidents,
+    optim,
+    parallel,
+    probe,
+    sharding,
+    steps,
+    stopping,
+)
 from lact_asr.augment import SpecAugment, change_speed, draw_speed
 from lact_asr.averaging import Average, mean
 from lact_asr.batching import Position
@@ -110,6 +120,8 @@ class _Run:
         if not len(self.dev.labels.flat):
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
         objective.trainable.to(self.device)
+        if config.sharded and self.world.world_size > 1:
+            sharding.shard(objective.model, objective.trainable)
         self.optimizer = optim.build(objective, config.optim)
         self.average = Average(objective.model, config.average.decay)
         start = self._resume()
@@ -206,7 +218,7 @@ class _Run:
         model, present = self.objective.model, f"{self.state.step:08d}"
         before = [path for path in checkpoint.by_step(self.folder) if path.name < present]
         states = [checkpoint.load(path / checkpoint.WEIGHTS) for path in before[::-1][:steps_back]]
-        weights = mean([*states, model.state_dict()])
+        weights = mean([*states, sharding.whole(model.state_dict())])
         self.journal.say(f"The mean of the weights of {len(states) + 1} checkpoints:")
         self.state.averaged = True
         self._validate(Average(model, values=weights))
@@ -266,12 +278,13 @@ class _Run:
             )
 
     def _write(self, name: str, facts: dict[str, Any], more: dict[str, Any]) -> None:
-        """A checkpoint, by rank 0."""
-        if self.world.main:
-            model = self.objective.model
+        """A checkpoint, by rank 0, of what all ranks have."""
+        model, main = self.objective.model, self.world.main
+        tensors = sharding.whole({checkpoint.WEIGHTS: model.state_dict(), **more}, keep=main)
+        if main:
             described = checkpoint.describe(model, self.vocabulary, self.config)
-            files = {checkpoint.WEIGHTS: model.state_dict(), "config.json": described, **more}
-            checkpoint.save(self.folder, name, {**files, checkpoint.STATE: facts})
+            files = {**tensors, "config.json": described, checkpoint.STATE: facts}
+            checkpoint.save(self.folder, name, files)
 
     def _result(self, finished: bool) -> FitResult:
         """The result on every rank, once rank 0 has written what it names."""

@@ -18,6 +18,7 @@ from lact_asr.loading import loader
 from lact_asr.metrics import Scores, score
 from lact_asr.objective import ctc_losses
 from lact_asr.parallel import World
+from lact_asr.sharding import accompany
 from lact_asr.text import Vocabulary
 from lact_asr.transcribe import decode
 
@@ -66,6 +67,7 @@ def validate(
     batches = loader(corpus, mine, min(workers, len(mine)))
     heard: dict[str, str] = {}
     unreadable: list[tuple[str, str]] = []
+    calls = 0
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, label tokens
     for batch, output, texts in decode(
         model, vocabulary, batches, device, config.precision, unreadable.extend
@@ -74,6 +76,8 @@ def validate(
         losses = ctc_losses(output.log_probs, output.lengths, batch)
         tokens = batch.target_lengths * (losses > 0)  # 0: no path fits the labels
         sums += torch.stack([losses[tokens > 0].sum(), tokens.sum()])
+        calls += 1
+    accompany(model, -(-len(shares) // world.world_size) - calls, device)
     loss, weight = world.all_sum(sums).tolist()
     for part, missing in world.gather((heard, unreadable)):
         heard |= part

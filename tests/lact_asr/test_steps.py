@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lact_asr import parallel, steps
+from lact_asr import parallel, sharding, steps
 from lact_asr.data import Batch, Reader, whole_corpus
 from lact_asr.health import uniform_ctc_loss
 from lact_asr.manifest import read_manifest
@@ -20,15 +20,24 @@ ALONE = parallel.World()
 
 def gradient(batches: list[list[int]], folder: Path, world=ALONE, pad: int = 0):
     """The gradient of one step over these micro-batches of the manifest in a folder."""
+    return gradient_of(batches, folder, world, pad)[:2]
+
+
+def gradient_of(
+    batches: list[list[int]], folder: Path, world=ALONE, pad: int = 0, sharded: bool = False
+):
+    """The gradient, the outcome, and the model, split over the ranks if that is asked for."""
     reader = Reader(whole_corpus(read_manifest(folder / "tones.jsonl"), VOCABULARY))
     read = [padded(reader[each], pad) for each in batches]
     objective = CTCObjective(precise(tiny()))
+    if sharded:
+        sharding.shard(objective.model, objective.trainable)
     optimizer = torch.optim.SGD(objective.trainable.parameters(), lr=0.0)
     setting = steps.Setting(settings(optim={"clip_norm": 1e9}), world, torch.device("cpu"))
     module = world.wrap(steps.Called(objective))
     outcome = steps.take(module, optimizer, read, 0.0, setting, False, {})
-    flat = torch.cat([p.grad.flatten() for p in objective.trainable.parameters()])
-    return flat.clone(), outcome
+    flat = [sharding.full(p.grad).flatten() for p in objective.trainable.parameters()]
+    return torch.cat(flat), outcome, objective.model
 
 
 def precise(model: Recogniser) -> Recogniser:

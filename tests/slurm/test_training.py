@@ -10,14 +10,16 @@ import torch
 from lact_asr import parallel
 from tests.conftest import REPOSITORY
 from tests.lact_asr.small import manifest
-from tests.lact_asr.test_steps import gradient, relative
+from tests.lact_asr.test_steps import gradient, gradient_of, relative
 
 
 def gradient_of_a_task(folder: Path) -> None:
     """Two of eight utterances, each a micro-batch, as one of four ranks."""
     world = parallel.start()
-    found, outcome = gradient([[2 * world.rank], [2 * world.rank + 1]], folder, world)
-    torch.save((world.world_size, found, outcome.loss), folder / f"{world.rank}.pt")
+    mine = [[2 * world.rank], [2 * world.rank + 1]]
+    found, outcome = gradient(mine, folder, world)
+    split = gradient_of(mine, folder, world, sharded=True)[0]
+    torch.save((world.world_size, found, split, outcome.loss), folder / f"{world.rank}.pt")
 
 
 @pytest.mark.usefixtures("slurm")
@@ -28,7 +30,8 @@ def test_four_ranks_on_two_nodes_have_the_gradient_of_one_process(tmp_path):
     command = ["srun", "--nodes=2", "--ntasks=4", "--export=ALL,OMP_NUM_THREADS=1", *module]
     subprocess.run([*command, str(tmp_path)], check=True, cwd=REPOSITORY, timeout=120)
     for rank in range(4):
-        size, found, loss = torch.load(tmp_path / f"{rank}.pt")
+        size, found, split, loss = torch.load(tmp_path / f"{rank}.pt")
         assert size == 4
         assert relative(found, expected) < 1e-6
+        assert relative(split, expected) < 1e-6
         assert loss == pytest.approx(outcome.loss, rel=1e-6)

@@ -1,0 +1,124 @@
+"""A model split over processes trains as a whole one does, and its checkpoints do not tell."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lact_asr import checkpoint, parallel, sharding
+from lact_asr.errors import DataError
+from lact_asr.manifest import read_manifest
+from lact_asr.objective import CTCObjective
+from lact_asr.recipe import CTCConfig
+from tests.lact_asr.ranks import in_ranks
+from tests.lact_asr.small import manifest, run, tiny
+from tests.lact_asr.test_resume import assert_same_bits
+from tests.lact_asr.test_steps import gradient_of, relative
+
+HEARD = CTCConfig(intermediate=(1,))
+GIVEN = {
+    "max_steps": 6,
+    "accumulate": 2,
+    "batch_seconds": 4.0,
+    "average": {"decay": 0.9, "last": 2},
+    "optim": {"method": "muon"},
+}
+
+
+def student() -> CTCObjective:
+    return CTCObjective(tiny(layers=2), HEARD)
+
+
+def split_gradient(folder: Path) -> None:
+    """The gradient of unequal halves, the model split over two ranks; and what a rank holds."""
+    world = parallel.start()
+    mine = [[0, 1, 2], [3]] if world.main else [[4, 5], [6, 7]]
+    found, outcome, model = gradient_of(mine, folder, world, sharded=True)
+    held = sum(p.to_local().numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters())
+    torch.save((found, outcome.loss, outcome.grad_norm, held / total), folder / f"{world.rank}.pt")
+
+
+def test_the_gradient_is_that_of_one_process_and_each_holds_half(tmp_path):
+    manifest(tmp_path)
+    expected, outcome, _ = gradient_of([list(range(8))], tmp_path)
+    assert in_ranks(split_gradient, tmp_path, 2) == [0, 0], (tmp_path / "rank1.log").read_text()
+    shares = []
+    for rank in range(2):
+        found, loss, norm, share = torch.load(tmp_path / f"{rank}.pt")
+        assert relative(found, expected) < 1e-6
+        assert (loss, norm) == pytest.approx((outcome.loss, outcome.grad_norm), rel=1e-6)
+        assert share < 0.6  # half, but that the one head's fast weights are on one of them
+        shares.append(share)
+    assert sum(shares) == pytest.approx(1)
+
+
+def trained(folder: Path) -> None:
+    """Split; split, stopped and resumed; a copy on each rank: all with the same data."""
+    train = read_manifest(folder / "tones.jsonl")
+    run(folder / "split", train, student(), sharded=True, **GIVEN)
+    run(folder / "cut", train, student(), stop_at=4, sharded=True, **GIVEN)
+    run(folder / "cut", train, student(), sharded=True, **GIVEN)
+    run(folder / "copies", train, student(), **GIVEN)
+    run(folder / "began-split", train, student(), stop_at=4, sharded=True, **GIVEN)
+    run(folder / "began-split", train, student(), **GIVEN)
+    run(folder / "began-whole", train, student(), stop_at=4, **GIVEN)
+    run(folder / "began-whole", train, student(), sharded=True, **GIVEN)
+
+
+def test_training_resumes_bit_for_bit_and_may_be_split_or_not_at_any_time(tmp_path):
+    manifest(tmp_path)
+    assert in_ranks(trained, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
+    assert_same_bits(tmp_path / "cut", tmp_path / "split", "00000006")
+    files = {
+        name: checkpoint.load(tmp_path / name / "checkpoints/00000006" / checkpoint.WEIGHTS)
+        for name in ("split", "copies", "began-split", "began-whole")
+    }
+    best, other = (
+        checkpoint.load(tmp_path / name / "checkpoints/best" / checkpoint.WEIGHTS)
+        for name in ("split", "copies")
+    )
+    start = student().model.state_dict()
+    for name, values in files.items():
+        assert values.keys() == best.keys() == start.keys(), name
+        for key, value in values.items():
+            assert value.shape == start[key].shape
+            assert torch.allclose(value, files["copies"][key], atol=2e-5), (name, key)
+    assert all(torch.allclose(best[key], other[key], atol=2e-5) for key in best)
+    assert any(not torch.equal(start[key], best[key]) for key in best)
+
+
+def alone(folder: Path) -> None:
+    """One process goes on with what two have split."""
+    run(
+        folder / "split",
+        read_manifest(folder / "tones.jsonl"),
+        student(),
+        **{**GIVEN, "max_steps": 8},
+    )
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    manifest(tmp_path)
+    assert in_ranks(begun, tmp_path, 2) == [0, 0]
+    alone(tmp_path)
+    assert checkpoint.latest(tmp_path / "split/checkpoints").name == "00000008"
+
+
+def begun(folder: Path) -> None:
+    """Two ranks, split, to the end."""
+    run(folder / "split", read_manifest(folder / "tones.jsonl"), student(), sharded=True, **GIVEN)
+
+
+def refuses(folder: Path) -> None:
+    """A projector beside the model."""
+    parallel.start()
+    model = tiny()
+    both = torch.nn.ModuleDict({"model": model, "projector": torch.nn.Linear(2, 2)})
+    with pytest.raises(DataError, match=r"2 parameters beside it learn too \(projector"):
+        sharding.shard(model, both)
+    assert not sharding.split(model)
+
+
+def test_what_learns_beside_the_model_is_refused_by_name(tmp_path):
+    assert in_ranks(refuses, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
