@@ -37,3 +37,6 @@ def in_ranks(function: Callable[[Path], None], folder: Path, world_size: int) ->
 if __name__ == "__main__":
     torch.set_num_threads(1)
     getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(Path(sys.argv[3]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as the worker does: PyTorch's teardown aborts now and then
