@@ -26,7 +26,7 @@ from lact_asr.errors import DataError
 from lact_asr.loading import default_workers, loader
 from lact_asr.manifest import Utterance
 from lact_asr.model import CTCOutput
-from lact_asr.objective import arithmetic
+from lact_asr.objective import arithmetic, listen, sees
 from lact_asr.parallel import World
 from lact_asr.text import Vocabulary
 
@@ -114,7 +114,9 @@ def fill(
     stopped = False
     for speed in speeds:
         left = [each for each in utterances if (each.id, speed) not in done]
-        batches = _read(left, vocabulary, batch_seconds * min(speed, 1.0), world, device)
+        batches = _read(
+            left, vocabulary, sees(teacher), batch_seconds * min(speed, 1.0), world, device
+        )
         for batch in batches:
             unreadable |= dict(batch.unreadable)
             if len(batch):
@@ -131,12 +133,13 @@ def fill(
 def _read(
     utterances: Sequence[Utterance],
     vocabulary: Vocabulary,
+    shape: tuple[int, ...] | None,
     batch_seconds: float,
     world: World,
     device: torch.device,
 ) -> Iterable[Batch]:
     """This process's share, in batches of similar length."""
-    corpus = whole_corpus(utterances, vocabulary)
+    corpus = whole_corpus(utterances, vocabulary, shape)
     mine = by_length(corpus.durations, batch_seconds)[world.rank :: world.world_size]
     return loader(corpus, mine, min(default_workers(device), len(mine)))
 
@@ -161,7 +164,7 @@ class _Record:
 def _heard(teacher: nn.Module, batch: Batch, form: Form, device: torch.device) -> list[_Record]:
     """What the teacher says of each utterance of a batch."""
     with arithmetic(device, form.precision):
-        output = teacher(batch.waves, batch.wave_lengths)
+        output = listen(teacher, batch)
     parts = {name: part.cpu().numpy() for name, part in _kept(output, form).items()}
     lengths = output.lengths.tolist()
     return [

@@ -13,6 +13,7 @@ from distill.router_config import RouterConfig
 from lact_asr.config import HOP
 from lact_asr.frozen import Frozen
 
+FRAME = (3, 112, 112)  # of video: colours, height, width
 Norm = Literal["group", "batch"]
 NORM = (
     "Normalisation after convolutions: group is independent of the batch; batch (the notes' first "
@@ -43,9 +44,12 @@ class TeacherConfig(Frozen):
     )
     norm: Norm = Field("group", description=NORM)
     cepstra: int = Field(40, ge=1, description="Cepstral coefficients (MFCC) beside the pitch")
-    video: bool = Field(
-        False, description="A second trunk for video frames, 3 x 112 x 112 at 25 Hz; may be absent"
+    video: Literal["off", "frames", "features"] = Field(
+        "off",
+        description="Video at 25 Hz beside the audio, which an utterance may lack: frames, 3 x 112 "
+        "x 112 through a trunk of their own, or the features of another model, as they are",
     )
+    video_features: int = Field(512, ge=1, description="Width of ready video features, channels")
     video_width: float = Field(
         0.5, gt=0, le=2, description="Channels of the video trunk as a multiple of I3D's"
     )
@@ -104,6 +108,11 @@ class TeacherConfig(Frozen):
             if not 1 <= kept <= there:
                 raise ValueError("trunk_blocks go from [1, 1, 1] to [2, 5, 2]")
         return self
+
+    @property
+    def sees(self) -> tuple[int, ...] | None:
+        """The shape of a frame of video."""
+        return {"off": None, "frames": FRAME, "features": (self.video_features,)}[self.video]
 
     def tokens(self, samples: Any) -> Any:
         """Output frames (25 Hz) of so many samples; takes an int or an integer tensor."""

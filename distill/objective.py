@@ -32,7 +32,7 @@ from distill.vocabularies import check_vocabularies, transcribed
 from lact_asr.data import Batch
 from lact_asr.features import valid
 from lact_asr.model import CTCOutput
-from lact_asr.objective import Loss, ctc_losses, listen
+from lact_asr.objective import Loss, ctc_losses, listen, sees
 from lact_asr.text import Vocabulary
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class DistillObjective:
 
         `sample` is what a layer map by likeness is made from.
         """
+        self.sees = sees(student) or source.sees
         check_vocabularies(vocabulary, source.vocabulary, config)
         self.config, self.model, self.source = config, student, source
         self.vocabulary, self.projected = vocabulary, config.target != "outputs"
@@ -211,7 +212,7 @@ class DistillObjective:
     def _likeness(self, sample: Batch) -> Tensor:
         """(L_S, L_T) on the frames of the sample."""
         training = self.model.training
-        student = self.model.eval()(sample.waves, sample.wave_lengths)
+        student = listen(self.model.eval(), sample)
         self.model.train(training)
         teacher = self.source(sample, self.config.temperature)
         mask = valid(self._frames(sample), student.log_probs.shape[1])

@@ -36,6 +36,7 @@ class Cached:
         self.vocabulary = Vocabulary.from_dict(self.form.vocabulary)
         self.frame_rate, self.widths = self.form.frame_rate, tuple(self.form.widths)
         self.modalities: tuple[str, ...] = ()
+        self.sees: tuple[int, ...] | None = None
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """Whether what is kept is enough for these settings."""

@@ -7,7 +7,7 @@ before the first step.
 Shapes: B batch, T teacher frames, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -19,6 +19,7 @@ from distill.losses import TopK
 from lact_asr.config import SAMPLE_RATE
 from lact_asr.data import Batch
 from lact_asr.model import CTCOutput
+from lact_asr.objective import listen, sees
 from lact_asr.text import Vocabulary
 
 
@@ -36,6 +37,7 @@ class Source(Protocol):
     frame_rate: float  # output frames per second
     widths: tuple[int, ...]  # of the hidden states it gives, the last ones last
     modalities: tuple[str, ...]  # whose states it gives
+    sees: tuple[int, ...] | None  # the shape of a frame of the video it looks at, if it does
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """DataError if it cannot teach in this way a student whose frames are `ratio` as long."""
@@ -59,6 +61,7 @@ class Live:
         self.frame_rate = frame_rate(teacher)
         self.widths = widths(teacher)
         self.modalities = getattr(teacher, "modality_names", ())
+        self.sees = sees(teacher)
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """A live teacher teaches in every way."""
@@ -72,7 +75,7 @@ class Live:
         """The model's output; the temperature is for those who must know it before."""
         if next(self.teacher.parameters()).device != batch.waves.device:
             self.teacher.to(batch.waves.device)
-        return self.teacher(batch.waves, batch.wave_lengths)
+        return listen(self.teacher, replace(batch, augment=None))
 
 
 def widths(model: nn.Module) -> tuple[int, ...]:

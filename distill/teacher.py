@@ -89,15 +89,18 @@ class Teacher(nn.Module):
         self.config = config
         self.mel = LogMel(config.mels)
         self.pitch = PitchAndCepstra(config.mels, config.cepstra)
-        self.modality_names = ("mel", "pitch", "video")[: 3 if config.video else 2]
+        self.sees = config.sees
+        self.modality_names = ("mel", "pitch", "video")[: 3 if self.sees else 2]
         self.clip_stem = ClipStem(config)
         self.pitch_stem = PitchStem(config.cepstra + PITCH, config.hidden)
         inputs = [self.clip_stem.outputs, self.pitch_stem.outputs]
-        if config.video:
+        if config.video == "frames":
             self.video_trunk = Trunk(
                 3, config.video_width, 1, config.norm, hold_edges=config.hold_edges
             )
             inputs.append(self.video_trunk.outputs)
+        elif config.video == "features":  # the fusion's norm and linear map are all their stem
+            inputs.append(config.video_features)
         self.fusion = ModalityFusion(
             inputs,
             config.hidden,
@@ -146,9 +149,10 @@ class Teacher(nn.Module):
     ) -> TeacherOutput:
         """Waves (B, N) float32 at 16 kHz and their lengths (B,) in samples.
 
-        `video` (B, 3, T_v, H, W) shows 25 frames a second, each utterance its `video_lengths` (B,):
-        0 where it has none. `present` (B, M) bool, in the order mel, pitch, video, marks what may
-        be used; whatever an absent modality holds, NaN even, has no effect.
+        `video`, (B, T_v, 3, H, W) in 0..255 or (B, T_v, D_v) features, shows 25 frames a second,
+        each utterance its `video_lengths` (B,): 0 where it has none. `present` (B, M) bool, in the
+        order mel, pitch, video, marks what may be used; whatever an absent modality holds, NaN
+        even, has no effect.
         """
         lengths = self.output_lengths(wave_lengths)
         grid = self.output_lengths(waves.shape[1])
@@ -156,7 +160,7 @@ class Teacher(nn.Module):
             present = torch.ones(len(waves), len(self.fusion.norms), device=waves.device).bool()
         streams = self._audio(waves, wave_lengths, present, augment)
         there = [valid(lengths, grid) & present[:, index, None] for index in range(2)]
-        if self.config.video:
+        if self.sees:
             stream, seen = self._video(video, video_lengths, present[:, 2], grid)
             streams.append(stream)
             there.append(seen & valid(lengths, grid))
@@ -184,11 +188,15 @@ class Teacher(nn.Module):
         self, video: Tensor | None, lengths: Tensor | None, present: Tensor, grid: int
     ) -> tuple[Tensor, Tensor]:
         """The video stream (B, T', D_v) and where it is there (B, T')."""
-        if video is None or lengths is None:  # one black frame keeps the trunk in the graph
-            video = self.head.weight.new_zeros(len(present), 3, 1, 32, 32)
+        pictures = self.config.video == "frames"
+        if video is None or lengths is None:  # one frame, not looked at, keeps all in the graph
+            shape = (3, 32, 32) if pictures else self.sees
+            video = self.head.weight.new_zeros(len(present), 1, *shape)
             lengths = torch.zeros_like(present, dtype=torch.int64)
         lengths = lengths.masked_fill(~present, 0)
-        stream, _ = self.video_trunk(video, lengths)
+        stream = video.float()
+        if pictures:
+            stream, _ = self.video_trunk(stream.transpose(1, 2) / 127.5 - 1, lengths)
         stream = F.pad(stream, (0, 0, 0, max(0, grid - stream.shape[1])))[:, :grid]
         return stream, valid(lengths, grid)
 

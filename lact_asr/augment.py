@@ -31,7 +31,10 @@ def draw_speed(config: AugmentConfig) -> float:
 
 
 def change_speed(batch: Batch, speed: float) -> Batch:
-    """The batch as it sounds when played at a speed: at 0.9 slower, lower, and 1/0.9 as long."""
+    """The batch as it sounds when played at a speed: at 0.9 slower, lower, and 1/0.9 as long.
+
+    Its video is played as much slower or faster, with frames between its frames.
+    """
     ratio = Fraction(speed).limit_denominator(FINEST)
     old, new = ratio.numerator, ratio.denominator  # at 0.9 nine samples become ten
     if old == new:
@@ -43,7 +46,24 @@ def change_speed(batch: Batch, speed: float) -> Batch:
     longest = -(-batch.waves.shape[1] * new // old)
     lengths = -(-batch.wave_lengths * new // old)
     waves = played.flatten(1)[:, :longest]
-    return replace(batch, waves=waves, wave_lengths=lengths, speed=speed)
+    played_back = replace(batch, waves=waves, wave_lengths=lengths, speed=speed)
+    if batch.video is None:
+        return played_back
+    video = _stretched(batch.video, batch.video_lengths, old, new)
+    return replace(played_back, video=video, video_lengths=-(-batch.video_lengths * new // old))
+
+
+def _stretched(video: Tensor, lengths: Tensor, old: int, new: int) -> Tensor:
+    """[B,T,...] with `new` frames for every `old`, each linear between its neighbours in time."""
+    count = -(-video.shape[1] * new // old)
+    times = torch.arange(count, device=video.device) * old  # in new-ths of an old frame
+    rows, last = torch.arange(len(video), device=video.device)[:, None], (lengths - 1)[:, None]
+    before, after = (
+        video[rows, place.minimum(last).clamp_min(0)].float()
+        for place in (times // new, times // new + 1)
+    )
+    share = (times % new / new).view(1, -1, *[1] * (video.dim() - 2))
+    return torch.lerp(before, after, share)
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ read is named and left out; training goes on without it, within a stated number.
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -23,15 +23,18 @@ from lact_asr.errors import DataError
 from lact_asr.health import frames_needed
 from lact_asr.manifest import Utterance, uncollected
 from lact_asr.text import CHARACTERS, Vocabulary, normalise
+from lact_asr.video import read_video
 
 if TYPE_CHECKING:
     from lact_asr.augment import SpecAugment
 
+Heard = tuple[np.ndarray, np.ndarray | None]  # samples, and video if there is some
 SPARES = 10  # other utterances tried where a whole batch is unreadable
 TOO_LONG = "longer than the limit"
 FOREIGN = "characters outside the vocabulary"
 EMPTY = "empty text"
 INFEASIBLE = "more labels than output frames"
+TENSORS = ("waves", "wave_lengths", "targets", "target_lengths", "video", "video_lengths")
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Batch:
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (id, why), left out
     augment: "SpecAugment | None" = None  # what hides features of it in training
     speed: float = 1.0  # it was changed to, as it is played
+    video: Tensor | None = None  # [B,T,...] zero past each length; none if no utterance has any
+    video_lengths: Tensor | None = None  # [B] int64, frames; 0 where there is none
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,9 +70,9 @@ class Batch:
         return self._apply(Tensor.pin_memory)
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = (self.waves, self.wave_lengths, self.targets, self.target_lengths)
-        changed = map(change, tensors)
-        return Batch(self.ids, self.texts, *changed, self.unreadable, self.augment, self.speed)
+        there = {name: getattr(self, name) for name in TENSORS}
+        changed = {name: change(value) for name, value in there.items() if value is not None}
+        return replace(self, **changed)
 
 
 class Rows:
@@ -96,7 +101,16 @@ class Strings(Rows):
 class Corpus:
     """Utterances with their labels, read-only, by index."""
 
-    def __init__(self, utterances: Sequence[Utterance], labels: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        labels: Sequence[Sequence[int]],
+        sees: tuple[int, ...] | None = None,
+    ) -> None:
+        """`sees`: the shape of a frame of video, where somebody looks at it."""
+        seen = sees is not None and any(each.video for each in utterances)
+        self.videos = Strings(str(each.video or "") for each in utterances) if seen else None
+        self.sees = sees
         self.durations = np.array([each.duration for each in utterances])  # seconds
         self.ids = Strings(each.id for each in utterances)
         self.paths = Strings(str(each.audio) for each in utterances)
@@ -125,6 +139,7 @@ def usable(
     output_lengths: Callable[[Tensor], Tensor],
     config: TrainingConfig,
     views: int = 1,
+    sees: tuple[int, ...] | None = None,
 ) -> tuple[Corpus, dict[str, list[str]]]:
     """What can be trained on, and the ids of what cannot, by reason.
 
@@ -159,12 +174,14 @@ def usable(
             f"limit is {longest:g} s, the smaller of max_duration and batch_seconds, the latter at "
             "the slowest speed)"
         )
-    return Corpus(kept, kept_labels), dict(dropped)
+    return Corpus(kept, kept_labels, sees), dict(dropped)
 
 
-def whole_corpus(utterances: Sequence[Utterance], vocabulary: Vocabulary) -> Corpus:
+def whole_corpus(
+    utterances: Sequence[Utterance], vocabulary: Vocabulary, sees: tuple[int, ...] | None = None
+) -> Corpus:
     """Every utterance, for decoding; one whose text has no labels counts for WER, not for loss."""
-    return Corpus(utterances, [_labels(each.text, vocabulary)[0] for each in utterances])
+    return Corpus(utterances, [_labels(each.text, vocabulary)[0] for each in utterances], sees)
 
 
 def _labels(text: str, vocabulary: Vocabulary) -> tuple[list[int], str]:
@@ -190,6 +207,13 @@ def read(corpus: Corpus, index: int) -> np.ndarray:
     return samples
 
 
+def look(corpus: Corpus, index: int) -> np.ndarray | None:
+    """The video of one utterance, if it has any and somebody looks; DataError as in `read`."""
+    if corpus.videos is None or not len(corpus.videos[index]):
+        return None
+    return read_video(corpus.videos.text(index), corpus.sees, float(corpus.durations[index]))
+
+
 class Reader(Dataset):
     """Batches by lists of utterance indices; an unreadable utterance is left out and named."""
 
@@ -199,26 +223,24 @@ class Reader(Dataset):
         self.cache: dict[int, np.ndarray] | None = {} if cache else None
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        waves: dict[int, np.ndarray] = {}
+        found: dict[int, Heard] = {}
         unreadable: list[tuple[str, str]] = []
         for index in map(int, indices):
-            self._add(index, waves, unreadable)
+            self._add(index, found, unreadable)
         for step in range(1, SPARES + 1):
-            if not self.spare or waves:
+            if not self.spare or found:
                 break
-            self._add((int(indices[0]) + step) % len(self.corpus), waves, unreadable)
-        if self.spare and not waves:
+            self._add((int(indices[0]) + step) % len(self.corpus), found, unreadable)
+        if self.spare and not found:
             raise DataError(
                 f"{len(unreadable)} audio files in a row are unreadable, the last one says: "
                 f"{unreadable[-1][1]}"
             )
-        return self._padded(waves, unreadable)
+        return self._padded(found, unreadable)
 
-    def _add(
-        self, index: int, waves: dict[int, np.ndarray], unreadable: list[tuple[str, str]]
-    ) -> None:
+    def _add(self, index: int, found: dict[int, Heard], unreadable: list[tuple[str, str]]) -> None:
         try:
-            waves[index] = self._wave(index)
+            found[index] = self._wave(index), look(self.corpus, index)
         except DataError as error:
             unreadable.append((self.corpus.ids.text(index), str(error)))
 
@@ -229,21 +251,36 @@ class Reader(Dataset):
             self.cache[index] = read(self.corpus, index)
         return self.cache[index]
 
-    def _padded(self, waves: dict[int, np.ndarray], unreadable: list[tuple[str, str]]) -> Batch:
-        lengths = [len(wave) for wave in waves.values()]
-        padded = _zeros(len(waves), max(lengths, default=0))
-        for row, wave in zip(padded, waves.values(), strict=True):
+    def _padded(self, found: dict[int, Heard], unreadable: list[tuple[str, str]]) -> Batch:
+        lengths = [len(wave) for wave, _ in found.values()]
+        padded = _zeros(len(found), max(lengths, default=0))
+        for row, (wave, _) in zip(padded, found.values(), strict=True):
             row[: len(wave)] = torch.from_numpy(wave)
-        labels = [self.corpus.labels[index] for index in waves]
+        labels = [self.corpus.labels[index] for index in found]
         return Batch(
-            [self.corpus.ids.text(index) for index in waves],
-            [self.corpus.texts.text(index) for index in waves],
+            [self.corpus.ids.text(index) for index in found],
+            [self.corpus.texts.text(index) for index in found],
             padded,
             torch.tensor(lengths, dtype=torch.int64),
             torch.from_numpy(np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)),
             torch.tensor([len(each) for each in labels], dtype=torch.int64),
             unreadable,
+            **_shown([video for _, video in found.values()]),
         )
+
+
+def _shown(videos: Sequence[np.ndarray | None]) -> dict[str, Tensor]:
+    """The videos of a batch, padded, and their lengths; nothing if there are none."""
+    some = [each for each in videos if each is not None]
+    if not some:
+        return {}
+    lengths = torch.tensor([0 if each is None else len(each) for each in videos])
+    like = torch.from_numpy(some[0])
+    padded = like.new_zeros(len(videos), int(lengths.max()), *like.shape[1:])
+    for row, each in zip(padded, videos, strict=True):
+        if each is not None:
+            row[: len(each)] = torch.from_numpy(each)
+    return {"video": padded, "video_lengths": lengths}
 
 
 def _zeros(rows: int, size: int) -> Tensor:

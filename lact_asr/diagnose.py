@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lact_asr.data import Batch
-from lact_asr.objective import arithmetic, ctc_losses
+from lact_asr.objective import arithmetic, ctc_losses, listen
 from lact_asr.ranges import Range, Row
 
 LIMIT = 1e4  # sound models stay below 100, in activations and in gradients per label token
@@ -83,7 +83,7 @@ def _walk(
     """Forward, loss and backward; the loss per label token."""
     watch.look(WAVES, "forward", batch.waves, "the audio")
     with arithmetic(device, precision):
-        output = model(batch.waves, batch.wave_lengths)
+        output = listen(model, batch)
     losses = ctc_losses(output.log_probs, output.lengths, batch)
     watch.look(LOSS, "loss", losses, f"CTC of {', '.join(batch.ids)}", limit=math.inf)
     loss = losses.sum() / batch.target_lengths.sum().clamp(min=1)

@@ -3,6 +3,8 @@
     {"id": "84-121123-0000", "audio": "../LibriSpeech/dev-clean/84/121123/84-121123-0000.flac",
      "duration": 3.275, "text": "GO", "speaker": "84"}        (on one line)
 
+"video" may name a file of video beside the audio (`lact_asr.video`), for models that look at it.
+
 Durations are read from the audio headers once, when the manifest is written: reading them at the
 start of training has cost a public project 15 minutes before its first step (104,014 files, twice,
 over NFS).
@@ -33,6 +35,7 @@ class Utterance:
     duration: float  # seconds
     text: str
     speaker: str
+    video: Path | None = None
 
 
 @contextmanager
@@ -51,7 +54,7 @@ def uncollected() -> Iterator[None]:
 
 @uncollected()
 def read_manifest(path: Path) -> list[Utterance]:
-    """The utterances of a manifest; relative audio paths start at the manifest's folder.
+    """The utterances of a manifest; relative paths start at the manifest's folder.
 
     Raises DataError with every bad line as file:line, and for a manifest without utterances.
     """
@@ -82,8 +85,8 @@ def read_manifest(path: Path) -> list[Utterance]:
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write a manifest atomically.
 
-    Audio under the parent of the manifest's folder (the data root) is stored as a relative path, so
-    that the root can be moved as a whole; audio elsewhere as an absolute one.
+    Files under the parent of the manifest's folder (the data root) are stored as relative paths, so
+    that the root can be moved as a whole; files elsewhere as absolute ones.
     """
     path = _absolute(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,14 +108,19 @@ def _absolute(path: Path) -> Path:
 
 
 def _record(utterance: Utterance, root: str) -> dict[str, Any]:
-    audio = os.path.abspath(utterance.audio)  # noqa: PTH100 - strings: 281,241 paths in 2 s, not 6
-    return {
+    record = {
         "id": utterance.id,
-        "audio": "../" + audio[len(root) :] if audio.startswith(root) else audio,
+        "audio": _within(root, utterance.audio),
         "duration": round(utterance.duration, 6),
         "text": utterance.text,
         "speaker": utterance.speaker,
     }
+    return {**record, "video": _within(root, utterance.video)} if utterance.video else record
+
+
+def _within(root: str, path: Path) -> str:
+    whole = os.path.abspath(path)  # noqa: PTH100 - strings: 281,241 paths in 2 s, not 6
+    return "../" + whole[len(root) :] if whole.startswith(root) else whole
 
 
 def _parse(line: str, folder: str) -> Utterance:
@@ -131,5 +139,13 @@ def _parse(line: str, folder: str) -> Utterance:
     seconds = float(duration) if is_number else math.nan
     if not 0 < seconds < math.inf:
         raise ValueError(f"'duration' must be a number of seconds above 0, found {duration!r}")
-    audio = os.path.normpath(os.path.join(folder, record["audio"]))  # noqa: PTH118
-    return Utterance(record["id"], Path(audio), seconds, record["text"], record["speaker"])
+    audio, video = _joined(folder, record["audio"]), record.get("video")
+    if video is not None:
+        if not isinstance(video, str):
+            raise ValueError(f"the key 'video' must be a string, found {video!r}")
+        video = _joined(folder, video)
+    return Utterance(record["id"], audio, seconds, record["text"], record["speaker"], video)
+
+
+def _joined(folder: str, path: str) -> Path:
+    return Path(os.path.normpath(os.path.join(folder, path)))  # noqa: PTH118

@@ -8,7 +8,7 @@ means is not: micro-batches hold different numbers of labels (relative error 2.3
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Objective(Protocol):
     `begin_step(batches, all_sum)`, called with this rank's micro-batches before the first of them,
     for a loss that counts something else beside labels. And `end_step(step, outcome, journal)`,
     told what all ranks together came to. And `views`, how often it hears each utterance of a batch:
-    as much fewer are in one.
+    as much fewer are in one. And `sees`, the shape of a frame of the video it looks at.
     """
 
     trainable: nn.Module  # everything with parameters to learn
@@ -71,6 +71,7 @@ class CTCObjective:
         if self.config.intermediate:
             self.config.check(model.config.blocks)
         self.views = self.config.views  # fit puts fewer utterances into a batch
+        self.sees = sees(model)
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
         """The loss of a batch; `zeroed` counts utterances that no path fits (loss infinite)."""
@@ -113,6 +114,8 @@ def repeated(batch: Batch, times: int) -> Batch:
         wave_lengths=batch.wave_lengths.repeat(times),
         targets=batch.targets.repeat(times),
         target_lengths=batch.target_lengths.repeat(times),
+        video=None if batch.video is None else torch.cat([batch.video] * times),
+        video_lengths=None if batch.video is None else batch.video_lengths.repeat(times),
     )
 
 
@@ -126,9 +129,18 @@ def consistency(log_probs: Tensor, lengths: Tensor) -> Tensor:
 
 
 def listen(model: nn.Module, batch: Batch) -> CTCOutput:
-    """The model's output on a batch, through the batch's augmentation if it has one."""
-    hidden = {"augment": batch.augment} if batch.augment else {}
-    return model(batch.waves, batch.wave_lengths, **hidden)
+    """The model's output on a batch, through the batch's augmentation if it has one, and on its
+    video if the model looks at any.
+    """
+    more: dict[str, Any] = {"augment": batch.augment} if batch.augment else {}
+    if batch.video is not None and sees(model):
+        more |= {"video": batch.video, "video_lengths": batch.video_lengths}
+    return model(batch.waves, batch.wave_lengths, **more)
+
+
+def sees(model: nn.Module) -> tuple[int, ...] | None:
+    """The shape of a frame of the video that a model looks at, if it does."""
+    return getattr(model, "sees", None)
 
 
 def ctc_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:

@@ -1,5 +1,5 @@
-"""Audio copied to the node's own disk before training: a shared file system is read once, not once
-an epoch, and thousands of small opens there cost more than their bytes.
+"""Audio, and video beside it, copied to the node's own disk before training: a shared file system
+is read once, not once an epoch, and thousands of small opens there cost more than their bytes.
 
 A copy lies under its source's whole path, is renamed into place when complete, and has its source's
 size and time: what a killed job has copied is not copied again. No torch here.
@@ -28,13 +28,14 @@ def scratch() -> Path:
 
 
 def staged(utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
-    """The utterances with their audio in `folder`, each file copied if it is not there yet.
+    """The utterances with their files in `folder`, each file copied if it is not there yet.
 
     Processes of one node take turns, so the first copies for all. A file that cannot be read keeps
     its place: training names it. DataError if the disk has too little room.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sources = list(dict.fromkeys(each.audio.absolute() for each in utterances))
+    files = [path for each in utterances for path in (each.audio, each.video) if path]
+    sources = list(dict.fromkeys(path.absolute() for path in files))
     copies = [_place(source, folder) for source in sources]
     with alone(folder / "lock"), ThreadPoolExecutor(AT_ONCE) as pool:
         costs = list(pool.map(_missing, sources, copies))
@@ -43,7 +44,7 @@ def staged(utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
         with Progress(f"staging to {folder}", sum(costs), "B") as progress:
             for cost in pool.map(lambda pair: _copied(*pair), wanted):
                 progress.advance(cost)
-    return [_moved(each, _place(each.audio.absolute(), folder)) for each in utterances]
+    return [_moved(each, folder) for each in utterances]
 
 
 def _place(source: Path, folder: Path) -> Path:
@@ -85,5 +86,12 @@ def _copied(source: Path, copy: Path) -> int:
     return copy.stat().st_size
 
 
-def _moved(utterance: Utterance, copy: Path) -> Utterance:
-    return replace(utterance, audio=copy) if copy.exists() else utterance
+def _moved(utterance: Utterance, folder: Path) -> Utterance:
+    video = utterance.video and _copy(utterance.video, folder)
+    return replace(utterance, audio=_copy(utterance.audio, folder), video=video)
+
+
+def _copy(file: Path, folder: Path) -> Path:
+    """Where the file is now: in the folder, or where it was."""
+    copy = _place(file.absolute(), folder)
+    return copy if copy.exists() else file

@@ -36,7 +36,7 @@ from lact_asr.errors import DataError, TrainingFailed
 from lact_asr.journal import Journal
 from lact_asr.loading import Stream, default_workers
 from lact_asr.manifest import Utterance
-from lact_asr.objective import CTCObjective, Loss, Objective
+from lact_asr.objective import CTCObjective, Loss, Objective, sees
 from lact_asr.resume import State, resume, step_seed, trainer_state
 from lact_asr.text import Vocabulary
 from lact_asr.validation import standing, validate
@@ -111,12 +111,12 @@ class _Run:
     def prepare(self, train: list[Utterance], dev: list[Utterance]) -> None:
         """Data, optimiser, and what an earlier process left."""
         objective, config = self.objective, self.config
-        views = getattr(objective, "views", 1)
+        views, seen = getattr(objective, "views", 1), getattr(objective, "sees", None)
         self.corpus, dropped = usable(
-            train, self.vocabulary, objective.model.output_lengths, config, views
+            train, self.vocabulary, objective.model.output_lengths, config, views, seen
         )
         self.journal.start(len(train), self.corpus.durations.sum(), len(dev), dropped)
-        self.dev = whole_corpus(dev, self.vocabulary)
+        self.dev = whole_corpus(dev, self.vocabulary, sees(objective.model))
         if not len(self.dev.labels.flat):
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
         objective.trainable.to(self.device)

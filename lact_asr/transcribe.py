@@ -14,7 +14,7 @@ from lact_asr.errors import DataError
 from lact_asr.loading import default_workers, loader
 from lact_asr.manifest import Utterance
 from lact_asr.model import CTCOutput
-from lact_asr.objective import arithmetic
+from lact_asr.objective import arithmetic, listen, sees
 from lact_asr.parallel import World
 from lact_asr.text import Vocabulary
 
@@ -57,7 +57,7 @@ def transcribe(
     """
     device = device or World().device()
     model.to(device).eval()
-    corpus = whole_corpus(utterances, vocabulary)
+    corpus = whole_corpus(utterances, vocabulary, sees(model))
     batches = by_length(corpus.durations, batch_seconds)
     read = loader(corpus, batches, min(default_workers(device), len(batches)))
     texts: dict[str, str] = {}
@@ -91,7 +91,7 @@ def decode(
             continue
         batch = batch.to(device)
         with torch.no_grad(), arithmetic(device, precision):
-            output = model(batch.waves, batch.wave_lengths)
+            output = listen(model, batch)
         yield batch, output, greedy(output.log_probs, output.lengths, vocabulary)
 
 

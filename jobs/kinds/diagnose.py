@@ -60,13 +60,14 @@ def run(settings: Settings, job: Job) -> Result:
     from distill.families import FAMILIES
     from lact_asr import checkpoint
     from lact_asr.diagnose import diagnose, table
+    from lact_asr.objective import sees
     from lact_asr.parallel import World
 
     if job.world_size > 1:
         raise StepFailed("settings", "diagnose runs as one process: write nodes: 1, gpus: 0 or 1")
     path = checkpoint.find(settings.checkpoint)
     model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
-    batch = _batch(settings, vocabulary)
+    batch = _batch(settings, vocabulary, sees(model))
     print(f"Walking {len(batch)} utterances through {path}", flush=True)
     device = World(job.rank, job.world_size, job.local_rank).device()
     diagnosis = diagnose(model.to(device), batch, settings.limit, settings.precision)
@@ -86,7 +87,9 @@ def run(settings: Settings, job: Job) -> Result:
     )
 
 
-def _batch(settings: Settings, vocabulary: "Vocabulary") -> "Batch":
+def _batch(
+    settings: Settings, vocabulary: "Vocabulary", shape: "tuple[int, ...] | None"
+) -> "Batch":
     """The chosen utterances as one batch; StepFailed where one is unknown or unreadable."""
     from lact_asr.data import Reader, whole_corpus
 
@@ -95,7 +98,7 @@ def _batch(settings: Settings, vocabulary: "Vocabulary") -> "Batch":
     if missing := sorted(set(settings.ids) - {each.id for each in chosen}):
         raise StepFailed("settings", f"ids: no utterance {', '.join(missing)}")
     chosen = chosen or listening.spread(offered, settings.utterances)
-    batch = Reader(whole_corpus(chosen, vocabulary))[range(len(chosen))]
+    batch = Reader(whole_corpus(chosen, vocabulary, shape))[range(len(chosen))]
     if batch.unreadable:
         named = "; ".join(f"{identity}: {why}" for identity, why in batch.unreadable)
         raise StepFailed("data", f"cannot read {named}")

@@ -71,14 +71,17 @@ def run(settings: Settings, job: Job) -> Result:
         source,
         settings.distill,
         vocabulary=vocabulary,
-        sample=_sample(settings, parts[0], vocabulary),
+        sample=_sample(settings, parts[0], vocabulary, source.sees),
     )
     trained = learning.fit(objective, settings, parts, vocabulary, job)
     return Result(**trained.model_dump())
 
 
 def _sample(
-    settings: Settings, train: "Sequence[Utterance]", vocabulary: "Vocabulary"
+    settings: Settings,
+    train: "Sequence[Utterance]",
+    vocabulary: "Vocabulary",
+    shape: "tuple[int, ...] | None",
 ) -> "Batch | None":
     """The utterances that a layer map by likeness is made from, the shortest of the training."""
     if settings.distill.layer_map != "cka" or not settings.distill.layerwise_weight:
@@ -87,7 +90,7 @@ def _sample(
 
     shortest = sorted(train, key=lambda each: (each.duration, each.id))
     chosen = shortest[: settings.distill.cka_utterances]
-    return Reader(whole_corpus(chosen, vocabulary))[list(range(len(chosen)))]
+    return Reader(whole_corpus(chosen, vocabulary, shape))[list(range(len(chosen)))]
 
 
 def _source(

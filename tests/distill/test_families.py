@@ -23,7 +23,7 @@ def test_the_teacher_has_43_million_parameters_in_more_than_50_layers():
 
 
 def test_the_teacher_with_video_keeps_the_budget_and_has_both_trunks():
-    config = sized("teacher", "default", {"video": True, "blocks": 8})
+    config = sized("teacher", "default", {"video": "frames", "blocks": 8})
     model = FAMILIES["teacher"](config.model_dump(), len(VOCABULARY))
     assert 40e6 <= count_parameters(model) <= 50e6
     assert count_layers(model) >= 2 * 57

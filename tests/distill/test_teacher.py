@@ -1,8 +1,11 @@
 """The teacher on real speech: padding, missing modalities, video, gradients, ten words by heart."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lact_asr.data import Batch
 from lact_asr.health import uniform_ctc_loss
 from lact_asr.objective import CTCObjective
 from tests.distill.parts import VOCABULARY, batch, memorise, part, tiny_teacher
@@ -78,37 +81,73 @@ def test_an_absent_modality_leaves_the_other_utterances_alone(speech):
     assert (without[1] - everything[1]).abs().max() > 1e-3
 
 
-def video(frames: int) -> torch.Tensor:
-    return torch.randn(2, 3, frames, 32, 32, generator=torch.Generator().manual_seed(0))
+WATCHING = [
+    {"video": "frames", "video_width": 0.0625},
+    {"video": "features", "video_features": 7},
+]
 
 
-def test_video_counts_where_there_is_some_and_nowhere_else(speech):
-    model = tiny_teacher(video=True, video_width=0.0625).eval()
+def film(model: torch.nn.Module, frames: int) -> torch.Tensor:
+    """Of two utterances: pictures in 0..255, or features."""
+    shape = (3, 32, 32) if model.config.video == "frames" else (7,)
+    return 255 * torch.rand(2, frames, *shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("changes", WATCHING)
+def test_video_counts_where_there_is_some_and_nowhere_else(speech, changes):
+    model = tiny_teacher(**changes).eval()
     whole = batch(speech, 2)
     lengths = model.output_lengths(whole.wave_lengths)
-    film = video(int(lengths.max()))
+    shot = film(model, int(lengths.max()))
     without = model(whole.waves, whole.wave_lengths)
     shown = torch.stack([lengths[0], torch.tensor(0)])
-    film[1] = torch.nan  # the second has none
-    output = model(whole.waves, whole.wave_lengths, video=film, video_lengths=shown)
+    shot[1] = torch.nan  # the second has none
+    output = model(whole.waves, whole.wave_lengths, video=shot, video_lengths=shown)
     torch.testing.assert_close(output.log_probs[1], without.log_probs[1])
     assert (output.log_probs[0] - without.log_probs[0]).abs().max() > 1e-3
     assert output.modality_weights[1, :, 2].eq(0).all()
     assert output.modality_weights[0, : lengths[0], 2].gt(0).all()
     present = torch.tensor([[True, True, False], [True, True, True]])
     hidden = model(
-        whole.waves, whole.wave_lengths, video=film, video_lengths=shown, present=present
+        whole.waves, whole.wave_lengths, video=shot, video_lengths=shown, present=present
     )
     torch.testing.assert_close(hidden.log_probs, without.log_probs)
-    longer = torch.nn.functional.pad(film, (0, 0, 0, 0, 0, 7), value=torch.nan)
+    longer = torch.cat([shot, torch.full_like(shot[:, :7], torch.nan)], dim=1)
     again = model(whole.waves, whole.wave_lengths, video=longer, video_lengths=shown)
     torch.testing.assert_close(again.log_probs, output.log_probs)
 
 
-def test_a_teacher_with_a_video_trunk_trains_on_audio_alone(speech):
-    model, whole = tiny_teacher(video=True, video_width=0.0625), batch(speech, 2)
+@pytest.mark.parametrize("changes", WATCHING)
+def test_a_teacher_that_could_watch_trains_on_audio_alone(speech, changes):
+    model, whole = tiny_teacher(**changes), batch(speech, 2)
     CTCObjective(model)(whole, 0.0).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def subtitled(whole: Batch, seed: int | None = None) -> Batch:
+    """The batch with features that say its labels, each as long as the next; or only noise."""
+    lengths, labels = whole.wave_lengths // 640, whole.targets.split(whole.target_lengths.tolist())
+    shot = torch.zeros(len(whole), int(lengths.max()), len(VOCABULARY))
+    for row, (length, spelt) in enumerate(zip(lengths.tolist(), labels, strict=True)):
+        said = spelt[torch.arange(length) * len(spelt) // length]
+        shot[row, :length] = torch.nn.functional.one_hot(said, len(VOCABULARY))
+    if seed is not None:
+        shot = torch.rand(shot.shape, generator=torch.Generator().manual_seed(seed))
+    return replace(whole, video=shot, video_lengths=lengths)
+
+
+def test_features_that_say_the_answer_are_learned_from_and_noise_is_not(speech):
+    whole, costs = batch(speech, 4), {}
+    for name, lesson in {"answer": subtitled(whole), "noise": subtitled(whole, 0)}.items():
+        model = tiny_teacher(video="features", video_features=len(VOCABULARY))
+        assert CTCObjective(model).sees == (len(VOCABULARY),)
+        memorise(model, lesson, steps=25)
+        with torch.no_grad():
+            costs[name] = float(CTCObjective(model)(lesson, 1.0).total)
+        model.zero_grad()
+        CTCObjective(model)(lesson, 1.0).total.backward()
+        assert model.fusion.projections[2].weight.grad.abs().sum() > 0
+    assert costs["answer"] < 0.8 * costs["noise"]
 
 
 def test_the_tiny_teacher_learns_four_utterances_by_heart(speech):

@@ -1,19 +1,23 @@
 """From a teacher's checkpoint over its cache to a student, through the kinds themselves."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill.families import FAMILIES
 from jobs.errors import Interrupted
 from jobs.job import Job
-from jobs.kinds import cache, distill
+from jobs.kinds import cache, distill, evaluate, teacher
 from lact_asr import checkpoint
 from lact_asr.config import TrainingConfig
 from lact_asr.errors import DataError
 from lact_asr.manifest import write_manifest
 from lact_asr.recipe import AugmentConfig
 from tests.distill.parts import VOCABULARY, tiny_baseline, utterances
+
+WATCHES = {"video": "features", "video_features": 4}
 
 
 def job(folder: Path, stopped: bool = False) -> Job:
@@ -61,6 +65,50 @@ def test_a_student_learns_from_the_cache_step_at_every_speed_it_hears(speech, tm
     assert done.loss == pytest.approx(live.loss, rel=1e-3), "what the living teacher would teach"
     with pytest.raises(DataError, match=r"6 of 18 records are missing.*not at 1.1: add it"):
         distill.run(student(files, [0.9, 1.0, 1.1], cache=made.cache), job(tmp_path / "refused"))
+
+
+def filmed(speech: Path, folder: Path) -> Path:
+    """A manifest of four utterances, three of them with features of four channels."""
+    said = list(utterances(speech)[:4])
+    for number, each in enumerate(said[:3]):
+        said[number] = replace(each, video=folder / f"{number}.npy")
+        frames = np.random.default_rng(number).normal(size=(int(each.duration * 25), 4))
+        np.save(folder / f"{number}.npy", frames.astype(np.float16))
+    write_manifest(folder / "filmed.jsonl", said)
+    return folder / "filmed.jsonl"
+
+
+def test_a_teacher_watches_what_its_manifest_names_and_teaches_what_it_has_seen(speech, tmp_path):
+    manifest, blind = filmed(speech, tmp_path), tmp_path / "blind.jsonl"
+    write_manifest(blind, list(utterances(speech)[:4]))
+    steps = {"max_steps": 2, "batch_seconds": 12, "valid_every": 2, "checkpoint_every": 2}
+    learned, unwatched = (
+        teacher.run(
+            teacher.Settings(
+                train=manifest, dev=dev, preset="plain", model=WATCHES,
+                training=TrainingConfig(**steps, max_unreadable=0),
+            ),
+            job(tmp_path / f"teacher_{dev.stem}"),
+        )
+        for dev in (manifest, blind)
+    )  # fmt: skip
+    assert learned.steps_skipped == 0
+    assert learned.loss != unwatched.loss, "of one model: validation watches too"
+    files = {"teacher": learned.checkpoint, "manifest": manifest}
+    kept = cache.run(cache.Settings(**files), job(tmp_path / "cache_step"))
+    losses = {
+        name: distill.run(student(files, [1.0], cache=folder), job(tmp_path / name)).loss
+        for name, folder in {"live": None, "read": kept.cache}.items()
+    }
+    assert losses["read"] == pytest.approx(losses["live"], rel=1e-3)
+    (tmp_path / "1.npy").write_bytes(b"no features")
+    again = evaluate.Settings(checkpoint=learned.checkpoint, manifest=manifest)
+    with pytest.raises(DataError, match=r"cannot read the video file .*1\.npy"):
+        evaluate.run(again, job(tmp_path / "evaluation"))
+    with pytest.raises(DataError, match=r"1\.npy"):
+        distill.run(student(files, [1.0]), job(tmp_path / "refused"))
+    unseen = distill.run(student(files, [1.0], cache=kept.cache), job(tmp_path / "unseen"))
+    assert unseen.loss == losses["read"], "a student that does not watch does not open the film"
 
 
 def test_a_cache_step_that_is_stopped_says_so_and_goes_on(speech, tmp_path):
