@@ -161,9 +161,7 @@ class OptimConfig(Frozen):
     )
 
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate, after the warm-up")
-    warmup_steps: int = Field(
-        500, ge=0, description="Steps of linear rise from 0 to the peak learning rate"
-    )
+    warmup_steps: int = Field(500, ge=0, description="Steps of linear rise from 0 to the peak rate")
     decay: Literal["cosine", "noam", "hold", "constant"] = Field(
         "cosine",
         description="After the warm-up: cosine to 0 at max_steps, noam (falls with the square root "
@@ -247,9 +245,7 @@ class TrainingConfig(Frozen):
 class OverfitConfig(Frozen):
     """The overfit gate: a few utterances learned by heart, and what makes that a proof."""
 
-    utterances: int = Field(
-        10, ge=2, description="Utterances learned by heart, all texts different"
-    )
+    utterances: int = Field(10, ge=2, description="Utterances learned by heart, of different texts")
     longest: float = Field(
         5.0,
         gt=0,

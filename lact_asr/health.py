@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lact_asr.sharding import local
+from lact_asr.sharding import full
 
 
 def adjacent_repeats(labels: Sequence[int]) -> int:
@@ -45,5 +45,5 @@ def non_finite(module: nn.Module, gradients: bool = False) -> list[str]:
     return [
         name
         for name, value in tensors
-        if value is not None and not torch.isfinite(local(value)).all()
+        if value is not None and not torch.isfinite(full(value)).all()
     ]

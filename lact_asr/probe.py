@@ -4,7 +4,8 @@ An epoch's plan is known in advance, and so are its worst batches: the longest u
 utterances, the most pairs of frames (attention over all of a batch). Each goes forward and backward
 once at the slowest speed, beside room for what the optimiser has not made yet. Weights, statistics
 and the order of the data stay as they are. No rank waits for another in between, so one that runs
-out of memory can say so to all.
+out of memory can say so to all. Where the model is split over the ranks they do wait: one that runs
+out ends at once and says so itself, and those that wait for it end with a lost connection.
 """
 
 from dataclasses import replace
@@ -21,6 +22,7 @@ from lact_asr.errors import TrainingFailed
 from lact_asr.journal import Journal
 from lact_asr.objective import Objective, arithmetic
 from lact_asr.parallel import World, no_sync
+from lact_asr.sharding import split
 
 MOMENTS = 2  # tensors of its size that AdamW keeps beside each weight, from its first step on
 
@@ -48,7 +50,7 @@ def probe(
     device: torch.device,
     journal: Journal,
 ) -> None:
-    """Run the worst batches of the first epoch; TrainingFailed on all ranks if one cannot."""
+    """Run the worst batches of the first epoch; TrainingFailed if a rank cannot."""
     budget = config.planned_seconds(getattr(objective, "views", 1))
     plan = epoch_plan(corpus.durations, budget, config.seed, 0, world.world_size)
     chosen = worst(corpus.durations, [batch for rank in plan for batch in rank])
@@ -60,7 +62,7 @@ def probe(
         batch = _slowest(Reader(corpus, spare=True)[indices], config, device)
         error = _tried(module, objective, batch, config, world)
         optimizer.zero_grad(set_to_none=True)
-        if world.all_max(bool(error)):
+        if (error and split(module)) or world.all_max(bool(error)):
             raise TrainingFailed("out_of_memory", _explained(batch, config, error))
     for buffer, before in buffers:
         buffer.copy_(before)

@@ -49,7 +49,9 @@ def shard(model: nn.Module, trainable: nn.Module) -> None:
         torch.distributed.broadcast(value.data, 0)
     for block in getattr(model, "blocks", ()):
         fully_shard(block)
-    fully_shard(model)
+    # The rest stays gathered until it is through backward: `read_out` is called beside forward. As
+    # a registered forward method it would let go of the convolutions before their backward.
+    fully_shard(model, reshard_after_forward=False)
 
 
 def whole(value: Any, keep: bool = True) -> Any:

@@ -76,13 +76,13 @@ def test_unless_told_otherwise_it_is_for_gpus():
     assert [wanted(settings(probe=each), cpu) for each in (True, False)] == [True, False]
 
 
-def narrow_rank(folder: Path) -> None:
+def narrow_rank(folder: Path, sharded: bool = False) -> None:
     """Only rank 1 has too little memory."""
     world = parallel.start()
     train = read_manifest(folder / "tones.jsonl")
     try:
         objective = Narrow(tiny(), most=1e9 if world.main else 1.0)
-        run(folder, train, objective, probe=True, batch_seconds=3.0)
+        run(folder, train, objective, probe=True, batch_seconds=3.0, sharded=sharded)
     except TrainingFailed as error:
         (folder / f"{world.rank}.txt").write_text(f"{error.failure_class}: {error}")
 
@@ -93,3 +93,16 @@ def test_one_rank_without_memory_ends_all_of_them(tmp_path):
     told = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert all(each.startswith("out_of_memory: ") for each in told)
     assert "on another rank" in told[0] and "80 GiB" in told[1]
+
+
+def narrow_split_rank(folder: Path) -> None:
+    """The same, with the model split over both."""
+    narrow_rank(folder, sharded=True)
+
+
+def test_a_rank_without_memory_ends_those_that_wait_for_its_share_of_the_model(tmp_path):
+    manifest(tmp_path)
+    assert in_ranks(narrow_split_rank, tmp_path, 2)[0] != 0
+    assert not (tmp_path / "0.txt").exists()
+    told = (tmp_path / "1.txt").read_text()
+    assert told.startswith("out_of_memory: ") and "80 GiB" in told

@@ -5,16 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from lact_asr import checkpoint, parallel, sharding
+from lact_asr import checkpoint, optim, parallel, sharding
+from lact_asr.averaging import Average
 from lact_asr.errors import DataError
+from lact_asr.files import read_json, write_json
+from lact_asr.health import non_finite
 from lact_asr.manifest import read_manifest
 from lact_asr.objective import CTCObjective
 from lact_asr.recipe import CTCConfig
+from lact_asr.resume import resume
 from tests.lact_asr.ranks import in_ranks
-from tests.lact_asr.small import manifest, run, tiny
+from tests.lact_asr.small import manifest, run, settings, tiny
 from tests.lact_asr.test_resume import assert_same_bits
 from tests.lact_asr.test_steps import gradient_of, relative
 
+TRAINER = "trainer.pt"
 HEARD = CTCConfig(intermediate=(1,))
 GIVEN = {
     "max_steps": 6,
@@ -88,26 +93,43 @@ def test_training_resumes_bit_for_bit_and_may_be_split_or_not_at_any_time(tmp_pa
     assert any(not torch.equal(start[key], best[key]) for key in best)
 
 
-def alone(folder: Path) -> None:
-    """One process goes on with what two have split."""
-    run(
-        folder / "split",
-        read_manifest(folder / "tones.jsonl"),
-        student(),
-        **{**GIVEN, "max_steps": 8},
-    )
-
-
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
-    manifest(tmp_path)
+def test_one_process_goes_on_with_what_two_have_split(tmp_path):
+    train = manifest(tmp_path)
     assert in_ranks(begun, tmp_path, 2) == [0, 0]
-    alone(tmp_path)
-    assert checkpoint.latest(tmp_path / "split/checkpoints").name == "00000008"
+    path = checkpoint.latest(tmp_path / "split/checkpoints")
+    saved, trainer = checkpoint.load(path / checkpoint.WEIGHTS), checkpoint.load(path / TRAINER)
+    objective = student()
+    optimizer = optim.build(objective, settings(**GIVEN).optim)
+    average = Average(objective.model, 0.9)
+    state, _ = resume(path, objective, optimizer, trainer["corpus"], average)
+    found = objective.model.state_dict()
+    assert state.step == 6
+    assert all(torch.equal(found[name], value) for name, value in saved.items())
+    assert all(torch.equal(average.values[n], value) for n, value in trainer["average"].items())
+    for parameter, moments in optimizer.state.items():
+        sizes = {name: value.shape for name, value in moments.items() if name != "step"}
+        assert set(sizes.values()) == {parameter.shape}
+    _, diary = run(tmp_path / "split", train, student(), **{**GIVEN, "max_steps": 8})
+    assert sorted(diary.losses()) == [7, 8]
 
 
 def begun(folder: Path) -> None:
     """Two ranks, split, to the end."""
     run(folder / "split", read_manifest(folder / "tones.jsonl"), student(), sharded=True, **GIVEN)
+
+
+def looks(folder: Path) -> None:
+    """Which weights are not finite: one is in the share of rank 1."""
+    world, model = parallel.start(), tiny()
+    sharding.shard(model, model)
+    if not world.main:
+        model.head.weight.data.to_local()[-1] = float("nan")
+    write_json(folder / f"{world.rank}.json", non_finite(model))
+
+
+def test_a_nan_in_the_share_of_one_rank_is_named_on_all(tmp_path):
+    assert in_ranks(looks, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
+    assert [read_json(tmp_path / f"{rank}.json") for rank in range(2)] == [["head.weight"]] * 2
 
 
 def refuses(folder: Path) -> None:
