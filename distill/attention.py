@@ -61,17 +61,27 @@ class SelfAttention(nn.Module):
         With `turn` positions are a sequence and the kernel is fused; without, they are a set and
         the scores may be capped.
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, W)
-        q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, S, W)
+        q, k, v = self._heads(x, turn)
         if turn is not None:
             mask = seen[:, None, None] if seen.dim() == 2 else seen[:, None]
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             mixed = capped_attention(q, k, v, seen, self.cap)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, turn: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value (B, H, S, W)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, W)
+        q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def look(self, x: Tensor, seen: Tensor, turn: Rotary) -> Tensor:
+        """Logarithm of the attention weights (B, H, S, S) of a sequence; -inf where not seen."""
+        q, k, _ = self._heads(x, turn)
+        scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+        return scores.masked_fill(~seen[:, None, None], -torch.inf).log_softmax(-1)
 
 
 class Block(nn.Module):
@@ -91,3 +101,7 @@ class Block(nn.Module):
         """(B, S, D) and (B, S) bool to (B, S, D)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), seen, turn))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+    def look(self, x: Tensor, seen: Tensor, turn: Rotary) -> Tensor:
+        """Logarithm of the attention (B, H, S, S) that forward pays on (B, S, D)."""
+        return self.attention.look(self.attention_norm(x), seen, turn)

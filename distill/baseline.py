@@ -72,7 +72,7 @@ class Baseline(nn.Module):
         for layer in self.layers:
             x, lengths = layer(x, lengths)
             hidden.append(x.transpose(1, 2))  # (B, T', D)
-        return CTCOutput(self.read_out(hidden[-1], lengths), lengths, hidden, updates_run=0)
+        return CTCOutput(self.read_out(hidden[-1], lengths), lengths, hidden)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
         """Log-probabilities (B, T', V) from states (B, T', D) of any layer."""

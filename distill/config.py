@@ -184,8 +184,10 @@ class DistillConfig(Frozen):
     blank_radius: float = Field(
         80.0, ge=0, description="Reach of `selected` around a symbol of the teacher, milliseconds"
     )
-    feature: Literal["ln_mse", "cosine"] = Field(
-        "ln_mse", description="Distance of hidden states: of layer-normed vectors, or of directions"
+    feature: Literal["ln_mse", "cosine", "notes"] = Field(
+        "ln_mse",
+        description="Distance of hidden states: of layer-normed vectors, of directions, or the "
+        "notes' mean square divided by the width, which depends on the states' scale",
     )
     feature_weight: float = Field(
         0.0,
@@ -194,6 +196,18 @@ class DistillConfig(Frozen):
     )
     router: RouterConfig = Field(
         RouterConfig(), description="which of the teacher's states the feature loss is about"
+    )
+    attention_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the divergence between what the last blocks attend to, inside the "
+        "student's window; student lact, teacher lact or teacher, not from a cache; 0 leaves it "
+        "out",
+    )
+    attention: Literal["rows", "notes"] = Field(
+        "rows",
+        description="The mean over queries and heads, or the notes' sum over heads, softened, "
+        "times the squared temperature",
     )
     layerwise_weight: float = Field(
         0.0,

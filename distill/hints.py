@@ -87,6 +87,7 @@ class Hints:
         config = self.config
         weights = {
             "feature": config.feature_weight,
+            "attention": config.attention_weight,
             "layerwise": config.layerwise_weight,
             "contrastive": config.contrastive_weight,
         }
@@ -109,6 +110,8 @@ class Hints:
             projected = self.modules["projector"](student.hidden[-1].float())
             distance = losses.FEATURE[config.feature]
             found["feature"] = distance(projected, onto(teacher.hidden[-1]))
+        if config.attention_weight:
+            found["attention"] = self._attention(student, teacher, mask)
         if config.layerwise_weight:
             found["layerwise"] = self._layerwise(student, teacher, onto)
         if config.contrastive_weight:
@@ -121,6 +124,14 @@ class Hints:
                 config.contrastive_temperature,
             )
         return found, use
+
+    def _attention(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor) -> Tensor:
+        """(B, S); frames are the same on both sides."""
+        frames = mask.shape[1]
+        theirs = teacher.attention[:, :, :frames, :frames]
+        if self.config.attention == "notes":
+            return losses.notes_attention(student.attention, theirs, mask, self.config.temperature)
+        return losses.attention(student.attention, theirs, mask)
 
     def _layerwise(
         self, student: CTCOutput, teacher: CTCOutput, onto: Callable[[Tensor], Tensor]

@@ -30,6 +30,7 @@ from distill.router import evenness
 from distill.sources import Recalled, Source, widths
 from distill.vocabularies import check_vocabularies, transcribed
 from lact_asr.data import Batch
+from lact_asr.errors import DataError
 from lact_asr.features import valid
 from lact_asr.model import CTCOutput
 from lact_asr.objective import Loss, ctc_losses, listen, sees
@@ -66,6 +67,7 @@ class DistillObjective:
         self.vocabulary, self.projected = vocabulary, config.target != "outputs"
         self.ratio = source.frame_rate / frame_rate(student)
         source.check(config, self.ratio)
+        self.asked = self._asked()
         self.reach = round(config.blank_radius / 1000 * frame_rate(student))
         self.hints = Hints(
             config,
@@ -86,6 +88,24 @@ class DistillObjective:
             )
         self.progress = 0.0
         self.labels_per_frame: Tensor | None = None
+
+    def _asked(self) -> dict[str, bool]:
+        """What the student gives beside its output; DataError if one of the two cannot."""
+        if not self.config.attention_weight:
+            return {}
+        if not (self.source.attends and hasattr(self.model, "attends")):
+            raise DataError(
+                "attention_weight compares what student and teacher attend to, and one of them "
+                "cannot say (the baseline has no attention, a cache does not keep it): write "
+                "attention_weight: 0, or family: lact and no cache"
+            )
+        if self.ratio != 1:
+            raise DataError(
+                f"attention_weight wants the same frames on both sides, and the teacher has "
+                f"{self.ratio:g} for one of the student's: change the student's subsampling, or "
+                "write attention_weight: 0"
+            )
+        return {"attention": True}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The student at the given rate, maps faster: they start from nothing."""
@@ -113,7 +133,9 @@ class DistillObjective:
         """The loss of one micro-batch, with every component raw and weighted in its parts."""
         if self.labels_per_frame is None:
             raise RuntimeError("begin_step must announce the micro-batches of a step first")
-        student = listen(self.model, batch)  # the teacher hears what the student must guess
+        student = listen(
+            self.model, batch, **self.asked
+        )  # the teacher hears what the student must guess
         teacher = self.source(batch, self.config.temperature)
         with torch.autocast(batch.waves.device.type, enabled=False):
             ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()
@@ -152,6 +174,7 @@ class DistillObjective:
             "ctc": 1 - config.alpha,
             "kd": schedules.kd_weight(progress, config),
             "feature": config.feature_weight * gates["feature"],
+            "attention": config.attention_weight * gates["attention"],
             "layerwise": config.layerwise_weight * gates["layerwise"],
             "contrastive": config.contrastive_weight * gates["contrastive"],
         }

@@ -37,6 +37,7 @@ class Cached:
         self.frame_rate, self.widths = self.form.frame_rate, tuple(self.form.widths)
         self.modalities: tuple[str, ...] = ()
         self.sees: tuple[int, ...] | None = None
+        self.attends = False
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """Whether what is kept is enough for these settings."""

@@ -38,6 +38,7 @@ class Source(Protocol):
     widths: tuple[int, ...]  # of the hidden states it gives, the last ones last
     modalities: tuple[str, ...]  # whose states it gives
     sees: tuple[int, ...] | None  # the shape of a frame of the video it looks at, if it does
+    attends: bool  # whether it can say what it attends to
 
     def check(self, config: DistillConfig, ratio: float) -> None:
         """DataError if it cannot teach in this way a student whose frames are `ratio` as long."""
@@ -62,9 +63,12 @@ class Live:
         self.widths = widths(teacher)
         self.modalities = getattr(teacher, "modality_names", ())
         self.sees = sees(teacher)
+        self.attends = hasattr(teacher, "attends")
+        self.asked: dict[str, bool] = {}
 
     def check(self, config: DistillConfig, ratio: float) -> None:
-        """A live teacher teaches in every way."""
+        """A live teacher teaches in every way that it knows."""
+        self.asked = {"attention": True} if config.attention_weight and self.attends else {}
 
     def lengths(self, batch: Batch) -> Tensor:
         """By the model's own arithmetic."""
@@ -75,7 +79,7 @@ class Live:
         """The model's output; the temperature is for those who must know it before."""
         if next(self.teacher.parameters()).device != batch.waves.device:
             self.teacher.to(batch.waves.device)
-        return listen(self.teacher, replace(batch, augment=None))
+        return listen(self.teacher, replace(batch, augment=None), **self.asked)
 
 
 def widths(model: nn.Module) -> tuple[int, ...]:

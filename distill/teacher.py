@@ -83,6 +83,7 @@ class Teacher(nn.Module):
     """Waves, and video where there is some, to CTC log-probabilities at 25 frames a second."""
 
     family = "teacher"
+    attends = True  # forward knows `attention`
 
     def __init__(self, config: TeacherConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -146,6 +147,7 @@ class Teacher(nn.Module):
         video_lengths: Tensor | None = None,
         present: Tensor | None = None,
         augment: SpecAugment | None = None,
+        attention: bool = False,
     ) -> TeacherOutput:
         """Waves (B, N) float32 at 16 kHz and their lengths (B,) in samples.
 
@@ -165,7 +167,7 @@ class Teacher(nn.Module):
             streams.append(stream)
             there.append(seen & valid(lengths, grid))
         tokens, weights = self.fusion.attended(streams, torch.stack(there, dim=-1))
-        output = self._transcribe((weights[..., None] * tokens).sum(2), lengths)
+        output = self._transcribe((weights[..., None] * tokens).sum(2), lengths, attention)
         return replace(output, modality_weights=weights, modalities=tokens[:, :, :-1])
 
     def _audio(
@@ -200,15 +202,15 @@ class Teacher(nn.Module):
         stream = F.pad(stream, (0, 0, 0, max(0, grid - stream.shape[1])))[:, :grid]
         return stream, valid(lengths, grid)
 
-    def _transcribe(self, x: Tensor, lengths: Tensor) -> TeacherOutput:
+    def _transcribe(self, x: Tensor, lengths: Tensor, attention: bool) -> TeacherOutput:
         seen = valid(lengths, x.shape[1])
         turn = rotary(x.shape[1], self.config.hidden // self.config.heads, x.device)
-        hidden = []
+        hidden = [x]
         for block in self.blocks:
-            x = block(x, seen, turn)
-            hidden.append(x)  # (B, T', D)
-        log_probs = self.read_out(x, lengths)
-        return TeacherOutput(log_probs, lengths, hidden)
+            hidden.append(block(hidden[-1], seen, turn))  # (B, T', D)
+        paid = self.blocks[-1].look(hidden[-2], seen, turn) if attention else None
+        log_probs = self.read_out(hidden[-1], lengths)
+        return TeacherOutput(log_probs, lengths, hidden[1:], paid)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
         """Log-probabilities (B, T', V) from states (B, T', D) of any block."""

@@ -57,14 +57,19 @@ def _allowed(
     starts = torch.arange(0, max(size, 1), block, device=device)[:, None, None]
     queries = starts + torch.arange(block, device=device)[:, None]  # [blocks,block,1]
     keys = starts - before + torch.arange(span, device=device)  # [blocks,1,span]
+    return _may_look(config, queries, keys, lengths[:, None, None, None]).flatten(0, 1)[:, None]
+
+
+def _may_look(config: ModelConfig, queries: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
+    """Which keys each query may look at, places against places; padding looks at itself, for a row
+    of the softmax without any key would be NaN.
+    """
     distance = queries - keys
     if config.causal:
         near = (distance >= 0) & (distance < config.window)
     else:
         near = distance.abs() <= config.window // 2
-    inside = (keys >= 0) & (keys < lengths[:, None, None, None])  # [B,blocks,1,span]
-    # Padding looks at itself: a row of the softmax without any key would be NaN.
-    return (near & inside | (distance == 0)).flatten(0, 1)[:, None]
+    return near & (keys >= 0) & (keys < lengths) | (distance == 0)
 
 
 def _rotary(config: ModelConfig, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +185,22 @@ class Mix(nn.Module):
             near = self._attention(q, k, v, layout)
             far, updates = self._fast(wide(x), q, k, v, layout)
         return self.o_proj(near + far), updates
+
+    def look(self, x: Tensor, layout: Layout) -> Tensor:
+        """Logarithm of the attention weights [B,Ha,L,L] on normalised tokens [B,L,D], for those who
+        compare them; -inf outside the window.
+        """
+        q, k, _ = self.qkv(x).chunk(3, -1)
+        with torch.autocast(x.device.type, enabled=False):
+            q, k = (
+                rotate(wide(t).unflatten(-1, (self.config.attention_heads, -1)), layout.rotary)
+                for t in (self.q_norm(q), self.k_norm(k))
+            )
+            scores = torch.einsum("bqhw,bkhw->bhqk", q, k) / math.sqrt(q.shape[-1])
+            places = torch.arange(x.shape[1], device=x.device)
+            lengths = layout.lengths[:, None, None]
+            allowed = _may_look(self.config, places[:, None], places, lengths)  # [B,L,L]
+            return scores.masked_fill(~allowed[:, None], -torch.inf).log_softmax(-1)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.config.attention_heads, -1)) for x in (q, k, v))

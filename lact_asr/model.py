@@ -32,7 +32,13 @@ class CTCOutput:
     log_probs: Tensor  # [B,L,V] float32, log-softmax over V
     lengths: Tensor  # [B] int64, valid tokens
     hidden: list[Tensor]  # [B,L,D] after each block
-    updates_run: int = 0  # inner steps each fast weight made on the longest utterance
+    attention: Tensor | None = None  # [B,H,L,L] logarithm of the last block's, where asked for
+    updates: Tensor | None = None  # [B*H] inner steps of the last block's fast weights
+
+    @property
+    def updates_run(self) -> int:
+        """Inner steps each fast weight made on the longest utterance; waits for the device."""
+        return 0 if self.updates is None else int(self.updates.max())
 
 
 class Encoder(nn.Module):
@@ -91,11 +97,16 @@ class Block(nn.Module):
         x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.mlp_norm(x))), updates
 
+    def look(self, x: Tensor, layout: Layout) -> Tensor:
+        """Logarithm of the attention [B,H,L,L] that forward pays on tokens [B,L,D]."""
+        return self.mix.look(self.mix_norm(x), layout)
+
 
 class Recogniser(nn.Module):
     """Waves to CTC log-probabilities."""
 
     family = "lact"
+    attends = True  # forward knows `attention`
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -113,20 +124,28 @@ class Recogniser(nn.Module):
         return self.config.tokens(wave_lengths)
 
     def forward(
-        self, waves: Tensor, wave_lengths: Tensor, augment: "SpecAugment | None" = None
+        self,
+        waves: Tensor,
+        wave_lengths: Tensor,
+        augment: "SpecAugment | None" = None,
+        attention: bool = False,
     ) -> CTCOutput:
-        """Waves [B,N] float32 at 16 kHz in -1..1, zero or junk past their lengths [B]."""
+        """Waves [B,N] float32 at 16 kHz in -1..1, zero or junk past their lengths [B].
+
+        With `attention` the output has the last block's too: L^2 numbers a head.
+        """
         x, lengths = self.features(waves, wave_lengths)
         if augment:
             x = augment(x, lengths).on(x)
         x, lengths = self.encoder(x, lengths)
         x = self.dropout(x)
         layout = Layout.of(self.config, x, lengths)
-        hidden = []
+        hidden = [x]
         for block in self.blocks:
-            x, updates = block(x, layout)
+            x, updates = block(hidden[-1], layout)
             hidden.append(x)
-        return CTCOutput(self.read_out(x, lengths), lengths, hidden, int(updates.max()))
+        paid = self.blocks[-1].look(hidden[-2], layout) if attention else None
+        return CTCOutput(self.read_out(x, lengths), lengths, hidden[1:], paid, updates)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
         """Log-probabilities [B,L,V], float32, from states [B,L,D] of any block."""

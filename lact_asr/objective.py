@@ -128,14 +128,14 @@ def consistency(log_probs: Tensor, lengths: Tensor) -> Tensor:
     return both.sum(-1).masked_fill(~mask, 0).sum() / 2
 
 
-def listen(model: nn.Module, batch: Batch) -> CTCOutput:
+def listen(model: nn.Module, batch: Batch, **asked: bool) -> CTCOutput:
     """The model's output on a batch, through the batch's augmentation if it has one, and on its
-    video if the model looks at any.
+    video if the model looks at any; `asked` is what the model is to give beside it.
     """
     more: dict[str, Any] = {"augment": batch.augment} if batch.augment else {}
     if batch.video is not None and sees(model):
         more |= {"video": batch.video, "video_lengths": batch.video_lengths}
-    return model(batch.waves, batch.wave_lengths, **more)
+    return model(batch.waves, batch.wave_lengths, **more, **asked)
 
 
 def sees(model: nn.Module) -> tuple[int, ...] | None:

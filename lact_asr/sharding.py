@@ -35,7 +35,7 @@ def shard(model: nn.Module, trainable: nn.Module) -> None:
 
     DataError where something outside the model learns too: it would be left unsplit.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     inside = {id(parameter) for parameter in model.parameters()}
     beside = [name for name, p in trainable.named_parameters() if id(p) not in inside]
@@ -49,6 +49,8 @@ def shard(model: nn.Module, trainable: nn.Module) -> None:
         torch.distributed.broadcast(value.data, 0)
     for block in getattr(model, "blocks", ()):
         fully_shard(block)
+        if hasattr(block, "look"):
+            register_fsdp_forward_method(block, "look")
     # The rest stays gathered until it is through backward: `read_out` is called beside forward. As
     # a registered forward method it would let go of the convolutions before their backward.
     fully_shard(model, reshard_after_forward=False)
