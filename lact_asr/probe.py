@@ -5,7 +5,7 @@ utterances, the most pairs of frames (attention over all of a batch). Each goes 
 once at the slowest speed, beside room for what the optimiser has not made yet. Weights, statistics
 and the order of the data stay as they are. No rank waits for another in between, so one that runs
 out of memory can say so to all. Where the model is split over the ranks they do wait: one that runs
-out ends at once and says so itself, and those that wait for it end with a lost connection.
+out ends at once and says so itself, and those that wait for it end with it.
 """
 
 from dataclasses import replace

@@ -33,10 +33,16 @@ def _is_share(value: object) -> bool:
 def shard(model: nn.Module, trainable: nn.Module) -> None:
     """Split a model in place, rank 0's weights; before the optimiser is made.
 
-    DataError where something outside the model learns too: it would be left unsplit.
+    DataError where something outside the model learns too: it would be left unsplit. And for a
+    model without `blocks`: backward begins at theirs, and without them would reach no gradient.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    if not len(getattr(model, "blocks", ())):
+        raise DataError(
+            f"sharded training splits a model by its blocks, and {type(model).__name__} has none: "
+            "write sharded: false"
+        )
     inside = {id(parameter) for parameter in model.parameters()}
     beside = [name for name, p in trainable.named_parameters() if id(p) not in inside]
     if beside:
@@ -47,7 +53,7 @@ def shard(model: nn.Module, trainable: nn.Module) -> None:
         )
     for value in model.state_dict(keep_vars=True).values():
         torch.distributed.broadcast(value.data, 0)
-    for block in getattr(model, "blocks", ()):
+    for block in model.blocks:
         fully_shard(block)
         if hasattr(block, "look"):
             register_fsdp_forward_method(block, "look")

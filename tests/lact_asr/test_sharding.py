@@ -133,14 +133,16 @@ def test_a_nan_in_the_share_of_one_rank_is_named_on_all(tmp_path):
 
 
 def refuses(folder: Path) -> None:
-    """A projector beside the model."""
+    """A projector beside the model; a model that is not made of blocks."""
     parallel.start()
     model = tiny()
     both = torch.nn.ModuleDict({"model": model, "projector": torch.nn.Linear(2, 2)})
     with pytest.raises(DataError, match=r"2 parameters beside it learn too \(projector"):
         sharding.shard(model, both)
     assert not sharding.split(model)
+    with pytest.raises(DataError, match="by its blocks, and Linear has none: write sharded: false"):
+        sharding.shard(both["projector"], both["projector"])
 
 
-def test_what_learns_beside_the_model_is_refused_by_name(tmp_path):
+def test_what_learns_beside_the_model_or_has_no_blocks_is_refused_by_name(tmp_path):
     assert in_ranks(refuses, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
