@@ -12,6 +12,7 @@ Shapes: B batch, S student frames, T teacher frames, D width, E experts.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +96,9 @@ class Hints:
 
     def __call__(
         self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, task: Callable[[], Tensor]
-    ) -> tuple[Shown, Shown]:
-        """The losses per frame, and the use of the router's experts, per frame and expert.
+    ) -> tuple[Shown, Shown, Shown]:
+        """The losses per frame, the use of the router's experts per frame and expert, and what the
+        losses are expected to be before anything is learned.
 
         `task()` is the CTC loss, for the one that wants to know where it pulls.
         """
@@ -123,7 +125,25 @@ class Hints:
                 self.apart,
                 config.contrastive_temperature,
             )
-        return found, use
+        return found, use, self._unlearned(found, student, teacher, mask)
+
+    @torch.no_grad()
+    def _unlearned(
+        self, found: Shown, student: CTCOutput, teacher: CTCOutput, mask: Tensor
+    ) -> Shown:
+        """Losses of states that have nothing to do with each other, and of even attention."""
+        expected: Shown = {}
+        apart = losses.UNRELATED.get(self.config.feature)
+        for name in ("feature", "layerwise"):
+            if name in found and apart and self.config.router.kind != "notes":
+                expected[name] = torch.full_like(found[name], apart)
+        if "attention" in found:
+            even = student.attention.clamp(min=0.0)  # 0 where it looks, else -inf
+            even = even.masked_fill(~student.attention.isfinite(), -torch.inf).log_softmax(-1)
+            expected["attention"] = self._attention(replace(student, attention=even), teacher, mask)
+        if "contrastive" in found:
+            expected["contrastive"] = losses.candidates(mask, self.apart).sum(-1).float().log()
+        return expected
 
     def _attention(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor) -> Tensor:
         """(B, S); frames are the same on both sides."""

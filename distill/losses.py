@@ -120,11 +120,15 @@ def contrastive(
     """
     one, other = (F.normalize(x.float(), dim=-1) for x in (student, teacher.detach()))
     scores = one @ other.transpose(1, 2) / temperature  # (B, T, T)
-    place = torch.arange(scores.shape[1], device=scores.device)
-    distance = (place[:, None] - place).abs()
-    chosen = ((distance >= max(apart, 1)) & mask[:, None]) | (distance == 0)
-    choice = scores.masked_fill(~chosen, -torch.inf).log_softmax(-1)
+    choice = scores.masked_fill(~candidates(mask, apart), -torch.inf).log_softmax(-1)
     return -choice.diagonal(dim1=1, dim2=2)
+
+
+def candidates(mask: Tensor, apart: int) -> Tensor:
+    """(B, T, T): a frame, and the valid ones of its utterance at least `apart` frames from it."""
+    place = torch.arange(mask.shape[1], device=mask.device)
+    distance = (place[:, None] - place).abs()
+    return ((distance >= max(apart, 1)) & mask[:, None]) | (distance == 0)
 
 
 def notes_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -136,6 +140,7 @@ def notes_mse(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().mean(-1) / difference.shape[-1]
 
 
+UNRELATED = {"ln_mse": 2.0, "cosine": 1.0}  # what they are between states that share nothing
 FEATURE = {"ln_mse": layer_norm_mse, "cosine": cosine_distance, "notes": notes_mse}
 
 

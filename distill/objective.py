@@ -13,6 +13,7 @@ before the first forward pass: lengths are arithmetic, no model is run for them.
 Shapes: B batch, S student frames, T teacher frames, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,19 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from distill import losses, mapping, schedules
-from distill.alignment import average, average_log_probs, fit, frame_rate, taught
+from distill.alignment import average, frame_rate, taught
 from distill.balancing import Balancer
 from distill.config import DistillConfig
 from distill.hints import Hints
+from distill.outputs import Outputs
 from distill.projector import LogitProjector
 from distill.router import evenness
-from distill.sources import Recalled, Source, widths
-from distill.vocabularies import check_vocabularies, transcribed
+from distill.sources import Source, widths
+from distill.vocabularies import check_vocabularies
 from lact_asr.data import Batch
 from lact_asr.errors import DataError
 from lact_asr.features import valid
+from lact_asr.journal import relative
 from lact_asr.model import CTCOutput
-from lact_asr.objective import Loss, ctc_losses, listen, sees
+from lact_asr.objective import EXPECTED, Loss, ctc_losses, listen, sees
 from lact_asr.text import Vocabulary
 
 if TYPE_CHECKING:
@@ -68,7 +71,13 @@ class DistillObjective:
         self.ratio = source.frame_rate / frame_rate(student)
         source.check(config, self.ratio)
         self.asked = self._asked()
-        self.reach = round(config.blank_radius / 1000 * frame_rate(student))
+        self.outputs = Outputs(
+            config,
+            vocabulary,
+            vocabulary if self.projected else source.vocabulary,
+            ratio=self.ratio,
+            rate=frame_rate(student),
+        )
         self.hints = Hints(
             config,
             widths(student),
@@ -133,14 +142,19 @@ class DistillObjective:
         """The loss of one micro-batch, with every component raw and weighted in its parts."""
         if self.labels_per_frame is None:
             raise RuntimeError("begin_step must announce the micro-batches of a step first")
-        student = listen(
-            self.model, batch, **self.asked
-        )  # the teacher hears what the student must guess
+        student = listen(self.model, batch, **self.asked)  # the teacher hears what is hidden here
         teacher = self.source(batch, self.config.temperature)
         with torch.autocast(batch.waves.device.type, enabled=False):
             ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()
             teacher, own = self._translated(teacher, batch)
-            taught, use = self._taught(student, teacher, batch, lambda: ctc)
+            mask = valid(self._frames(batch), student.log_probs.shape[1])
+            kd = self._kd(student, teacher, mask, batch)
+            hints, use, unlearned = map(
+                lambda shown: self._summed(shown, mask),
+                self.hints(student, teacher, mask, lambda: ctc),
+            )
+            taught = {"kd": kd, **hints}
+            unlearned |= self._of_a_uniform_student(student, teacher, mask, batch)
         self.progress, labels = progress, batch.target_lengths.sum()
         weights = self.weights(progress)
         weighted = self.balancer(taught, weights, labels)
@@ -150,7 +164,8 @@ class DistillObjective:
         weighted |= own
         total = torch.stack(list(weighted.values())).sum()
         weighted = {f"{name}_weighted": value for name, value in weighted.items()}
-        shown = {"ctc": ctc, **taught, **own, **weighted, **use}
+        expected = {f"{name}{EXPECTED}": value for name, value in unlearned.items()}
+        shown = {"ctc": ctc, **taught, **own, **weighted, **use, **expected}
         return Loss(total, labels, {name: value.detach() for name, value in shown.items()})
 
     def _translated(self, teacher: CTCOutput, batch: Batch) -> tuple[CTCOutput, dict[str, Tensor]]:
@@ -213,6 +228,9 @@ class DistillObjective:
                 f"{n}={s:.3f}" for n, s in zip(self.hints.experts, shares, strict=True)
             )
             lines.append(f"[ROUTER] {shown}, evenness={evenness(shares):.3f}")
+        against = {n: v for n, v in relative(parts).items() if n.endswith("_relative")}
+        shown = ", ".join(f"{n.removesuffix('_relative')}={v:.3f}" for n, v in against.items())
+        lines.append(f"[RELATIVE] to what nothing learned costs: {shown}")
         lines.append(f"[TOTAL] Loss: {total:.4f}, Components: {1 + len(names)}")
         return lines
 
@@ -247,49 +265,22 @@ class DistillObjective:
         lengths = self.model.output_lengths(batch.wave_lengths)
         return taught(lengths, self.source.lengths(batch), self.ratio)
 
-    def _taught(
-        self, student: CTCOutput, teacher: CTCOutput, batch: Batch, task: Callable[[], Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """KD and hints, scaled so that dividing by labels gives what they are defined as; and the
-        use of the router's experts.
-        """
-        mask = valid(self._frames(batch), student.log_probs.shape[1])
-        kd = self._kd(student, teacher, mask, batch)
-        scaled = [
-            {
-                name: self.labels_per_frame * losses.masked_sum(each, mask)
-                for name, each in shown.items()
-            }
-            for shown in self.hints(student, teacher, mask, task)
-        ]
-        return {"kd": kd, **scaled[0]}, scaled[1]
-
     def _kd(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, batch: Batch) -> Tensor:
-        """Per frame (`frames`), or per label token (`guided`, `sequence`)."""
-        if self.config.kd == "sequence":
-            written = self.vocabulary if self.projected else self.source.vocabulary
-            heard = transcribed(teacher, batch, written, self.vocabulary)
-            return ctc_losses(student.log_probs, student.lengths, heard).sum()
-        target = average_log_probs(
-            teacher.log_probs, teacher.lengths, student.log_probs.shape[1], self.ratio
-        )
-        if self.config.kd == "guided":
-            return losses.masked_sum(losses.guided(student.log_probs, target), mask)
-        mask = losses.select_frames(target, mask, self.config.blank_policy, self.reach)
-        kept = teacher.kept if isinstance(teacher, Recalled) and not self.projected else None
-        divergence = self._divergence(student.log_probs, target, kept)
-        return self.labels_per_frame * losses.masked_sum(divergence, mask)
+        return self.outputs(student, teacher, mask, batch, self.labels_per_frame)
 
-    def _divergence(self, student: Tensor, teacher: Tensor, kept: losses.TopK | None) -> Tensor:
-        """(B, S, V) twice to (B, S); `kept` if that is all that is known of the teacher."""
-        config = self.config
-        if kept:
-            kept = losses.TopK(*(fit(part, student.shape[1])[..., : config.top_k] for part in kept))
-            return losses.top_k_kd(student, kept, config.temperature)
-        if config.blank_policy == "drop_class":
-            student, teacher = losses.drop_blank(student), losses.drop_blank(teacher)
-        if config.top_k is None:
-            still = config.target != "projector_notes"
-            return losses.frame_kd(student, teacher, config.temperature, still)
-        kept = losses.top_k(teacher, config.top_k, config.temperature)
-        return losses.top_k_kd(student, kept, config.temperature)
+    @torch.no_grad()
+    def _of_a_uniform_student(
+        self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """What CTC and KD would be if all symbols were as likely: about where they begin."""
+        even = torch.full_like(student.log_probs, -math.log(len(self.vocabulary)))
+        uniform = replace(student, log_probs=even)
+        ctc = ctc_losses(even, student.lengths, batch).sum()
+        return {"ctc": ctc, "kd": self._kd(uniform, teacher, mask, batch)}
+
+    def _summed(self, shown: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+        """Sums over frames, scaled so that dividing by labels gives what they are defined as."""
+        return {
+            name: self.labels_per_frame * losses.masked_sum(each, mask)
+            for name, each in shown.items()
+        }

@@ -219,7 +219,7 @@ class TrainingConfig(Frozen):
         False,
         description="Split weights, gradients and optimiser state over all processes (FSDP) "
         "instead of a copy on each, for models whose 16 bytes a weight do not fit beside a batch; "
-        "costs traffic at every micro-batch, changes no result",
+        "costs traffic at every micro-batch, changes results by rounding only",
     )
     probe: bool | None = Field(
         None,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lact_asr.objective import EXPECTED
 from lact_asr.progress import clock
 from lact_asr.steps import Outcome
 from lact_asr.validation import Validation
@@ -112,7 +113,7 @@ class Journal:
         mean = lambda value: sum(value(outcome) * outcome.weight for outcome in taken) / weight
         parts = {name: mean(lambda o, name=name: o.parts[name]) for name in taken[-1].parts}
         counts = {name: sum(o.counts[name] for o in taken) for name in taken[-1].counts}
-        return {"loss": mean(lambda o: o.loss), **parts, **counts}
+        return {"loss": mean(lambda o: o.loss), **relative(parts), **counts}
 
     def validated(self, step: int, validation: Validation, best: bool) -> None:
         """A validation's numbers and samples; its time does not count as training."""
@@ -128,3 +129,13 @@ class Journal:
         self._numbers(step, metrics)
         self.event("samples", step=step, samples=[vars(each) for each in validation.samples])
         self._since = time.monotonic()
+
+
+def relative(parts: Mapping[str, float]) -> dict[str, float]:
+    """The parts, and instead of what they are expected to be at first, their share of that."""
+    shown = {name: value for name, value in parts.items() if not name.endswith(EXPECTED)}
+    for name, expected in parts.items():
+        if name.endswith(EXPECTED) and expected:
+            part = name.removesuffix(EXPECTED)
+            shown[f"{part}_relative"] = parts[part] / expected
+    return shown

@@ -19,13 +19,16 @@ from lact_asr.features import valid
 from lact_asr.model import CTCOutput
 from lact_asr.recipe import CTCConfig
 
+EXPECTED = "_expected"  # end of the name of a part: what another part would be before learning
+
 
 @dataclass
 class Loss:
     """The loss of one micro-batch, as sums.
 
     `parts` are shown divided by the weight of the step, `counts` as they are; their names are the
-    same in every micro-batch of a step, on every process.
+    same in every micro-batch of a step, on every process. Beside a part `x` there may be
+    `x_expected`: shown is `x_relative`, the one over the other.
     """
 
     total: Tensor  # differentiable scalar

@@ -106,7 +106,7 @@ def test_the_objective_pays_for_the_last_blocks_by_the_curriculum():
     mine = taught.model(lesson.waves, lesson.wave_lengths, attention=True)
     theirs = taught.source.teacher(lesson.waves, lesson.wave_lengths, attention=True)
     seen = mine.lengths[:, None] > torch.arange(mine.log_probs.shape[1])
-    expected = losses.attention(mine.attention, theirs.attention, seen)[seen].mean()
+    expected = losses.attention(mine.attention, theirs.attention, seen)[seen].mean().detach()
     assert float(loss.parts["attention"] / loss.weight) == pytest.approx(float(expected), rel=1e-4)
     gated = DistillConfig(attention_weight=1.0)
     half = DistillObjective(tiny(), taught.source, gated, vocabulary=VOCABULARY).weights(0.25)

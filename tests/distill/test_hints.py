@@ -146,6 +146,11 @@ def test_running_means_come_from_what_all_ranks_saw_and_are_used():
     assert second["layerwise_weighted"] == pytest.approx(0.5 * 2 / 8 * second["layerwise"])
     assert second["kd_weighted"] == pytest.approx(0.7 * 2 / 4 * second["kd"])
     assert second["ctc_weighted"] == pytest.approx(0.3 * second["ctc"])
+    against = [2.0 / first["ctc_expected"], 4.0 / first["kd_expected"], 8.0 / 2.0]
+    names = zip(("ctc", "kd", "layerwise"), against, strict=True)
+    shares = sorted(f"{name}={value:.3f}" for name, value in names)
+    told = said.pop(2).removeprefix("[RELATIVE] to what nothing learned costs: ")
+    assert sorted(told.split(", ")) == shares
     assert said == [
         "[CURRICULUM] Step 1 (100.0%): kd=0.700, layerwise=0.500",
         "[BALANCE] kd=0.500, layerwise=0.250",

@@ -1,6 +1,7 @@
 """The distillation objective: its formula, its invariances, and that a student learns from it."""
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from lact_asr.config import SIZES, OptimConfig, TrainingConfig
 from lact_asr.data import Batch
 from lact_asr.errors import DataError
 from lact_asr.features import valid
+from lact_asr.health import uniform_ctc_loss
+from lact_asr.journal import relative
 from lact_asr.objective import arithmetic, ctc_losses
 from lact_asr.recipe import AugmentConfig
 from lact_asr.text import Vocabulary
@@ -66,6 +69,53 @@ def noise(count: int = 4) -> Batch:
     return Batch([str(n) for n in range(count)], [""] * count, waves, lengths, targets, labels)
 
 
+def uniform_ctc(lesson: Batch, frames: Tensor) -> float:
+    """By the closed form."""
+    labels = lesson.targets.split(lesson.target_lengths.tolist())
+    pairs = zip(frames.tolist(), labels, strict=True)
+    return sum(uniform_ctc_loss(count, each.tolist(), len(VOCABULARY)) for count, each in pairs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"top_k": 5}, {"kd": "guided"}, {"kd": "sequence"}, {"blank_policy": "drop_class"}],
+)
+def test_a_student_that_knows_nothing_costs_what_is_expected_of_it(changes):
+    taught, lesson = objective(**changes), noise()
+    torch.nn.init.zeros_(taught.model.head.weight)  # every symbol is as likely
+    taught.begin_step([lesson], alone)
+    shown = relative({name: float(value) for name, value in taught(lesson, 0.0).parts.items()})
+    assert shown["ctc_relative"] == pytest.approx(1, rel=1e-5)
+    assert shown["kd_relative"] == pytest.approx(1, rel=1e-5)
+    assert not any(name.endswith("_expected") for name in shown)
+
+
+def even_attention(taught: DistillObjective, lesson: Batch) -> float:
+    """The attention loss over ln K - H of the teacher, K the keys that both look at."""
+    mine = taught.model(lesson.waves, lesson.wave_lengths, attention=True)
+    theirs = taught.source.teacher(lesson.waves, lesson.wave_lengths, attention=True)
+    seen = valid(mine.lengths, mine.log_probs.shape[1])
+    mean = theirs.attention.detach().exp().mean(1)  # heads differ in number; the window is wide
+    keys = mine.lengths[:, None].expand(seen.shape)
+    entropy = -torch.xlogy(mean, mean).masked_fill(~seen[:, None], 0).sum(-1)
+    paid = losses.attention(mine.attention, theirs.attention, seen)[seen].sum()
+    cost = (keys[seen].log() - entropy[seen]).sum()
+    return float(paid.detach() / cost)
+
+
+def test_every_hint_begins_near_what_is_expected_of_it():
+    hints = {"layerwise_weight": 1.0, "contrastive_weight": 1.0, "attention_weight": 1.0}
+    config = DistillConfig(feature_weight=1.0, contrastive_temperature=1.0, **hints)
+    source, lesson = Live(tiny_teacher(seed=1), VOCABULARY), noise()
+    taught = DistillObjective(tiny(layers=2), source, config, vocabulary=VOCABULARY)
+    taught.begin_step([lesson], alone)
+    shown = relative({name: float(value) for name, value in taught(lesson, 0.0).parts.items()})
+    for name in ("feature", "layerwise", "contrastive"):
+        assert shown[f"{name}_relative"] == pytest.approx(1, abs=0.2), name
+    even = even_attention(taught, lesson)
+    assert shown["attention_relative"] == pytest.approx(even, rel=1e-4)
+
+
 @pytest.mark.parametrize("progress", [0.0, 0.1, 0.25, 1.0])
 def test_the_total_is_the_formula_per_label_and_per_frame(progress):
     taught, lesson = objective(feature_weight=0.5), noise()
@@ -95,6 +145,10 @@ def test_the_total_is_the_formula_per_label_and_per_frame(progress):
             "kd_weighted": kd_weight * kd.item(),
             "feature": feature.item(),
             "feature_weighted": 0.5 * gate * feature.item(),
+            "ctc_expected": uniform_ctc(lesson, student.lengths) / int(loss.weight),
+            "kd_expected": 4
+            * (math.log(len(VOCABULARY)) + (p * p.log()).sum() / mask.sum()).item(),
+            "feature_expected": 2.0,
         },
         rel=1e-3,
         abs=1e-6,
