@@ -135,7 +135,7 @@ def differences(work: Path, unseen: list[Utterance]) -> dict[str, dict[str, floa
     for name in NAMES:
         contestant = model(name, SHAPE, vocabulary)
         newest = checkpoint.latest(work / name / "checkpoints")
-        checkpoint.restore(contestant, newest / "model.pt")
+        checkpoint.restore(contestant, newest / checkpoint.WEIGHTS)
         heard = transcribe(contestant, vocabulary, unseen, device=device()).hypotheses
         counts[name] = word_errors([each.text for each in unseen], [each.text for each in heard])
     return {
