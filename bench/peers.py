@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from lact_asr.attention import ROTARY_BASE, rotate
 from lact_asr.config import HOP, Frozen, ModelConfig
 from lact_asr.fast_weights import wide
 from lact_asr.features import LogMel, valid
-from lact_asr.mix import ROTARY_BASE, RMSNorm, rotate
+from lact_asr.mix import RMSNorm
 from lact_asr.model import EPS, CTCOutput, Encoder, Recogniser, SwiGLU
 
 

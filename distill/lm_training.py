@@ -21,7 +21,7 @@ from lact_asr import checkpoint, optim, parallel, steps
 from lact_asr.config import TrainingConfig
 from lact_asr.data import in_normal_form
 from lact_asr.errors import DataError, TrainingFailed
-from lact_asr.resume import step_seed
+from lact_asr.resume import resume_optimizer, step_seed
 from lact_asr.text import Vocabulary
 
 BREAKER = 20  # steps dropped in a row before a run is given up as diverged
@@ -158,7 +158,7 @@ class _Run:
             return
         checkpoint.restore(self.objective.model, path / checkpoint.WEIGHTS)
         saved = checkpoint.load(path / "trainer.pt")
-        self.optimizer.load_state_dict(saved["optimizer"])
+        resume_optimizer(self.optimizer, saved["optimizer"], path)
         self.state = saved["state"]
         self.saved = self.state["step"]
         self.event("resumed", step=self.saved, checkpoint=path.name)

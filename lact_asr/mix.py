@@ -6,112 +6,29 @@ D/Ha wide, fast heads d = D/H wide.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lact_asr.attention import Layout, attend, may_look, rotary_of, rotate
 from lact_asr.config import ModelConfig
-from lact_asr.fast_weights import Weights, fast_mlp, wide
+from lact_asr.fast_weights import State, Weights, fast_mlp, wide
 from lact_asr.lact import test_time_training
 
-ROTARY_BASE = 10_000.0
 EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What every layer of one forward pass shares: lengths, positions, who may attend to whom.
+class Past:
+    """What a stream of tokens leaves for those that follow: its size does not grow with it."""
 
-    Attention works in blocks of queries, each with the span of keys in its reach, so that its cost
-    grows with L, not L^2 (3,000 tokens: 28 ms against 455); a short batch is one block.
-    """
-
-    lengths: Tensor  # [B] valid tokens
-    rotary: tuple[Tensor, Tensor]  # cosine and signed sine [L,1,D/Ha]
-    block: int  # queries per block
-    span: int  # keys per block
-    before: int  # keys of a block's span that lie before its first query
-    allowed: Tensor  # [B*blocks,1,block,span] True where a query may look at a key
-
-    @classmethod
-    def of(cls, config: ModelConfig, x: Tensor, lengths: Tensor) -> "Layout":
-        """The layout of tokens x [B,L,D]."""
-        size = x.shape[1]
-        before = config.window - 1 if config.causal else config.window // 2
-        after = 0 if config.causal else before
-        block = max(before, 1)
-        span = before + block + after
-        if 2 * size <= 3 * span:  # measured: blocks win from 1.5 to 2 spans on
-            block, span, before = max(size, 1), max(size, 1), 0
-        allowed = _allowed(config, size, lengths, block, span, before)
-        return cls(lengths, _rotary(config, x), block, span, before, allowed)
-
-
-def _allowed(
-    config: ModelConfig, size: int, lengths: Tensor, block: int, span: int, before: int
-) -> Tensor:
-    device = lengths.device
-    starts = torch.arange(0, max(size, 1), block, device=device)[:, None, None]
-    queries = starts + torch.arange(block, device=device)[:, None]  # [blocks,block,1]
-    keys = starts - before + torch.arange(span, device=device)  # [blocks,1,span]
-    return _may_look(config, queries, keys, lengths[:, None, None, None]).flatten(0, 1)[:, None]
-
-
-def _may_look(config: ModelConfig, queries: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
-    """Which keys each query may look at, places against places; padding looks at itself, for a row
-    of the softmax without any key would be NaN.
-    """
-    distance = queries - keys
-    if config.causal:
-        near = (distance >= 0) & (distance < config.window)
-    else:
-        near = distance.abs() <= config.window // 2
-    return near & (keys >= 0) & (keys < lengths) | (distance == 0)
-
-
-def _rotary(config: ModelConfig, x: Tensor) -> tuple[Tensor, Tensor]:
-    width = config.hidden // config.attention_heads
-    places = torch.arange(x.shape[1], device=x.device, dtype=torch.float64)
-    exponents = torch.arange(0, width, 2, device=x.device, dtype=torch.float64) / width
-    angles = places[:, None, None] * ROTARY_BASE**-exponents  # [L,1,D/Ha/2]
-    cosine = torch.cat((angles.cos(), angles.cos()), -1)
-    sine = torch.cat((-angles.sin(), angles.sin()), -1)
-    return cosine.to(wide(x).dtype), sine.to(wide(x).dtype)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """Softmax attention of heads [B,L,Ha,w] inside the layout's windows: [B,L,Ha*w]."""
-    size = q.shape[1]
-    blocks = -(-max(size, 1) // layout.block)
-    fill = blocks * layout.block - size
-    after = layout.span - layout.before - layout.block
-    q = F.pad(q, (0, 0, 0, 0, 0, fill)).unflatten(1, (blocks, layout.block))
-    k, v = (_spans(F.pad(x, (0, 0, 0, 0, layout.before, after + fill)), layout) for x in (k, v))
-    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # [B*blocks,Ha,...,w]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.allowed)
-    out = out.transpose(1, 2).unflatten(0, (-1, blocks)).flatten(1, 2)
-    return out[:, :size].flatten(2)
-
-
-def _spans(x: Tensor, layout: Layout) -> Tensor:
-    """Padded keys [B,L,Ha,w] as [B,blocks,span,Ha,w]; a span is 1 to 3 whole blocks.
-
-    As unfold, whose backward pass is slower: 4.5 ms against 2.7 for 1,600 tokens x 256 on a CPU.
-    """
-    x = x.unflatten(1, (-1, layout.block))
-    parts = layout.span // layout.block
-    blocks = x.shape[1] - parts + 1
-    return torch.cat([x[:, part : part + blocks] for part in range(parts)], 2)
-
-
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions on heads [B,L,heads,width]; channel i turns with channel i + width/2."""
-    cosine, sine = rotary
-    partner = x.roll(x.shape[-1] // 2, -1)
-    return torch.addcmul(x * cosine, partner, sine).to(x.dtype)
+    keys: Tensor  # [B,W-1,Ha,D/Ha] turned, of the last tokens; fewer at the beginning
+    values: Tensor
+    place: int  # tokens so far
+    fast: State | None  # the fast weights, and the tokens that they have not learned from yet
 
 
 class RMSNorm(nn.Module):
@@ -177,14 +94,50 @@ class Mix(nn.Module):
             if config.momentum:
                 self.momentum_proj = nn.Linear(width, heads)
 
-    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """Normalised tokens [B,L,D] to their mix [B,L,D], and the updates of each row [B*H]."""
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k = self.q_norm(q), self.k_norm(k)
         with torch.autocast(x.device.type, enabled=False):
             near = self._attention(q, k, v, layout)
-            far, updates = self._fast(wide(x), q, k, v, layout)
-        return self.o_proj(near + far), updates
+            far, state = self._fast(wide(x), q, k, v, layout.rotary, layout.lengths)
+        return self.o_proj(near + far), None if state is None else state.updates
+
+    def stream(self, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+        """The mix of normalised tokens [B,L,D] that follow those of the past; and theirs.
+
+        Causal schedule only: any cut of a stream into pieces gives what one piece gives.
+        ValueError for a layer that looks ahead.
+        """
+        if not self.config.causal:
+            raise ValueError(
+                f"schedule {self.config.schedule} looks ahead: a stream needs apply_then_update"
+            )
+        q, k, v = self.qkv(x).chunk(3, -1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        with torch.autocast(x.device.type, enabled=False):
+            rotary = rotary_of(self.config, x, past.place if past else 0)
+            near, past_near = self._attention_on(q, k, v, rotary, past)
+            far, fast = self._fast(wide(x), q, k, v, rotary, None, past.fast if past else None)
+        return self.o_proj(near + far), replace(past_near, fast=fast)
+
+    def _attention_on(
+        self, q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor], past: Past | None
+    ) -> tuple[Tensor, Past]:
+        """Attention [B,L,D] of a stream's next tokens, over the last ones too."""
+        q, k, v = (x.unflatten(-1, (self.config.attention_heads, -1)) for x in (q, k, v))
+        q, k, fresh = rotate(q, rotary), rotate(k, rotary), q.shape[1]
+        if past:
+            k, v = torch.cat((past.keys, k), 1), torch.cat((past.values, v), 1)
+        before = k.shape[1] - fresh
+        places = torch.arange(k.shape[1], device=q.device)
+        allowed = may_look(self.config, places[before:, None], places, k.shape[1])
+        out = F.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=allowed
+        )
+        kept = k.shape[1] - min(self.config.window - 1, k.shape[1])
+        place = (past.place if past else 0) + fresh
+        return out.transpose(1, 2).flatten(2), Past(k[:, kept:], v[:, kept:], place, None)
 
     def look(self, x: Tensor, layout: Layout) -> Tensor:
         """Logarithm of the attention weights [B,Ha,L,L] on normalised tokens [B,L,D], for those who
@@ -199,7 +152,7 @@ class Mix(nn.Module):
             scores = torch.einsum("bqhw,bkhw->bhqk", q, k) / math.sqrt(q.shape[-1])
             places = torch.arange(x.shape[1], device=x.device)
             lengths = layout.lengths[:, None, None]
-            allowed = _may_look(self.config, places[:, None], places, lengths)  # [B,L,L]
+            allowed = may_look(self.config, places[:, None], places, lengths)  # [B,L,L]
             return scores.masked_fill(~allowed[:, None], -torch.inf).log_softmax(-1)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
@@ -207,24 +160,31 @@ class Mix(nn.Module):
         return attend(rotate(q, layout.rotary), rotate(k, layout.rotary), v, layout)
 
     def _fast(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout
-    ) -> tuple[Tensor, Tensor]:
-        """The fast branch [B,L,D], in the type of v."""
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        lengths: Tensor | None,
+        state: State | None = None,
+    ) -> tuple[Tensor, State | None]:
+        """The fast branch [B,L,D], in the type of v, and the state of the fast weights, if any."""
         q, k = (
             torch.addcmul(self.qk_offset[:, i], t, self.qk_scale[:, i]) for i, t in ((0, q), (1, k))
         )
-        q, k = (self._rows(self._directions(t, layout), v.dtype) for t in (q, k))
-        y, updates = self._read(x, q, k, self._rows(F.silu(v), v.dtype), layout.lengths)
+        q, k = (self._rows(self._directions(t, rotary), v.dtype) for t in (q, k))
+        y, state = self._read(x, q, k, self._rows(F.silu(v), v.dtype), lengths, state)
         y = self.ttt_norm(y.unflatten(0, (len(x), -1))).transpose(1, 2)  # [B,L,H,d]
         scale = F.silu(self.ttt_scale_proj(x))  # [B,L,H]
-        return (y * scale[..., None].to(y.dtype)).flatten(2), updates
+        return (y * scale[..., None].to(y.dtype)).flatten(2), state
 
-    def _directions(self, x: Tensor, layout: Layout) -> Tensor:
+    def _directions(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """silu, unit length per fast head, rotary per attention head: [B,L,D]."""
         x = F.silu(wide(x)).unflatten(-1, (self.config.lact_heads, -1))
         x = x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + EPS)
         heads = x.flatten(2).unflatten(-1, (self.config.attention_heads, -1))
-        return rotate(heads, layout.rotary).flatten(2)
+        return rotate(heads, rotary).flatten(2)
 
     def _rows(self, x: Tensor, kind: torch.dtype) -> Tensor:
         """[B,L,H*n] to one row per utterance and head, [B*H,L,n]."""
@@ -232,13 +192,19 @@ class Mix(nn.Module):
         return heads.transpose(1, 2).flatten(0, 1).to(kind)
 
     def _read(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Fast weights on rows [B*H,L,d]."""
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: Tensor | None,
+        state: State | None,
+    ) -> tuple[Tensor, State | None]:
+        """Fast weights on rows [B*H,L,d], from the state of an earlier piece if there is one."""
         config = self.config
         weights = Weights(*(w.repeat(len(x), 1, 1) for w in (self.w0, self.w1, self.w2)))
         if config.schedule == "off":
-            return fast_mlp(weights, q), torch.zeros(len(q), dtype=torch.long, device=q.device)
+            return fast_mlp(weights, q), None
         start = math.log(math.expm1(config.base_step))
         steps = self._rows(F.softplus(self.lr_proj(x) + start), x.dtype)  # [B*H,L,3]
         gate = self._rows(self.momentum_proj(x).sigmoid(), x.dtype) if config.momentum else None
@@ -254,8 +220,9 @@ class Mix(nn.Module):
             orthogonalize=None if config.orthogonalize == "none" else config.orthogonalize,
             prenorm=config.prenorm,
             lengths=lengths,
+            state=state,
         )
         if config.causal and q.shape[1] <= (config.chunk or 0):
             # Too short to learn from; DDP still waits for a gradient of every parameter.
             y = y + 0 * (steps.sum() if gate is None else steps.sum() + gate.sum())
-        return y, state.updates
+        return y, state

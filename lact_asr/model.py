@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lact_asr.attention import Layout
 from lact_asr.config import ModelConfig
 from lact_asr.fast_weights import wide
 from lact_asr.features import LogMel, valid
-from lact_asr.mix import Layout, Mix, RMSNorm
+from lact_asr.mix import Mix, RMSNorm
 
 if TYPE_CHECKING:
     from lact_asr.augment import SpecAugment
@@ -91,7 +92,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config.hidden, config.mlp)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """Tokens [B,L,D], and the updates of the fast weights."""
         mixed, updates = self.mix(self.mix_norm(x), layout)
         x = x + self.dropout(mixed)

@@ -80,12 +80,23 @@ def resume(
             f"{sorted(saved['beside'])}, this one needs {sorted(present)}"
         )
     objective.trainable.load_state_dict(saved["beside"], strict=False)
+    resume_optimizer(optimizer, saved["optimizer"], path)
+    if average.decay:
+        average.load(saved["average"])
+    position = Position.from_dict(saved["position"])
+    if saved["corpus"] != fingerprint:
+        position = Position(position.epoch + 1)
+    return State(**saved["state"]), position
+
+
+def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
+    """What an optimiser remembers, with the present learning rate and other settings."""
     settings = [
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
     ]
     try:
-        optimizer.load_state_dict(optimizer_like(saved["optimizer"], optimizer))
+        optimizer.load_state_dict(optimizer_like(saved, optimizer))
     except ValueError as error:
         raise DataError(
             f"{path / 'trainer.pt'} was left by another optimiser: write the optim.method of the "
@@ -93,12 +104,6 @@ def resume(
         ) from error
     for group, fresh in zip(optimizer.param_groups, settings, strict=True):
         group.update(fresh)
-    if average.decay:
-        average.load(saved["average"])
-    position = Position.from_dict(saved["position"])
-    if saved["corpus"] != fingerprint:
-        position = Position(position.epoch + 1)
-    return State(**saved["state"]), position
 
 
 def _beside(objective: Objective) -> dict[str, Tensor]:

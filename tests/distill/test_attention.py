@@ -11,8 +11,8 @@ from distill.attention import SelfAttention, rotary
 from distill.config import DistillConfig
 from distill.objective import DistillObjective
 from distill.sources import Live
+from lact_asr.attention import Layout
 from lact_asr.errors import DataError
-from lact_asr.mix import Layout
 from tests.distill.parts import VOCABULARY, part, tiny_baseline, tiny_teacher
 from tests.distill.test_objective import alone, assert_close, gradients, noise
 from tests.lact_asr.small import tiny

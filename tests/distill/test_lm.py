@@ -164,6 +164,14 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
         assert torch.equal(one, other)
 
 
+def test_a_run_goes_on_with_the_learning_rate_that_is_asked_for_now(tmp_path):
+    train(tmp_path, stop_at=3)
+    before = checkpoint.load(checkpoint.latest(tmp_path / "checkpoints") / checkpoint.WEIGHTS)
+    _, _, student = train(tmp_path, stop_at=4, rate=1e-9)
+    for name, value in student.state_dict().items():
+        assert torch.allclose(value, before[name], atol=1e-7), name
+
+
 def rank(folder: Path) -> None:
     """Training as one of two ranks."""
     world = parallel.start()

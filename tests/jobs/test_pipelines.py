@@ -14,7 +14,8 @@ from lact_asr.config import SIZES
 from tests.conftest import REPOSITORY
 
 FILES = sorted((REPOSITORY / "jobs" / "pipelines").glob("*.yaml"))
-NEEDED = dict.fromkeys(("smoke_real", "distillation"), ["corpus.folder=speech"])  # of the user
+FOLDER = ["corpus.folder=speech"]  # what the user has to add
+NEEDED = {"smoke_real": FOLDER, "distillation": FOLDER}
 FOUNDING = ["train.preset=founding", "train.training={}"]
 
 

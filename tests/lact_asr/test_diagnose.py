@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lact_asr import checkpoint
+from lact_asr.attention import attend
 from lact_asr.config import TrainingConfig
 from lact_asr.data import Batch, Reader, whole_corpus
 from lact_asr.diagnose import WAVES, diagnose, table
 from lact_asr.files import read_json
 from lact_asr.manifest import write_manifest
-from lact_asr.mix import attend
 from tests.distill.parts import tiny_baseline, tiny_teacher
 from tests.jobs.launching import Launcher
 from tests.lact_asr.small import VOCABULARY, tiny, tones

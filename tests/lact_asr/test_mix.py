@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from lact_asr.attention import Layout, attend
 from lact_asr.config import ModelConfig, sized
-from lact_asr.mix import Layout, Mix, attend
+from lact_asr.mix import Mix
 from tests.lact_asr import reference
 from tests.lact_asr.reference import distance
 
@@ -69,3 +72,37 @@ def test_attention_in_blocks_equals_attention_in_a_loop(changes, size):
     flat = (x[0].flatten(1) for x in (q, k, v))
     wanted = reference.attention(*flat, 4, config.window, config.causal)
     assert distance(attend(q, k, v, layout)[0], wanted) < 1e-12
+
+
+@given(
+    cuts=st.lists(st.integers(1, 24), max_size=6, unique=True),
+    changes=st.sampled_from(
+        [{}, {"momentum": True}, {"prenorm": True}, {"window": 9, "chunk": 9}, {"qk_norm": False}]
+    ),
+)
+def test_a_stream_of_tokens_in_any_pieces_equals_one_shot(cuts, changes):
+    config = small({**CAUSAL, **changes})
+    mix = Mix(config).double()
+    awake(mix)
+    x = torch.randn(2, 25, 24, dtype=torch.float64)
+    whole, updates = mix(x, Layout.of(config, x, torch.tensor([25, 25])))
+    past, pieces = None, []
+    for piece in x.tensor_split(sorted(cuts), 1):
+        y, past = mix.stream(piece, past)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-10, rtol=1e-10)
+    assert torch.equal(past.fast.updates, updates) and updates.min() > 0
+
+
+def test_what_a_stream_remembers_does_not_grow():
+    mix, past, sizes = Mix(small(CAUSAL)), None, []
+    for _ in range(12):
+        _, past = mix.stream(torch.randn(1, 5, 24), past)
+        held = [past.keys, past.values, *past.fast.weights, *past.fast.pending[:5]]
+        sizes.append(sum(tensor.numel() for tensor in held))
+    assert past.place == 60 and len(set(sizes[1:])) == 1
+
+
+def test_a_layer_that_looks_ahead_is_no_stream():
+    with pytest.raises(ValueError, match="schedule set looks ahead: a stream needs"):
+        Mix(small({})).stream(torch.randn(1, 5, 24))

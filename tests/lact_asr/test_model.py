@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lact_asr.attention import Layout
 from lact_asr.config import SIZES, sized
-from lact_asr.mix import Layout
 from lact_asr.model import FAMILIES, Recogniser
 from lact_asr.text import Vocabulary, normalise
 from tests.conftest import shared

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lact_asr.attention import Layout
 from lact_asr.config import sized
 from lact_asr.fast_weights import Weights, fast_mlp
 from lact_asr.lact import newton_schulz, test_time_training
-from lact_asr.mix import Layout, Mix
+from lact_asr.mix import Mix
 from tests.conftest import SHARED
 from tests.lact_asr.reference import distance
 from tests.lact_asr.test_lact import NAMES, run
