@@ -1,6 +1,7 @@
 """What models attend to, and what a student pays for attending elsewhere than its teacher."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from distill.attention import SelfAttention, rotary
 from distill.config import DistillConfig
 from distill.objective import DistillObjective
 from distill.sources import Live
+from lact_asr import parallel, sharding
 from lact_asr.attention import Layout
 from lact_asr.errors import DataError
 from tests.distill.parts import VOCABULARY, part, tiny_baseline, tiny_teacher
 from tests.distill.test_objective import alone, assert_close, gradients, noise
+from tests.lact_asr.ranks import in_ranks
 from tests.lact_asr.small import tiny
 
 
@@ -123,3 +126,24 @@ def test_those_who_cannot_say_what_they_attend_to_are_refused():
         DistillObjective(
             tiny(subsampling=2), Live(tiny_teacher(), VOCABULARY), config, vocabulary=VOCABULARY
         )
+
+
+def split_rank(folder: Path) -> None:
+    """The gradient of half the utterances, the student split over two ranks."""
+    world = parallel.start()
+    taught, whole = attentive(), noise()
+    sharding.shard(taught.model, taught.trainable)
+    mine = part(whole, [0, 1] if world.main else [2, 3])
+    taught.begin_step([mine], world.all_sum)
+    loss = taught(mine, 1.0)
+    (loss.total / world.all_sum(loss.weight.double())).backward()
+    found = {name: sharding.full(p.grad) for name, p in taught.model.named_parameters()}
+    torch.save(found, folder / f"{world.rank}.pt")
+
+
+def test_a_student_split_over_processes_compares_what_it_attends_to(tmp_path):
+    assert in_ranks(split_rank, tmp_path, 2) == [0, 0], (tmp_path / "rank1.log").read_text()
+    found = torch.load(tmp_path / "0.pt")
+    whole = gradients(attentive(), [noise()])
+    expected = {name.removeprefix("student."): value for name, value in whole.items()}
+    assert_close({name: 2 * value for name, value in found.items()}, expected)  # a mean over ranks
