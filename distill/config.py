@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from distill.ramp import RampConfig
 from distill.router_config import RouterConfig
 from lact_asr.config import HOP
 from lact_asr.frozen import Frozen
@@ -145,19 +146,11 @@ class BaselineConfig(Frozen):
         return -(-samples // (4 * HOP))
 
 
-class DistillConfig(Frozen):
+class DistillConfig(RampConfig):
     """What the student learns from: (1 - alpha) CTC + kd_weight(progress) KD + features."""
 
     alpha: float = Field(
         0.7, ge=0, le=1, description="Share taken from the CTC loss: its weight is 1 - alpha"
-    )
-    kd_start: float = Field(0.1, ge=0, description="Weight of the KD loss at the first step")
-    kd_end: float = Field(0.7, ge=0, description="Weight of the KD loss after the ramp")
-    kd_ramp: float = Field(
-        0.2, ge=0, le=1, description="Share of training over which the KD weight rises linearly"
-    )
-    temperature: float = Field(
-        2.0, gt=0, description="Softening of both distributions; the loss is scaled by its square"
     )
     kd: Literal["frames", "guided", "sequence"] = Field(
         "frames",

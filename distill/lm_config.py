@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from distill.ramp import RampConfig
 from lact_asr.config import OptimConfig
 from lact_asr.frozen import Frozen
 
@@ -34,19 +35,11 @@ LM_SIZES = {
 }
 
 
-class LMDistillConfig(Frozen):
+class LMDistillConfig(RampConfig):
     """What a language model learns from another: (1 - alpha) LM + kd_weight(progress) KD."""
 
     alpha: float = Field(
         0.7, ge=0, le=1, description="Share taken from the texts' loss: its weight is 1 - alpha"
-    )
-    kd_start: float = Field(0.1, ge=0, description="Weight of the KD loss at the first step")
-    kd_end: float = Field(0.7, ge=0, description="Weight of the KD loss after the ramp")
-    kd_ramp: float = Field(
-        0.2, ge=0, le=1, description="Share of training over which the KD weight rises linearly"
-    )
-    temperature: float = Field(
-        2.0, gt=0, description="Softening of both distributions; the loss is scaled by its square"
     )
     top_k: int = Field(
         256, ge=1, description="Symbols per place that are compared singly, the rest as one"

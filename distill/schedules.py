@@ -4,24 +4,7 @@ Progress is optimiser steps done / steps in all, clamped to 0..1. The founding n
 micro-steps and 12,500 optimiser steps; a share means the same in both.
 """
 
-from typing import Protocol
-
-
-class Ramped(Protocol):
-    """Settings with a KD weight that rises."""
-
-    @property
-    def kd_start(self) -> float:
-        """At the first step."""
-
-    @property
-    def kd_end(self) -> float:
-        """After the ramp."""
-
-    @property
-    def kd_ramp(self) -> float:
-        """Share of training that it takes."""
-
+from distill.ramp import RampConfig
 
 COMPONENTS = ("kd", "feature", "attention", "layerwise", "contrastive")
 Ramp = tuple[float, float]  # progress where a weight leaves 0, and where it reaches 1
@@ -58,7 +41,7 @@ def curriculum(name: str, progress: float) -> dict[str, float]:
     return {key: rise(progress, ramps[key]) if key in ramps else 1.0 for key in COMPONENTS}
 
 
-def kd_weight(progress: float, config: Ramped) -> float:
+def kd_weight(progress: float, config: RampConfig) -> float:
     """The absolute weight of the KD loss: by default 0.1 rising to 0.7 over the first 20 %."""
     share = rise(progress, (0.0, config.kd_ramp))
     return config.kd_start + (config.kd_end - config.kd_start) * share
