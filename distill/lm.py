@@ -23,7 +23,7 @@ from distill import losses
 from distill.attention import Block, rotary
 from distill.lm_config import LanguageModelConfig, LMDistillConfig
 from distill.schedules import kd_weight
-from lact_asr.objective import Loss
+from lact_asr.objective import EXPECTED, Loss
 
 BOUNDARY = 0  # begins and ends a text
 PAD = -100  # a place that does not count
@@ -131,24 +131,27 @@ class LMObjective:
         weighted = {name: weight * raw[name] for name, weight in self.weights(progress).items()}
         total = torch.stack(list(weighted.values())).sum()
         shown = {**raw, **{f"{name}_weighted": value for name, value in weighted.items()}}
+        shown[f"lm{EXPECTED}"] = there.sum() * math.log(self.model.head.out_features)
         return Loss(total, there.sum(), {name: value.detach() for name, value in shown.items()})
 
     def _chunked(self, states: Tensor, targets: Tensor, told: Tensor | None) -> dict[str, Tensor]:
         rows = (states, targets) if told is None else (states, targets, told)
         pieces = zip(*(row.split(self.chunk) for row in rows), strict=True)
         sums = [checkpoint(self._sums, *piece, use_reentrant=False) for piece in pieces]
-        names = ("lm",) if told is None else ("lm", "kd")
+        names = ("lm",) if told is None else ("lm", "kd", f"kd{EXPECTED}")
         return dict(zip(names, torch.stack(sums).sum(0), strict=True))
 
     def _sums(self, states: Tensor, targets: Tensor, told: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood and divergence, summed over a chunk."""
+        """Negative log-likelihood, divergence, and that of a uniform student, over a chunk."""
         log_probs = self.model.read_out(states)
         likelihood = -log_probs.gather(-1, targets[:, None]).sum()
         if told is None or self.teacher is None:
             return likelihood[None]
         kept = losses.top_k(self.teacher.read_out(told), self.config.top_k, self.config.temperature)
         divergence = losses.top_k_kd(log_probs, kept, self.config.temperature)
-        return torch.stack([likelihood, divergence.sum()])
+        even = torch.full_like(log_probs, -math.log(log_probs.shape[-1])).detach()
+        unlearned = losses.top_k_kd(even, kept, self.config.temperature)
+        return torch.stack([likelihood, divergence.sum(), unlearned.sum()])
 
 
 @torch.no_grad()

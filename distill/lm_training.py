@@ -21,6 +21,7 @@ from lact_asr import checkpoint, optim, parallel, steps
 from lact_asr.config import TrainingConfig
 from lact_asr.data import in_normal_form
 from lact_asr.errors import DataError, TrainingFailed
+from lact_asr.journal import relative
 from lact_asr.resume import resume_optimizer, step_seed
 from lact_asr.text import Vocabulary
 
@@ -216,7 +217,8 @@ class _Run:
         parts = outcome.parts
         weight = self.objective.weights(progress)["lm"]
         numbers = {"loss": outcome.loss, "grad_norm": outcome.grad_norm, "learning_rate": rate}
-        finite = {k: v if math.isfinite(v) else None for k, v in {**numbers, **parts}.items()}
+        shown = {**numbers, **relative(parts)}
+        finite = {k: v if math.isfinite(v) else None for k, v in shown.items()}
         self.report({"step": step, "total_steps": total, **finite})
         self._say(
             f"Step {step}/{total} | Loss: {outcome.loss:.4f} | grad norm {outcome.grad_norm:.3g} | "

@@ -24,6 +24,7 @@ from jobs.job import Job
 from jobs.kinds import language_model
 from lact_asr import checkpoint, parallel
 from lact_asr.config import OptimConfig
+from lact_asr.journal import relative
 from lact_asr.manifest import Utterance, write_manifest
 from lact_asr.text import Vocabulary
 from tests.lact_asr.ranks import in_ranks
@@ -81,9 +82,17 @@ def test_the_loss_is_the_formula_however_it_is_cut_into_chunks(chunk):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+def test_a_uniform_student_costs_what_is_expected_of_it():
+    student = model()
+    torch.nn.init.zeros_(student.head.weight)
+    loss = LMObjective(student, 7, model(seed=1), LMDistillConfig(top_k=5))(batch(["CAT SAT"]), 0.1)
+    shown = relative({name: float(value) for name, value in loss.parts.items()})
+    assert (shown["lm_relative"], shown["kd_relative"]) == pytest.approx((1, 1), rel=1e-5)
+
+
 def test_without_a_teacher_the_texts_count_in_full():
     loss = LMObjective(model(), 64)(batch(["CAT"]), 0.0)
-    assert loss.parts.keys() == {"lm", "lm_weighted"}
+    assert loss.parts.keys() == {"lm", "lm_weighted", "lm_expected"}
     assert float(loss.total.detach()) == pytest.approx(float(loss.parts["lm"]))
 
 
