@@ -68,7 +68,7 @@ def test_the_start_of_the_layers_is_the_presets():
     pairs = zip(plain.named_modules(), notes.modules(), strict=True)
     for (name, module), other in pairs:
         if isinstance(module, (nn.Conv1d, nn.Conv3d)):
-            ratio = float(other.weight.std() / module.weight.std())
+            ratio = float((other.weight.std() / module.weight.std()).detach())
             assert ratio == pytest.approx(0.5), name
         elif name.startswith("fusion.projections") and isinstance(module, nn.Linear):
             bound = 0.5 * (6 / sum(module.weight.shape)) ** 0.5  # xavier with a gain of 0.5
