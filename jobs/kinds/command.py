@@ -20,6 +20,7 @@ from jobs.spec import Frozen, Resources
 from lact_asr.files import read_json
 
 RESOURCES = Resources(time="1h", cpus=1, memory_gb=4)
+_LATE = 1.0  # seconds that the cluster's signal may come after the program's end
 Text = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
@@ -63,7 +64,7 @@ def run(settings: Settings, job: Job) -> Result:
     except OSError as error:
         raise StepFailed("command", f"cannot start {settings.argv[0]!r}: {error}") from None
     status = process.wait()
-    if status and job.should_stop():
+    if status and _was_asked(job, status):
         raise Interrupted(None)
     if status:
         reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -72,6 +73,16 @@ def run(settings: Settings, job: Job) -> Result:
     if not isinstance(extra, dict):
         raise StepFailed("command", f"{written.name} must hold a JSON object")
     return Result(**{**extra, "seconds": round(time.monotonic() - started, 3)})
+
+
+def _was_asked(job: Job, status: int) -> bool:
+    """Whether the cluster ended the program: it signals every process of a step, one after the
+    other, so the program's death by a signal may be seen before the signal that is meant for us.
+    """
+    patience = time.monotonic() + (_LATE if status < 0 or status > 128 else 0.0)
+    while not job.should_stop() and time.monotonic() < patience:
+        time.sleep(0.02)
+    return job.should_stop()
 
 
 def _ignore_warning() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,16 @@ def test_kinds_of_one_process_say_so(tmp_path: Path, name: str) -> None:
     given = {"manifest": tmp_path, **({"checkpoint": tmp_path} if name == "evaluate" else {})}
     with pytest.raises(StepFailed, match=f"{name} runs as one process: write nodes: 1"):
         run(name, job, **given)
+
+
+def test_a_program_ended_by_the_cluster_is_no_failed_one_even_if_our_signal_comes_late(
+    tmp_path: Path,
+) -> None:
+    killed = {"argv": ["sh", "-c", "kill -TERM $$"]}
+    begun = time.monotonic()
+    late = lambda: time.monotonic() > begun + 0.3
+    job = Job(tmp_path, 0, 1, 0, lambda line: None, lambda *_, **__: None, late)
+    with pytest.raises(Interrupted):
+        run("command", job, **killed)
+    with pytest.raises(StepFailed, match="sh was ended by signal 15"):
+        run("command", told(tmp_path)[0], **killed)
