@@ -90,7 +90,7 @@ def _add_for_runs(add: _Add) -> None:
     logs.add_argument("--lines", type=int, default=100, metavar="N", help="how many (default 100)")
 
     cancel = add("cancel", "cancel a run, or a step and all behind it")
-    cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="default: the newest run")
+    cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="named always: no default")
 
     resume = add("resume", "submit what is left of a run: failed, cancelled and lost steps")
     _add_run(resume)

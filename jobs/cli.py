@@ -7,8 +7,8 @@ never shows a traceback, a bug always does. Each command imports what it needs a
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import parser
 from jobs.errors import ClusterError, UserError, nearest
@@ -105,7 +105,7 @@ def _launch(
 ) -> "tuple[Run, int]":
     """Submit a new run; the run and the exit code."""
     from jobs.store import RunStore
-    from jobs.submit import create, proceed
+    from jobs.submit import create, submit_pending
 
     if cluster.backend == "slurm":
         from jobs.backends.slurm import load_early
@@ -113,11 +113,12 @@ def _launch(
         load_early()
     _preflight(pipeline, cluster)
     store = RunStore()
-    run = create(store, pipeline, cluster, text, store.new_name(pipeline.name))
+    scheduler = _backend(cluster.model_dump(mode="json")).identity
+    run = create(store, pipeline, cluster, text, store.new_name(pipeline.name), scheduler)
     print(run.path)
     backend = _backend_of(run)
     with run.lock():
-        todo = proceed(run, backend)
+        todo = submit_pending(run, backend)
     return run, _report(run, backend, todo, wait)
 
 
@@ -177,15 +178,19 @@ def _open(text: str | None) -> "tuple[Run, Backend]":
 
 
 def _backend_of(run: "Run") -> "Backend":
-    """The backend of the cluster that the run was submitted to."""
-    cluster = run.info()["cluster"]
+    """The backend of the cluster that the run was submitted to; anywhere else it refuses."""
+    info = run.info()
+    return _backend(info["cluster"], info.get("scheduler", ""), info["user"])
+
+
+def _backend(cluster: "Mapping[str, Any]", scheduler: str = "", user: str = "") -> "Backend":
     if cluster["backend"] == "slurm":
         from jobs.backends.slurm import SlurmBackend
 
-        return SlurmBackend(cluster)
+        return SlurmBackend(cluster, scheduler, user)
     from jobs.backends.local import LocalBackend
 
-    return LocalBackend()
+    return LocalBackend(scheduler)
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -204,7 +209,7 @@ def _status(given: argparse.Namespace) -> int:
 
 def _logs(given: argparse.Namespace) -> int:
     from jobs import show
-    from jobs.states import view
+    from jobs.states import Queue, view
     from jobs.store import RunStore
 
     run, step = RunStore().find_step(given.step)
@@ -214,7 +219,7 @@ def _logs(given: argparse.Namespace) -> int:
     backend = _backend_of(run)
     show.logs(
         step,
-        lambda: view(run, backend).observed[step.name],
+        lambda: view(run, Queue(backend)).observed[step.name],
         rank=given.rank,
         lines=given.lines,
         pattern=given.grep,
@@ -227,23 +232,38 @@ def _cancel(given: argparse.Namespace) -> int:
     from jobs.store import RunStore
     from jobs.submit import cancel
 
-    run, step = RunStore().find_step(given.run)
+    store = RunStore()
+    if not given.run:
+        name = store.find(None).name
+        raise UserError(f"say what to cancel; the newest run is: launch.py cancel {name}")
+    run, step = store.find_step(given.run)
     backend = _backend_of(run)
     with run.lock():
-        names = cancel(run, backend, [step.name] if step else None)
-    print(f"cancelled: {', '.join(names)}" if names else "nothing to cancel: no step is active")
+        done = cancel(run, backend, [step.name] if step else None)
+    if done.ended:
+        print(f"cancelled: {', '.join(done.ended)}")
+    if done.ending:
+        print(f"asked to end, and still there: {', '.join(done.ending)}")
+        print(f"look: launch.py status {run.name}")
+    if done.trouble and done.ending:
+        raise ClusterError(
+            f"{done.trouble}: it is not known whether these jobs will end; to ask again: "
+            f"launch.py cancel {given.run}"
+        )
+    if not done.ended and not done.ending:
+        print("nothing to cancel: no job of it is in the queue")
     return 0
 
 
 def _resume(given: argparse.Namespace) -> int:
     from jobs.snapshot import copy_code
-    from jobs.submit import proceed
+    from jobs.submit import submit_pending
 
     run, backend = _open(given.run)
     with run.lock():
         if given.fresh_code:
             copy_code(run.next_code())
-        todo = proceed(run, backend)
+        todo = submit_pending(run, backend)
     return _report(run, backend, todo, given.wait)
 
 

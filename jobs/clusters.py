@@ -134,13 +134,20 @@ def request(cluster: Cluster, resources: Resources) -> dict[str, Any]:
     }
 
 
-def parameters(cluster: Cluster, job: StepJob, after: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything submitit's SlurmExecutor is told about one step, queued behind jobs `after`."""
+def parameters(
+    cluster: Cluster, job: StepJob, after: Sequence[str] = (), behind: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything submitit's SlurmExecutor is told about one step.
+
+    It starts when the jobs `after` have succeeded and the jobs `behind` have ended in any way.
+    """
+    conditions = {"afterok": after, "afterany": behind}
+    dependency = ",".join(f"{word}:{':'.join(ids)}" for word, ids in conditions.items() if ids)
     return {
         **request(cluster, job.resources),
         "job_name": job.token,
         "comment": str(job.directory),
-        "dependency": f"afterok:{':'.join(after)}" if after else None,
+        "dependency": dependency or None,
         "setup": _setup(cluster, job),
         # srun does not take over --cpus-per-task from sbatch (release notes of Slurm 22.05);
         # a rank that dies must end the others, which wait for it in a collective

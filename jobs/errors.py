@@ -3,6 +3,7 @@
 UserError          the user can mend it: what, where, what to write instead; no traceback, exit 2
   SpecError        mistakes in a file, all of them at once, each with file:line
   ClusterError     the cluster refused, or a step failed: exit 1
+    SubmitRefused  it refused a job, and nothing was queued
 Interrupted        a kind has saved its work and wants to go on in the next allocation
 StepFailed         a kind, or its gate, has failed in a way that has a name
 
@@ -30,6 +31,10 @@ class ClusterError(UserError):
     """The cluster refused, or a step failed."""
 
     exit_code = 1
+
+
+class SubmitRefused(ClusterError):
+    """The cluster has refused a job: nothing was queued."""
 
 
 class Interrupted(Exception):

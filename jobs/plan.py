@@ -28,6 +28,7 @@ class State(str, Enum):
 ACTIVE = frozenset({State.WAITING, State.QUEUED, State.RUNNING})
 _STATES = {
     QueueState.WAITING: State.WAITING,
+    QueueState.STUCK: State.CANCELLED,
     QueueState.PENDING: State.QUEUED,
     QueueState.RUNNING: State.RUNNING,
     QueueState.FAILED: State.FAILED,
@@ -36,15 +37,19 @@ _STATES = {
 
 
 class Evidence(NamedTuple):
-    """What the files say of one step."""
+    """What the files say of one step; all but the first three mean its newest submission."""
 
     needs: tuple[str, ...] = ()
     succeeded: bool = False
-    failure: str = ""  # of the newest job: "class: message"
-    job: str = ""  # id of the newest job
-    tried: bool = False  # an intent to submit is on record
-    cancelled: bool = False  # by `launch.py cancel`
-    age: float = 0.0  # seconds since the newest submission
+    tried: bool = False  # an intent to submit is on record, and was not refused
+    refused: str = ""  # what the cluster said against it
+    failure: str = ""  # "class: message"
+    token: str = ""  # the name of its job
+    job: str = ""  # id of its job; empty where the answer to its submission was never recorded
+    age: float = 0.0  # seconds since the submission
+    asked_to_end: float | None = None  # seconds since `cancel` asked for its end; None: it did not
+    ended: bool = False  # it was asked to end, and the cluster has said that it has
+    began: float = 0.0  # when its worker started, if that runs as far as the files know (s, 1970)
 
 
 class Observed(NamedTuple):
@@ -61,42 +66,88 @@ class Submit(NamedTuple):
     after: tuple[str, ...]
 
 
-def observe(evidence: Evidence, queue: JobState | None) -> Observed:
-    """The state of one step: `result.json` beats `failure.json` beats the queue."""
+_CANCELLED = Observed(State.CANCELLED, "by launch.py cancel")
+_CUT_SHORT = "its submission was cut short, and no job of it is known: launch.py resume"
+
+
+def observe(evidence: Evidence, queue: JobState | None, asked: float = 0.0) -> Observed:
+    """The state of one step: `result.json` beats `failure.json` beats the queue.
+
+    `queue` is the queue's answer at the time `asked`, or None where it gave none.
+    """
     if evidence.succeeded:
         return Observed(State.SUCCEEDED)
     if not evidence.tried:
-        return Observed(State.NEW)
+        reason = f"Slurm refused it: {evidence.refused}" if evidence.refused else ""
+        return Observed(State.NEW, reason)
     if evidence.failure:
         return Observed(State.FAILED, evidence.failure)
-    if evidence.cancelled:
-        return Observed(State.CANCELLED, "by launch.py cancel")
-    if not evidence.job:
-        return Observed(State.LOST, "its submission was cut short: `resume` looks for the job")
-    if queue is None or queue.state is QueueState.UNKNOWN:
-        if evidence.age < GRACE:
-            return Observed(State.QUEUED, "not in the queue's records yet")
-        return Observed(State.LOST, queue.reason if queue else "")
+    if evidence.ended:
+        return _CANCELLED
+    if queue is None:
+        return _by_files(evidence)
+    if queue.alive and evidence.began > asked:
+        queue = queue._replace(state=QueueState.RUNNING, reason="")
+    if evidence.asked_to_end is not None:
+        return _ending(evidence.asked_to_end, queue)
+    if queue.state is QueueState.UNKNOWN:
+        return _unknown(evidence, queue.reason)
     if queue.state is QueueState.SUCCEEDED:
         return Observed(State.FAILED, "its job ended without a result: see its log")
     return Observed(_STATES[queue.state], queue.reason)
 
 
-def observe_all(
-    evidence: Mapping[str, Evidence], queue: Mapping[str, JobState]
-) -> dict[str, Observed]:
-    """The state of every step (`evidence` in dependency order, `queue` by job id).
+def _by_files(evidence: Evidence) -> Observed:
+    """What is left to say while the queue does not answer."""
+    asked = "" if evidence.asked_to_end is None else "; it was asked to end"
+    state = State.RUNNING if evidence.began else State.QUEUED
+    return Observed(state, f"as far as the files say{asked}")
 
-    A step without a record of its own, behind one that has ended without success, never ran.
+
+def has_ended(queue: JobState, asked_to_end: float) -> bool:
+    """Whether a job asked to end so many seconds ago is gone: the cluster says so, or has long
+    forgotten it.
+    """
+    return queue.ended or (queue.state is QueueState.UNKNOWN and asked_to_end >= GRACE)
+
+
+def _ending(seconds: float, queue: JobState) -> Observed:
+    """A job that was asked to end is cancelled when the cluster no longer has it, not before."""
+    if has_ended(queue, seconds):
+        return _CANCELLED
+    if queue.alive:
+        return Observed(_STATES[queue.state], f"asked to end {seconds:.0f} s ago, and still there")
+    return Observed(State.QUEUED, "asked to end; not in the queue's records yet")
+
+
+def _unknown(evidence: Evidence, reason: str) -> Observed:
+    """A job that neither the queue nor the accounts have: too early, or too late."""
+    if evidence.age < GRACE and evidence.job:
+        return Observed(State.QUEUED, "not in the queue's records yet")
+    return Observed(State.LOST, reason if evidence.job else _CUT_SHORT)
+
+
+def observe_all(
+    evidence: Mapping[str, Evidence],
+    queue: Mapping[str, JobState],
+    asked: float = 0.0,
+    busy: str = "",
+) -> dict[str, Observed]:
+    """The state of every step (`evidence` in dependency order, `queue` by token).
+
+    A step without a record of its own, behind one that has ended without success, never ran. While
+    somebody submits the run (`busy`), what has no id yet is on its way.
     """
     states: dict[str, Observed] = {}
     for name, facts in evidence.items():
-        seen = observe(facts, queue.get(facts.job))
+        seen = observe(facts, queue.get(facts.token), asked)
         ended = seen.state in (State.FAILED, State.CANCELLED, State.LOST)
-        if ended and not facts.failure and not facts.cancelled:
+        if ended and not facts.failure and facts.asked_to_end is None:
             behind = [need for need in facts.needs if _ended(states[need])]
             if behind:
                 seen = Observed(State.CANCELLED, f"{behind[0]} has not succeeded")
+        if busy and not facts.job and seen.state in (State.NEW, State.LOST):
+            seen = Observed(seen.state if not facts.tried else State.QUEUED, f"submitted by {busy}")
         states[name] = seen
     return states
 

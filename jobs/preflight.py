@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.backends.slurm import call, run, seconds
+from jobs.backends.slurm import ask, call, seconds
 from jobs.clusters import Cluster, directives, flags, request
 from jobs.errors import ClusterError, nearest
 from jobs.spec import Pipeline, Resources, format_minutes
@@ -197,10 +197,10 @@ def _too_large(resources: Resources, where: str, *columns: Sequence[str]) -> lis
 
 def _test_only(wanted: Mapping[str, Any]) -> str:
     """Why the controller would refuse a request; empty where it would take it."""
-    done = run("sbatch", "--test-only", *flags(wanted), "--wrap=true")
-    if done.returncode == 0:
+    status, _, complaints = ask("sbatch", "--test-only", *flags(wanted), "--wrap=true").finish()
+    if status == 0:
         return ""
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in complaints.splitlines() if line.strip()]
     return "; ".join(re.sub(r"^[a-z ]+: (error: )?", "", line) for line in lines) or "no reason"
 
 

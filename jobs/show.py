@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.backends import Backend, JobState
 from jobs.errors import UserError
 from jobs.plan import ACTIVE, Observed, State
-from jobs.states import Record, view
+from jobs.states import ENDS, STARTS, Queue, Record, view
 from jobs.store import Run, StepDir
 
 if TYPE_CHECKING:
@@ -29,12 +29,11 @@ _COLOURS = {
     State.LOST.value: "bold magenta",
 }
 _POLL = 1.0  # seconds between looks at the queue
-_STARTS, _ENDS = ("started", "resumed"), ("interrupted", "finished", "failed")
 
 
 def describe(run: Run, backend: Backend) -> dict[str, Any]:
     """The status of a run as data: what `status --json` prints."""
-    seen, info = view(run, backend), run.info()
+    seen, info = view(run, Queue(backend)), run.info()
     return {
         "run": run.name,
         "path": str(run.path),
@@ -53,8 +52,8 @@ def describe(run: Run, backend: Backend) -> dict[str, Any]:
 def _describe_step(
     step: Mapping[str, Any], record: Record, seen: Observed, queue: Mapping[str, JobState]
 ) -> dict[str, Any]:
-    latest, events = record.latest, record.folder.events() if record.tries else []
-    job = queue.get(latest.job) if latest else None
+    latest, events = record.latest, record.events
+    job = queue.get(latest.token) if latest else None
     seconds = _seconds_run(events, seen.state)
     if seconds is None and job is not None:
         seconds = job.elapsed or None
@@ -63,7 +62,7 @@ def _describe_step(
         "kind": step["kind"],
         "state": seen.state.value,
         "reason": seen.reason.splitlines()[0] if seen.reason else "",
-        "job": latest.job if latest else "",
+        "job": latest.job or (job.job if job else "") if latest else "",
         "submissions": len(record.tries),
         "seconds": None if seconds is None else round(seconds, 1),
         "progress": record.folder.progress() if events else {},
@@ -75,9 +74,9 @@ def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
     """Seconds the step has been running, over all its starts; None before the first."""
     total, since = 0.0, None
     for event in events:
-        if event["event"] in _STARTS and "host" in event:  # training reports what it resumed, too
+        if event["event"] in STARTS and "host" in event:  # training reports what it resumed, too
             since = event["time"]
-        elif event["event"] in _ENDS and since is not None:
+        elif event["event"] in ENDS and since is not None:
             total, since = total + event["time"] - since, None
     if since is not None and state is State.RUNNING:
         total += time.time() - since

@@ -5,7 +5,8 @@
       code/  dirty.diff             the snapshot the jobs run from (code.2/ ... after --fresh-code)
       steps/<step>/
         job.json                    kind, settings, resources: all the worker reads
-        submissions.jsonl           the intent before each submission, the job's id right after it
+        submissions.jsonl           the intent before each submission, the job's id right after it,
+                                    the request to end it, and that it has ended
         logs/                       one file per rank
         metrics.jsonl events.jsonl  progress and what happened
         failure.json                class, message, traceback, host, rank, job
@@ -18,10 +19,11 @@ the same file. Imports nothing heavy: `status` needs 60 ms in all.
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jobs import locks
 from jobs.errors import UserError
 from lact_asr.files import append_json, json_lines, read_json, write_atomic, write_json
 
@@ -32,9 +34,11 @@ class Submission(NamedTuple):
     """One try at submitting a step; `job` is empty where its outcome was never recorded."""
 
     token: str
-    time: float  # seconds since 1970
+    time: float  # of the intent, seconds since 1970
     job: str = ""
-    cancelled: bool = False
+    cancel_requested: float = 0.0  # when its end was asked for, seconds since 1970; 0: never
+    ended: bool = False  # the cluster has said that its job, asked to end, is gone
+    refused: str = ""  # what the cluster said when it refused it: nothing was queued
 
 
 class StepDir:
@@ -94,11 +98,12 @@ class StepDir:
         tries: dict[str, Submission] = {}
         for line in json_lines(self.path / "submissions.jsonl"):
             known = tries.get(line["token"], Submission(line["token"], line["time"]))
-            tries[line["token"]] = Submission(
-                known.token,
-                known.time,
-                line.get("job", known.job),
-                line.get("cancelled", known.cancelled),
+            asked = line["time"] if line.get("cancel_requested") else known.cancel_requested
+            tries[line["token"]] = known._replace(
+                job=line.get("job", known.job),
+                cancel_requested=asked,
+                ended=line.get("ended", known.ended),
+                refused=line.get("refused", known.refused),
             )
         return list(tries.values())
 
@@ -108,13 +113,14 @@ class StepDir:
         return tries[-1] if tries else None
 
     def add_submission(self, token: str, **facts: Any) -> None:
-        """Append the intent (no facts), the id (`job=`) or the end (`cancelled=`) of a try.
+        """Append what is known of a try: the intent (no facts), its id (`job`), that its end was
+        asked for (`cancel_requested`), that it has ended (`ended`), why it was refused (`refused`).
 
-        An intent must outlive a crash of this machine; an id can be found again by its token.
+        An intent and a request must outlive a crash of this machine; what the cluster said can be
+        asked again.
         """
-        append_json(
-            self.path / "submissions.jsonl", {"token": token, **facts}, sync="job" not in facts
-        )
+        lasting = not facts or "cancel_requested" in facts
+        append_json(self.path / "submissions.jsonl", {"token": token, **facts}, sync=lasting)
 
     def add_metrics(self, metrics: Mapping[str, object]) -> None:
         """Append one line of metrics."""
@@ -187,55 +193,18 @@ class Run:
         count = len(self.codes())
         return self.path / (f"code.{count + 1}" if count else "code")
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while jobs are submitted or cancelled; a lock whose owner is dead is taken over.
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held while jobs are submitted or cancelled; UserError where somebody else holds it."""
+        return locks.exclusive(self.path / "lock")
 
-        UserError where another process of ours is at it.
-        """
-        path = self.path / "lock"
-        owner = f"{os.uname().nodename} {os.getpid()}"
-        while True:
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                _break_stale(path)
-                continue
-            os.write(descriptor, owner.encode())
-            os.close(descriptor)
-            break
-        try:
-            yield
-        finally:
-            path.unlink()
+    def busy(self) -> str:
+        """Who is submitting or cancelling at this moment; empty for nobody."""
+        return locks.holder(self.path / "lock")
 
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run."""
     return (path / "run.json").is_file()
-
-
-def _break_stale(path: Path) -> None:
-    """Remove the lock of a dead process of this host; UserError for a living or distant one."""
-    with contextlib.suppress(FileNotFoundError):
-        host, _, pid = path.read_text().partition(" ")
-        if host == os.uname().nodename and not _alive(int(pid)):
-            path.unlink()
-            return
-        raise UserError(
-            f"{path.parent.name} is being submitted or cancelled by process {pid or '?'} on "
-            f"{host or '?'}: wait for it, or delete {path} if that process is dead"
-        )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class RunStore:

@@ -1,39 +1,56 @@
-"""Carry out a plan: create the run, submit its steps exactly once, look for what was cut short.
+"""Carry out a plan: create the run, submit its steps exactly once, end them, and look.
 
 For each step the intent is on disk before the job can exist, with a token that the job carries.
 Whatever happens in between - SIGKILL, a controller that queues the job and answers "Socket timed
 out" - the token tells whether the job is there, before anything is submitted a second time.
+
+The other direction is the same: that a job shall end is on disk before the cluster is asked to end
+it, and that it has ended only when the cluster says so. A job that may be alive is never forgotten:
+what is submitted in its place waits until it has ended (afterany).
 """
 
-import getpass
+import os
+import pwd
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jobs.backends import Backend, StepJob, SubmitUnclear
+from jobs.backends import Backend, JobState, StepJob, SubmitUnclear
 from jobs.clusters import Cluster
-from jobs.errors import ClusterError
-from jobs.plan import ACTIVE, Observed, Submit, plan
+from jobs.errors import ClusterError, SubmitRefused, UserError
+from jobs.plan import ACTIVE, State, Submit, has_ended, plan
 from jobs.snapshot import copy_code, provenance
 from jobs.spec import Pipeline, Resources
-from jobs.states import view
-from jobs.store import Run, RunStore
+from jobs.states import Queue, View, view
+from jobs.store import Run, RunStore, Submission
 
 # sbatch calls at once: 50 jobs in 0.2 s instead of 0.5 s, and no load on a controller
 _PARALLEL = 4
 _LOOKS = 5  # for a job whose submission was unclear, one second apart
+# seconds between looks at jobs that were asked to end: waiting ones end at once, running ones save
+_PAUSES = (0.05, 0.2, 0.5, 1.0, 1.5)
 
 
-def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, name: str) -> Run:
-    """A new run with its snapshot and one job.json per step; nothing is submitted yet."""
+def create(
+    store: RunStore,
+    pipeline: Pipeline,
+    cluster: Cluster,
+    given: str,
+    name: str,
+    scheduler: Callable[[], str] = str,
+) -> Run:
+    """A new run with its snapshot and one job.json per step; nothing is submitted yet.
+
+    `scheduler` tells which Slurm, or which machine, the run's jobs will be known to.
+    """
     run = store.create(name)
     steps = [step.model_dump(mode="json") for step in pipeline.steps]
-    with ThreadPoolExecutor(_PARALLEL) as pool:  # they wait for the disk and for git
-        origin = pool.submit(provenance, run.dirty)
+    with ThreadPoolExecutor(_PARALLEL) as pool:  # they wait for the disk, for git and for Slurm
+        home, origin = pool.submit(scheduler), pool.submit(provenance, run.dirty)
         written = [pool.submit(run.step(step["name"]).write_job, step) for step in steps]
         written.append(pool.submit(run.write_given, given))
         copy_code(run.next_code())
@@ -45,8 +62,9 @@ def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, na
             "pipeline": pipeline.name,
             "description": pipeline.description,
             "cluster": cluster.model_dump(mode="json"),
+            "scheduler": home.result(),
             "created": time.time(),
-            "user": getpass.getuser(),
+            "user": user(),
             "host": socket.gethostname(),
             "cwd": str(Path.cwd()),
             **origin.result(),
@@ -56,59 +74,167 @@ def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, na
     return run
 
 
-def proceed(run: Run, backend: Backend, only: Sequence[str] | None = None) -> list[Submit]:
+def user() -> str:
+    """The name of the user whose process this is, whatever the environment says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container without an entry for its user
+        return str(os.geteuid())
+
+
+def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None) -> list[Submit]:
     """Submit whatever of the run is not done and not under way; what was submitted.
 
     The caller holds the run's lock. ClusterError where the cluster refuses or does not answer.
     """
-    _recover(run, backend)
-    observed = view(run, backend).observed
+    seen = _look_closely(run, backend)
     needs = {step["name"]: tuple(step["needs"]) for step in run.steps()}
     wanted = {name: needs[name] for name in needs if only is None or name in only}
-    todo = plan(wanted, {name: seen.state for name, seen in observed.items()})
-    _take_out(run, backend, [submit.step for submit in todo], observed)
-    _carry_out(run, backend, todo)
+    todo = plan(wanted, {name: _for_plan(seen, name) for name in needs})
+    dying = _alive(seen, [submit.step for submit in todo])
+    if trouble := _end(run, backend, dying):
+        raise ClusterError(f"{trouble}; nothing is submitted beside jobs that may be alive")
+    behind = {
+        submit.step: [job for name, _, job in dying if name == submit.step] for submit in todo
+    }
+    _carry_out(run, backend, todo, behind)
     return todo
 
 
-def _recover(run: Run, backend: Backend) -> None:
-    """Take over the jobs whose submission was never answered."""
+def _look_closely(run: Run, backend: Backend) -> View:
+    """Where the run stands, with the jobs whose submission was never answered taken over.
+
+    Nothing is submitted or ended while the cluster does not answer (ClusterError), and nothing of
+    another person's (UserError).
+    """
+    owner = run.info()["user"]
+    if owner != user():
+        raise UserError(f"{run.name} belongs to {owner}, and you are {user()}: ask {owner}")
     for step in run.steps():
         folder = run.step(step["name"])
         latest = folder.latest()
-        if latest and not latest.job and (job := backend.find(step_job(run, step, latest.token))):
+        unanswered = latest and not (latest.job or latest.refused or latest.ended)
+        if unanswered and (job := backend.find(step_job(run, step, latest.token))):
             folder.add_submission(latest.token, job=job)
+    seen = view(run, Queue(backend), thorough=True)
+    if seen.trouble:
+        raise ClusterError(seen.trouble)
+    for name, record in seen.records.items():
+        for each in record.tries:
+            _note_end(run, name, each, seen.queue.get(each.token))
+    return seen
 
 
-def _take_out(
-    run: Run, backend: Backend, names: Sequence[str], observed: Mapping[str, Observed]
+def _note_end(run: Run, name: str, submission: Submission, queue: JobState | None) -> bool:
+    """Write down that a job has ended which was asked to; whether that is so."""
+    asked = submission.cancel_requested
+    ended = queue is not None and asked > 0 and has_ended(queue, time.time() - asked)
+    if ended:
+        run.step(name).add_submission(submission.token, ended=True)
+    return ended
+
+
+def _for_plan(seen: View, name: str) -> State:
+    """A step whose job was asked to end is to be submitted anew, behind that job."""
+    state, latest = seen.observed[name].state, seen.records[name].latest
+    asked = state in ACTIVE and latest is not None and latest.cancel_requested
+    return State.CANCELLED if asked else state
+
+
+class _Living(NamedTuple):
+    """A job of a step that is in the queue, runs, or still ends."""
+
+    step: str
+    submission: Submission
+    job: str  # its id
+
+
+def _alive(seen: View, names: Sequence[str]) -> list[_Living]:
+    """The living jobs of some steps, those of later steps first."""
+    return [
+        _Living(name, each, state.job)
+        for name in reversed(names)
+        for each in seen.records[name].tries
+        if (state := seen.queue.get(each.token)) and state.alive
+    ]
+
+
+def _end(run: Run, backend: Backend, living: Sequence[_Living]) -> str:
+    """Ask for the end of jobs, on record before the cluster hears of it; what it said against it.
+
+    They may go on to save. Whether they have ended is another question: see `_settle`.
+    """
+    for each in living:
+        run.step(each.step).add_submission(each.submission.token, cancel_requested=True)
+    try:
+        backend.cancel([each.job for each in living])
+    except ClusterError as error:
+        return str(error)
+    return ""
+
+
+def _carry_out(
+    run: Run, backend: Backend, todo: Sequence[Submit], behind: Mapping[str, Sequence[str]]
 ) -> None:
-    """Cancel queued jobs that are to be submitted anew behind other jobs."""
-    stale = []
-    for name in reversed(names):
-        latest = run.step(name).latest()
-        if latest and latest.job and observed[name].state in ACTIVE:
-            stale.append(latest.job)
-            run.step(name).add_submission(latest.token, cancelled=True)
-    if stale:
-        backend.cancel(stale)
+    """Submit in waves: a wave needs only jobs that have their ids.
 
-
-def _carry_out(run: Run, backend: Backend, todo: Sequence[Submit]) -> None:
-    """Submit in waves: a wave needs only jobs that have their ids."""
+    After the first refusal nothing more is submitted: what is queued stays (ClusterError says it).
+    """
     steps = {step["name"]: step for step in run.steps()}
     left = list(todo)
     with ThreadPoolExecutor(_PARALLEL) as pool:
         while left:
             waiting = {submit.step for submit in left}
             wave = [submit for submit in left if not waiting.intersection(submit.after)]
-            done = [pool.submit(_submit, run, backend, steps[one.step], one.after) for one in wave]
-            for future in done:
-                future.result()
+            submitted = {
+                one.step: pool.submit(
+                    _submit, run, backend, steps[one.step], one.after, behind[one.step]
+                )
+                for one in wave
+            }
+            try:
+                wait(submitted.values(), return_when=FIRST_EXCEPTION)
+            finally:  # Ctrl-C, too: what has not been sent to sbatch stays at home
+                for future in submitted.values():
+                    future.cancel()
+            wait(submitted.values())
+            _report_refusal(run, todo, submitted)
             left = [submit for submit in left if submit not in wave]
 
 
-def _submit(run: Run, backend: Backend, step: Mapping[str, Any], after: Sequence[str]) -> None:
+def _report_refusal(
+    run: Run, todo: Sequence[Submit], submitted: Mapping[str, "Future[None]"]
+) -> None:
+    """ClusterError where the cluster took some steps and not others: which, why, and what next."""
+    errors = {
+        name: error
+        for name, future in submitted.items()
+        if not future.cancelled() and (error := future.exception())
+    }
+    for error in errors.values():
+        if not isinstance(error, SubmitRefused):
+            raise error
+    if not errors:
+        return
+    name, error = next(iter(errors.items()))
+    tries = {submit.step: run.step(submit.step).latest() for submit in todo}
+    queued = [step for step, latest in tries.items() if latest and latest.job]
+    waiting = [submit.step for submit in todo if submit.step not in queued]
+    raise ClusterError(
+        f"{name}: Slurm refused it: {error}\n"
+        f"queued: {', '.join(queued) or 'nothing'}; not submitted: {', '.join(waiting)}. "
+        "Where the reason is a limit of how many jobs you may have, what is queued goes on; "
+        f"for the rest: launch.py resume {run.name}"
+    )
+
+
+def _submit(
+    run: Run,
+    backend: Backend,
+    step: Mapping[str, Any],
+    after: Sequence[str],
+    behind: Sequence[str],
+) -> None:
     folder = run.step(step["name"])
     run_part = "".join(filter(str.isalnum, run.name[-6:]))  # a rendered run has a name of any kind
     token = f"{step['name']}.{run_part}{secrets.token_hex(2)}"
@@ -116,7 +242,10 @@ def _submit(run: Run, backend: Backend, step: Mapping[str, Any], after: Sequence
     folder.add_submission(token)
     job = step_job(run, step, token)
     try:
-        found = backend.submit(job, ids)
+        found = backend.submit(job, ids, behind)
+    except SubmitRefused as refusal:
+        folder.add_submission(token, refused=str(refusal))
+        raise
     except SubmitUnclear as unclear:
         found = _look(backend, job, unclear)
     folder.add_submission(token, job=found)
@@ -147,20 +276,49 @@ def step_job(run: Run, step: Mapping[str, Any], token: str) -> StepJob:
     )
 
 
-def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> list[str]:
-    """Cancel the jobs of a run, or of some steps and all behind them; the steps cancelled."""
-    observed = view(run, backend).observed
+class Cancelled(NamedTuple):
+    """What came of asking jobs to end: step names, in the order of the run."""
+
+    ended: list[str]
+    ending: list[str]  # still in the queue: saving, or not asked successfully
+    trouble: str = ""  # what the cluster said against it
+
+
+def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Cancelled:
+    """End the jobs of a run, or of some steps and all behind them, and look whether they ended.
+
+    The caller holds the run's lock. ClusterError where nobody knows what there is to end.
+    """
+    seen = _look_closely(run, backend)
     doomed: list[str] = []
     for step in run.steps():
-        behind = names is None or step["name"] in names or set(step["needs"]) & set(doomed)
-        if behind and observed[step["name"]].state in ACTIVE:
+        if names is None or step["name"] in names or set(step["needs"]) & set(doomed):
             doomed.append(step["name"])
-    jobs = []
-    for name in reversed(doomed):
-        latest = run.step(name).latest()
-        assert latest is not None
-        run.step(name).add_submission(latest.token, cancelled=True)
-        jobs.append(latest.job)
-    if jobs:
-        backend.cancel(jobs)
-    return doomed
+    living = _alive(seen, doomed)
+    trouble = _end(run, backend, living)
+    left = {each.step for each in _settle(run, backend, living)}
+    touched = {each.step for each in living}
+    ended = [name for name in doomed if name in touched - left]
+    return Cancelled(ended, [name for name in doomed if name in left], trouble)
+
+
+def _settle(run: Run, backend: Backend, living: Sequence[_Living]) -> list[_Living]:
+    """Look for some seconds whether jobs have ended, and write down which; those that have not."""
+    now = time.time()
+    left = [
+        each._replace(submission=each.submission._replace(cancel_requested=now)) for each in living
+    ]
+    for pause in _PAUSES:
+        if not left:
+            break
+        time.sleep(pause)
+        try:
+            states = backend.states({each.submission.token: each.job for each in left})
+        except ClusterError:  # nobody knows yet: they stay on the list
+            continue
+        left = [
+            each
+            for each in left
+            if not _note_end(run, each.step, each.submission, states[each.submission.token])
+        ]
+    return left

@@ -17,6 +17,7 @@ class QueueState(str, Enum):
     """What the queue says of one job: an opinion, `result.json` and `failure.json` come first."""
 
     WAITING = "waiting"  # for another job
+    STUCK = "stuck"  # in the queue behind a job that has failed: it will never start
     PENDING = "pending"  # for resources
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -25,12 +26,27 @@ class QueueState(str, Enum):
     UNKNOWN = "unknown"  # the queue does not know it, or not yet
 
 
+_ALIVE = frozenset({QueueState.WAITING, QueueState.STUCK, QueueState.PENDING, QueueState.RUNNING})
+_ENDED = frozenset({QueueState.SUCCEEDED, QueueState.FAILED, QueueState.CANCELLED})
+
+
 class JobState(NamedTuple):
-    """State of one job, the queue's reason for it, and how long it has run (seconds)."""
+    """State of one job, the queue's reason for it, how long it has run (seconds), and its id."""
 
     state: QueueState
     reason: str = ""
     elapsed: float | None = None
+    job: str = ""  # empty where no queue knows the job
+
+    @property
+    def alive(self) -> bool:
+        """Whether the job is in the queue, runs, or still ends: it may write at any moment."""
+        return self.state in _ALIVE
+
+    @property
+    def ended(self) -> bool:
+        """Whether the queue says that the job is gone; not so where it does not know the job."""
+        return self.state in _ENDED
 
 
 class StepJob(NamedTuple):
@@ -50,16 +66,25 @@ class SubmitUnclear(Exception):
 
 
 class Backend(Protocol):
-    """What every cluster can do."""
+    """What every cluster can do. A job is ours when it carries our token, whatever its id."""
 
-    def submit(self, job: StepJob, after: Sequence[str]) -> str:
-        """Queue `job` behind the jobs `after`; its id, or `SubmitUnclear` where nobody knows."""
+    def identity(self) -> str:
+        """Which scheduler answers here: job ids and process ids mean nothing to any other."""
+
+    def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
+        """Queue `job` until the jobs `after` have succeeded and the jobs `behind` have ended.
+
+        Its id, or SubmitUnclear where nobody knows; SubmitRefused where nothing was queued.
+        """
 
     def find(self, job: StepJob) -> str | None:
-        """The id of the job that already carries this token, made ready to run, or None."""
+        """The id of the job that already carries this token, or None where there is none."""
 
-    def states(self, submitted: Mapping[str, float]) -> dict[str, JobState]:
-        """The state of each job id in `submitted` (id -> time of submission, s since 1970)."""
+    def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
+        """The state of the job of each token (token -> id on record, empty where there is none).
+
+        ClusterError where the scheduler does not answer, or is not the one of this run.
+        """
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Take jobs out of the queue or end them; the ids come with dependents first."""
+        """Ask for the end of jobs, dependents first; they may go on for a while, to save."""

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs.backends import JobState, QueueState, StepJob
+from jobs.errors import ClusterError
 from jobs.snapshot import entry
 from jobs.store import StepDir
 
@@ -27,14 +28,21 @@ _GRACE = 10.0  # seconds between SIGTERM and SIGKILL: time for a checkpoint
 
 
 class LocalBackend:
-    """The backend of this machine."""
+    """The backend of this machine; `home` is the machine that a run belongs to."""
 
-    def submit(self, job: StepJob, after: Sequence[str]) -> str:
+    def __init__(self, home: str = "") -> None:
+        self.home = home
+
+    def identity(self) -> str:
+        """This machine, by name: process ids mean nothing on another one."""
+        return socket.gethostname()
+
+    def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
         """Start the keeper of a step."""
         command = [sys.executable, "-c", entry(__name__), str(job.directory)]
         command += ["--token", job.token, "--cpus", str(job.resources.cpus)]
         command += ["--gpus", str(job.resources.gpus)]
-        command += [f"--after={','.join(after)}"]
+        command += [f"--after={','.join(after)}", f"--behind={','.join(behind)}"]
         path = os.pathsep.join(filter(None, [str(job.code), os.environ.get("PYTHONPATH", "")]))
         with (job.logs / "keeper.log").open("ab") as log:
             process = subprocess.Popen(
@@ -50,16 +58,13 @@ class LocalBackend:
 
     def find(self, job: StepJob) -> str | None:
         """The keeper that carries the token."""
-        import psutil
+        return _keeper_of(job.token) or None
 
-        for process in psutil.process_iter(["cmdline"]):
-            if job.token in (process.info["cmdline"] or ()):
-                return f"{process.pid}.{job.token}"
-        return None
-
-    def states(self, submitted: Mapping[str, float]) -> dict[str, JobState]:
+    def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """Running when the keeper has workers; an ended keeper has failed, unless files differ."""
-        return {job: _state(job, since) for job, since in submitted.items()}
+        if self.home and (here := self.identity()) != self.home:
+            raise ClusterError(f"this run belongs to {self.home}, and here is {here}: log in there")
+        return {token: _state(job or _keeper_of(token)) for token, job in jobs.items()}
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End keepers and their workers: SIGTERM, time to save, SIGKILL."""
@@ -85,19 +90,31 @@ def _keeper(job: str) -> bool:
         return False
 
 
-def _state(job: str, since: float) -> JobState:
+def _keeper_of(token: str) -> str:
+    """The job id of the keeper that carries a token; empty where there is none."""
     import psutil
 
+    for process in psutil.process_iter(["cmdline"]):
+        if token in (process.info["cmdline"] or ()):
+            return f"{process.pid}.{token}"
+    return ""
+
+
+def _state(job: str) -> JobState:
+    import psutil
+
+    if not job:
+        return JobState(QueueState.UNKNOWN)
     if not _keeper(job):
-        return JobState(QueueState.FAILED, "its process is gone: see its log")
+        return JobState(QueueState.FAILED, "its process is gone: see its log", job=job)
     try:
         workers = psutil.Process(int(job.split(".")[0])).children()
     except psutil.NoSuchProcess:
         workers = []
     if workers:
         began = min(worker.create_time() for worker in workers)
-        return JobState(QueueState.RUNNING, elapsed=max(0.0, time.time() - began))
-    return JobState(QueueState.WAITING)
+        return JobState(QueueState.RUNNING, elapsed=max(0.0, time.time() - began), job=job)
+    return JobState(QueueState.WAITING, job=job)
 
 
 def _signal(group: int, number: int) -> None:
@@ -152,8 +169,12 @@ def _free_port() -> int:
         return port
 
 
-def keep(step: StepDir, token: str, after: Sequence[str], cpus: int, gpus: int) -> int:
+def keep(
+    step: StepDir, token: str, after: Sequence[str], behind: Sequence[str], cpus: int, gpus: int
+) -> int:
     """Wait for the needs and the turn, run the workers, return the first bad exit status."""
+    while any(map(_keeper, behind)):
+        time.sleep(_POLL)
     _wait_for_needs(step, after)
     with _turn(step.path.parents[2]):
         present = len(list(Path("/dev").glob("nvidia[0-9]*")))
@@ -185,9 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("step", type=Path)
     parser.add_argument("--token")
-    parser.add_argument("--after", default="")
+    parser.add_argument("--after", default="", help="jobs that must succeed first")
+    parser.add_argument("--behind", default="", help="jobs that must have ended first")
     parser.add_argument("--cpus", type=int)
     parser.add_argument("--gpus", type=int)
     given = parser.parse_args()
-    after = list(filter(None, given.after.split(",")))
-    sys.exit(keep(StepDir(given.step), given.token, after, given.cpus, given.gpus))
+    after, behind = ([*filter(None, ids.split(","))] for ids in (given.after, given.behind))
+    sys.exit(keep(StepDir(given.step), given.token, after, behind, given.cpus, given.gpus))

@@ -14,10 +14,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
-from jobs.errors import ClusterError
+from jobs.errors import ClusterError, SubmitRefused
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 60  # seconds for one call; Slurm's own MessageTimeout is 10 s to 100 s
 # Variables of a job that we may be in, and of users: they would beat what a command asks for.
-_INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_")
+_INHERITED = (
+    *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_", "SCANCEL_"),
+    *("SCONTROL_", "SINFO_", "SACCTMGR_"),
+)
 # What sbatch says when nothing has been queued: its own complaints, and the controller's answers.
 # Everything else ("Socket timed out on send/recv operation", "Unexpected message received", no
 # words at all) may come after the job was queued.
@@ -65,24 +68,34 @@ _WORDS = {  # Slurm's -> ours, where Slurm's alone would not tell a person what 
 }
 _PENDING = {  # what it means for a job that is PENDING for this reason
     "Dependency": QueueState.WAITING,
-    "DependencyNeverSatisfied": QueueState.CANCELLED,  # it would stay in the queue for ever
+    "DependencyNeverSatisfied": QueueState.STUCK,  # where kill-on-invalid-dep does not work
 }
 
 
 class SlurmBackend:
-    """The backend of a cluster, given as run.json has it; the Slurm it talks to is the system's."""
+    """The backend of a cluster, given as run.json has it; the Slurm it talks to is the system's.
 
-    def __init__(self, cluster: "Cluster | Mapping[str, Any]") -> None:
-        self.cluster = cluster
+    `home` is the identity of the Slurm that a run belongs to and `owner` its user: on any other
+    Slurm the same ids are other people's jobs. Without them (a new run) nothing is compared.
+    """
 
-    def submit(self, job: StepJob, after: Sequence[str]) -> str:
-        """Queue one step; ClusterError where Slurm refuses, SubmitUnclear where nobody knows."""
+    def __init__(
+        self, cluster: "Cluster | Mapping[str, Any]", home: str = "", owner: str = ""
+    ) -> None:
+        self.cluster, self.home, self.owner = cluster, home, owner
+
+    def identity(self) -> str:
+        """`name at controller:port`; two sites may both have called their cluster "cluster"."""
+        return _identity(call("scontrol", "show", "config"))
+
+    def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
+        """Queue one step; SubmitRefused where Slurm refuses, SubmitUnclear where nobody knows."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         from jobs.clusters import Cluster
         from jobs.worker import Worker
 
-        executor = _executor(Cluster.model_validate(self.cluster), job, after)
+        executor = _executor(Cluster.model_validate(self.cluster), job, after, behind)
         try:
             return str(executor.submit(Worker(job.directory)).job_id)
         except FailedSubmissionError as error:  # sbatch ended well, with words nobody understands
@@ -90,31 +103,39 @@ class SlurmBackend:
         except FailedJobError as error:
             said = str(error).strip() or "sbatch ended without a word"
             if re.search(_REFUSED, said):
-                raise ClusterError(f"{job.step}: Slurm refused it: {said}") from error
+                raise SubmitRefused(said) from error
             raise SubmitUnclear(said) from error
 
     def find(self, job: StepJob) -> str | None:
         """The id of the newest job that carries the token, in the queue or in the accounts."""
         _wait_for_sbatch(job)
-        said = call("squeue", "-h", "-t", "all", "-n", job.token, "-o", "%A")
-        if not said.strip():
-            # by name sacct looks at today only, and at jobs that began some 4 s ago or earlier
-            said = _sacct("--name", job.token, "-S", "now-30days", "-o", "JobIDRaw")[0]
-        ids = sorted(said.split(), key=int)
-        return ids[-1] if ids else None
+        return self.states({job.token: ""})[job.token].job or None
 
-    def states(self, submitted: Mapping[str, float]) -> dict[str, JobState]:
+    def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """The state of each job: one squeue call, and one sacct call if squeue has forgotten some.
 
         UNKNOWN is a job that neither knows: it has left the queue, or came into it just now.
-        ClusterError where squeue does not answer, since nothing may be concluded from that.
+        ClusterError where squeue does not answer, since nothing may be concluded from that, and
+        where this is not the Slurm that the run belongs to.
         """
-        if not submitted:
+        if not jobs:
             return {}
-        states = _queued(list(submitted))
-        if missing := [job for job in submitted if job not in states]:
+        config = ask("scontrol", "show", "config") if self.home else None
+        try:
+            states = _queued(jobs, self.owner)
+        finally:  # "not your Slurm" says more than what a wrong squeue says
+            if config:  # asked beside squeue it costs 1 ms instead of 7
+                self._check_home(_identity(config.answer()))
+        if missing := {token: job for token, job in jobs.items() if token not in states}:
             states |= _accounted(missing)
         return states
+
+    def _check_home(self, here: str) -> None:
+        if here != self.home:
+            raise ClusterError(
+                f"this run belongs to the Slurm {self.home}, and here is {here}, where its job ids "
+                f"mean other jobs: log in there, or set SLURM_CONF to its slurm.conf"
+            )
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel jobs in one call; those that have ended meanwhile are none of our business."""
@@ -127,7 +148,9 @@ def load_early() -> None:
     threading.Thread(target=importlib.import_module, args=["submitit"]).start()
 
 
-def _executor(cluster: "Cluster", job: StepJob, after: Sequence[str]) -> "SlurmExecutor":
+def _executor(
+    cluster: "Cluster", job: StepJob, after: Sequence[str], behind: Sequence[str]
+) -> "SlurmExecutor":
     """submitit's executor for one step."""
     from submitit import SlurmExecutor
 
@@ -146,7 +169,7 @@ def _executor(cluster: "Cluster", job: StepJob, after: Sequence[str]) -> "SlurmE
 
     executor = Executor(job.logs)
     executor._throttling = 0.0  # submitit pauses 0.2 s between jobs: 10 s for 50
-    executor.update_parameters(**parameters(cluster, job, after))
+    executor.update_parameters(**parameters(cluster, job, after, behind))
     return executor
 
 
@@ -167,34 +190,61 @@ def _is_inherited(name: str) -> bool:
     return name.startswith(_INHERITED) and name != "SLURM_CONF"
 
 
-def _queued(ids: Sequence[str]) -> dict[str, JobState]:
-    """What squeue says; it forgets a job MinJobAge (300 s) after its end."""
-    command = ["squeue", "-h", "-t", "all", "-j", ",".join(ids), "-o", "%A|%T|%r|%M"]
-    states = {}
-    for line in call(*command, harmless="Invalid job id").splitlines():
-        job, word, reason, elapsed = line.split("|")
-        seen = _judge(word, reason, elapsed)
-        if word == "PENDING":
-            seen = seen._replace(state=_PENDING.get(reason, seen.state))
-        elif word == "PREEMPTED":
-            seen = seen._replace(state=QueueState.PENDING)  # on its way back into the queue
-        states[job] = seen
+def _identity(config: str) -> str:
+    """The cluster's name and its controller's address in what `scontrol show config` prints."""
+    facts = dict(re.findall(r"^(\S+)\s*= (.*?)\s*$", config, re.MULTILINE))
+    names = ("ClusterName", "SlurmctldHost[0]", "SlurmctldPort")
+    name, host, port = (facts.get(key, "?") for key in names)
+    return f"{name} at {host.split('(')[0]}:{port}"
+
+
+def _queued(jobs: Mapping[str, str], owner: str) -> dict[str, JobState]:
+    """What squeue says, by token; it forgets a job MinJobAge (300 s) after its end.
+
+    With a user it asks the controller for that user's jobs; with ids or names for all of them.
+    """
+    command = ["squeue", "-h", "-t", "all", "-o", "%A|%T|%M|%j|%r"]
+    states: dict[str, JobState] = {}
+    for line in call(*command, *(["-u", owner] if owner else [])).splitlines():
+        job, word, elapsed, name, reason = line.split("|", 4)
+        if name in jobs and int(job) >= int(((known := states.get(name)) and known.job) or 0):
+            states[name] = _in_queue(word, reason, elapsed)._replace(job=job)
     return states
 
 
-def _accounted(ids: Sequence[str]) -> dict[str, JobState]:
-    """What sacct says of jobs that have left the queue; a site may have it switched off."""
-    said, trouble = _sacct("-j", ",".join(ids), "-o", "JobIDRaw,State,Elapsed,ExitCode")
-    states = dict.fromkeys(ids, JobState(QueueState.UNKNOWN, trouble or "unknown to Slurm"))
+def _in_queue(word: str, reason: str, elapsed: str) -> JobState:
+    """A state from squeue's words; what it lists with a word that we do not know is alive."""
+    seen = _judge(word, reason, elapsed)
+    if word == "PENDING":
+        return seen._replace(state=_PENDING.get(reason, seen.state))
+    if word == "PREEMPTED":
+        return seen._replace(state=QueueState.PENDING)  # on its way back into the queue
+    if seen.state is QueueState.UNKNOWN:  # EXPEDITING came with Slurm 25.11
+        return seen._replace(state=QueueState.RUNNING if seen.elapsed else QueueState.PENDING)
+    return seen
+
+
+def _accounted(jobs: Mapping[str, str]) -> dict[str, JobState]:
+    """What sacct says, by token, of jobs that squeue does not have; a site may have it off."""
+    said, trouble = "", ""
+    if ids := [job for job in jobs.values() if job]:
+        said, trouble = _sacct("-j", ",".join(ids))
+    if names := [token for token, job in jobs.items() if not job]:
+        # by name sacct looks at today only, and at jobs that began some 4 s ago or earlier
+        more, trouble = _sacct("--name", ",".join(names), "-S", "now-30days")
+        said += more
+    states = dict.fromkeys(jobs, JobState(QueueState.UNKNOWN, trouble or "unknown to Slurm"))
     for line in said.splitlines():  # a requeued job has several lines: the last one counts
-        job, words, elapsed, status = line.split("|")
+        job, name, words, elapsed, status = line.split("|")
+        if name not in jobs:
+            continue  # another cluster's job, or one from before the ids began anew
         word, _, by = words.partition(" ")  # CANCELLED by 1234
         seen = _judge(
             word, f"exit status {status.split(':')[0]}" if word == "FAILED" else by, elapsed
         )
         if seen.state in (QueueState.PENDING, QueueState.RUNNING):
             seen = JobState(QueueState.UNKNOWN, f"left the queue; sacct still says {word}")
-        states[job] = seen
+        states[name] = seen._replace(job=job)
     return states
 
 
@@ -219,33 +269,56 @@ def seconds(text: str) -> float | None:
     return float(seconds + 86400 * int(days or 0))
 
 
-def run(*command: str) -> "subprocess.CompletedProcess[str]":
-    """A Slurm command, asked in the same way whatever the variables of the user or of a job say."""
+class Question(NamedTuple):
+    """A Slurm command that has been started."""
+
+    program: str
+    process: "subprocess.Popen[str]"
+
+    def finish(self) -> tuple[int, str, str]:
+        """Exit status, standard output and error; ClusterError after a minute."""
+        try:
+            said, complaints = self.process.communicate(timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            message = f"{self.program} has not answered for {_TIMEOUT} s: try again"
+            raise ClusterError(message) from None
+        return self.process.returncode, said, complaints
+
+    def answer(self, harmless: str = "") -> str:
+        """Standard output; ClusterError where the command fails for a reason that matters."""
+        status, said, complaints = self.finish()
+        lines = [line for line in complaints.splitlines() if line.strip()]
+        if status and not (harmless and all(re.search(harmless, line) for line in lines)):
+            reason = "; ".join(lines) or f"exit status {status}"
+            raise ClusterError(f"{self.program} failed: {reason}")
+        return said
+
+
+def ask(*command: str) -> Question:
+    """Start a Slurm command, asked in the same way whatever the variables of the user or of a job
+    say; ClusterError where Slurm is not installed.
+    """
     environment = {name: value for name, value in os.environ.items() if not _is_inherited(name)}
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT
-    )
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    except FileNotFoundError:
+        message = f"{command[0]} is not installed here: log in to the cluster, or --cluster local"
+        raise ClusterError(message) from None
+    return Question(command[0], process)
 
 
 def call(*command: str, harmless: str = "") -> str:
     """Standard output of a Slurm command; ClusterError where it fails for a reason that matters."""
-    try:
-        done = run(*command)
-    except FileNotFoundError:
-        message = f"{command[0]} is not installed here: log in to the cluster, or --cluster local"
-        raise ClusterError(message) from None
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"{command[0]} has not answered for {_TIMEOUT} s: try again") from None
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode and not (harmless and all(re.search(harmless, line) for line in lines)):
-        said = "; ".join(lines) or f"exit status {done.returncode}"
-        raise ClusterError(f"{command[0]} failed: {said}")
-    return done.stdout
+    return ask(*command).answer(harmless)
 
 
 def _sacct(*arguments: str) -> tuple[str, str]:
     """What sacct prints and, where it does not answer, what it says instead."""
+    fields = ["-o", "JobIDRaw,JobName,State,Elapsed,ExitCode"]
     try:
-        return call("sacct", "-n", "-P", "-X", "-D", *arguments), ""
+        return call("sacct", "-n", "-P", "-X", "-D", *fields, *arguments), ""
     except ClusterError as error:
         return "", str(error)
