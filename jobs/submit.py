@@ -111,11 +111,11 @@ def _look_closely(run: Run, backend: Backend) -> View:
     if owner != user():
         raise UserError(f"{run.name} belongs to {owner}, and you are {user()}: ask {owner}")
     for step in run.steps():
-        folder = run.step(step["name"])
-        latest = folder.latest()
-        unanswered = latest and not (latest.job or latest.refused or latest.ended)
-        if unanswered and (job := backend.find(step_job(run, step, latest.token))):
-            folder.add_submission(latest.token, job=job)
+        latest = run.step(step["name"]).latest()
+        if latest is None or latest.job or latest.refused or latest.ended:
+            continue
+        if job := backend.find(step_job(run, step, latest.token)):
+            run.step(step["name"]).add_submission(latest.token, job=job)
     seen = view(run, Queue(backend), thorough=True)
     if seen.trouble:
         raise ClusterError(seen.trouble)

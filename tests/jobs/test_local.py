@@ -111,7 +111,7 @@ def test_the_run_goes_on_when_the_terminal_closes(launch: Launcher) -> None:
 def test_cancel_ends_the_program_itself_and_resume_starts_it_again(launch: Launcher) -> None:
     launch.run(launch.write(SLEEPER), "--cluster", "local")
     launch.until("running", step="sleeper")
-    done = launch("cancel")
+    done = launch("cancel", "p")
     assert done.stdout == "cancelled: sleeper, behind\n"
     steps = launch.status()
     assert [step["state"] for step in steps.values()] == ["cancelled", "cancelled"]
@@ -123,7 +123,7 @@ def test_cancel_ends_the_program_itself_and_resume_starts_it_again(launch: Launc
     while _processes("sleep 60", launch) != 1:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    launch("cancel")
+    launch("cancel", "p")
 
 
 def test_cancelling_one_step_cancels_what_is_behind_it_and_nothing_before(
@@ -134,7 +134,7 @@ def test_cancelling_one_step_cancels_what_is_behind_it_and_nothing_before(
     run = launch("status", "--json").stdout.split('"run": "')[1].split('"')[0]
     assert launch("cancel", f"{run}/behind").stdout == "cancelled: behind\n"
     assert launch.status()["sleeper"]["state"] == "running"
-    launch("cancel")
+    launch("cancel", "p")
 
 
 def test_a_keeper_that_is_killed_leaves_a_failed_step_not_a_running_one(launch: Launcher) -> None:

@@ -4,7 +4,6 @@ import os
 import secrets
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -59,9 +58,9 @@ def put_on_path(folder: Path, name: str, script: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
-def state(backend: SlurmBackend, job: str) -> JobState:
-    return backend.states({job: time.time()})[job]
+def state(backend: SlurmBackend, job: StepJob) -> JobState:
+    return backend.states({job.token: ""})[job.token]
 
 
-def is_in(backend: SlurmBackend, job: str, wanted: QueueState) -> bool:
+def is_in(backend: SlurmBackend, job: StepJob, wanted: QueueState) -> bool:
     return state(backend, job).state is wanted

@@ -3,18 +3,17 @@
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
+from jobs.backends import QueueState, StepJob, SubmitUnclear
 from jobs.backends.slurm import SlurmBackend
-from jobs.errors import ClusterError
+from jobs.errors import SubmitRefused
 from jobs.store import StepDir
 from tests.slurm.cluster import REPOSITORY, PrivateSlurm
-from tests.slurm.steps import as_stored, is_in, make_step, put_on_path
+from tests.slurm.steps import as_stored, is_in, make_step, put_on_path, state
 
 
 def jobs_named(slurm: PrivateSlurm, job: StepJob) -> list[str]:
@@ -25,11 +24,14 @@ def test_three_steps_run_in_their_order(
     slurm: PrivateSlurm, backend: SlurmBackend, tmp_path: Path
 ) -> None:
     order, ids = tmp_path / "order", []
-    for name in ("first", "second", "third"):
-        ids.append(backend.submit(make_step(tmp_path, name, f"echo {name} >> {order}"), ids[-1:]))
-    before = backend.states(dict.fromkeys(ids, time.time()))
-    assert [before[job].state for job in ids[1:]] == [QueueState.WAITING] * 2
-    slurm.wait_for(lambda: is_in(backend, ids[2], QueueState.SUCCEEDED))
+    names = ("first", "second", "third")
+    jobs = [make_step(tmp_path, name, f"echo {name} >> {order}") for name in names]
+    for job in jobs:
+        ids.append(backend.submit(job, ids[-1:]))
+    before = backend.states({job.token: found for job, found in zip(jobs, ids, strict=True)})
+    assert [before[job.token].state for job in jobs[1:]] == [QueueState.WAITING] * 2
+    assert [before[job.token].job for job in jobs] == ids
+    slurm.wait_for(lambda: is_in(backend, jobs[2], QueueState.SUCCEEDED))
     assert order.read_text().split() == ["first", "second", "third"]
     result = StepDir(tmp_path / "steps" / "third").result()
     assert result is not None and result["seconds"] >= 0
@@ -38,16 +40,19 @@ def test_three_steps_run_in_their_order(
 def test_the_steps_behind_a_failed_one_leave_the_queue(
     slurm: PrivateSlurm, backend: SlurmBackend, tmp_path: Path
 ) -> None:
-    first = backend.submit(make_step(tmp_path, "first"), [])
-    middle = backend.submit(make_step(tmp_path, "middle", "exit 3"), [first])
-    behind = backend.submit(make_step(tmp_path, "behind", f"touch {tmp_path}/ran"), [middle])
-    last = backend.submit(make_step(tmp_path, "last"), [behind])
+    first, last = make_step(tmp_path, "first"), make_step(tmp_path, "last")
+    middle = make_step(tmp_path, "middle", "exit 3")
+    behind = make_step(tmp_path, "behind", f"touch {tmp_path}/ran")
+    found: list[str] = []
+    for job in (first, middle, behind, last):
+        found.append(backend.submit(job, found[-1:]))
     slurm.wait_for(lambda: is_in(backend, last, QueueState.CANCELLED))
-    seen = backend.states(dict.fromkeys([first, middle, behind], time.time()))
-    assert seen[first].state is QueueState.SUCCEEDED
-    assert seen[middle] == JobState(QueueState.FAILED, "exit status not 0", seen[middle].elapsed)
-    assert seen[behind].state is QueueState.CANCELLED
-    assert seen[behind].reason == "a step before it failed"
+    seen = backend.states({job.token: "" for job in (first, middle, behind)})
+    assert seen[first.token].state is QueueState.SUCCEEDED
+    assert seen[middle.token].state is QueueState.FAILED
+    assert seen[middle.token].reason == "exit status not 0"
+    assert seen[behind.token].state is QueueState.CANCELLED
+    assert seen[behind.token].reason == "a step before it failed"
     assert slurm.run("squeue", "-h") == ""
     assert not (tmp_path / "ran").exists()
 
@@ -62,7 +67,7 @@ def test_a_job_that_sbatch_queued_before_it_timed_out_is_found_and_runs(
         backend.submit(job, [])
     found = backend.find(job)
     assert found is not None
-    slurm.wait_for(lambda: is_in(backend, found, QueueState.SUCCEEDED))
+    slurm.wait_for(lambda: is_in(backend, job, QueueState.SUCCEEDED))
     assert jobs_named(slurm, job) == [found]
     assert StepDir(job.directory).result() is not None
 
@@ -81,7 +86,7 @@ def test_a_job_runs_although_its_launcher_was_killed_right_after_sbatch(
     assert killed.returncode == -9
     found = backend.find(job)
     assert found is not None
-    slurm.wait_for(lambda: is_in(backend, found, QueueState.SUCCEEDED))
+    slurm.wait_for(lambda: is_in(backend, job, QueueState.SUCCEEDED))
     assert jobs_named(slurm, job) == [found]
 
 
@@ -114,11 +119,11 @@ def test_words_of_sbatch_that_nobody_understands_leave_it_unclear(
         ({"extra": {"begin": "nonsense"}}, {}, "Invalid --begin"),
     ],
 )
-def test_a_clear_refusal_is_an_error_of_the_cluster(
+def test_a_clear_refusal_means_that_nothing_was_queued(
     slurm: PrivateSlurm, tmp_path: Path, cluster: dict, resources: dict, message: str
 ) -> None:
     job = make_step(tmp_path, "train", **resources)
-    with pytest.raises(ClusterError, match=message):
+    with pytest.raises(SubmitRefused, match=message):
         SlurmBackend(as_stored(**cluster)).submit(job, [])
     assert slurm.run("squeue", "-h") == ""
 
@@ -126,16 +131,16 @@ def test_a_clear_refusal_is_an_error_of_the_cluster(
 def test_cancel_ends_running_and_waiting_jobs_in_one_call(
     slurm: PrivateSlurm, backend: SlurmBackend, tmp_path: Path
 ) -> None:
-    ended = backend.submit(make_step(tmp_path, "ended"), [])
-    running = backend.submit(make_step(tmp_path, "running", "sleep 60"), [])
-    waiting = backend.submit(make_step(tmp_path, "waiting"), [running])
+    ended, waiting = make_step(tmp_path, "ended"), make_step(tmp_path, "waiting")
+    running = make_step(tmp_path, "running", "sleep 60")
+    ids = [backend.submit(ended, []), backend.submit(running, [])]
+    ids.append(backend.submit(waiting, ids[1:]))
     slurm.wait_for(lambda: is_in(backend, running, QueueState.RUNNING))
     slurm.wait_for(lambda: is_in(backend, ended, QueueState.SUCCEEDED))
-    backend.cancel([waiting, running, ended, "99999"])
+    backend.cancel([*reversed(ids), "99999"])
     slurm.wait_for(lambda: slurm.run("squeue", "-h") == "")
-    seen = backend.states(dict.fromkeys([ended, running, waiting], time.time()))
     wanted = [QueueState.SUCCEEDED, QueueState.CANCELLED, QueueState.CANCELLED]
-    assert [seen[job].state for job in (ended, running, waiting)] == wanted
+    assert [state(backend, job).state for job in (ended, running, waiting)] == wanted
 
 
 def test_a_step_runs_the_snapshot_in_the_launch_folder_even_from_a_checkout(
@@ -145,8 +150,8 @@ def test_a_step_runs_the_snapshot_in_the_launch_folder_even_from_a_checkout(
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "__init__.py").write_text("raise ImportError('the live checkout')")
     job = make_step(tmp_path, "train", f"pwd > {tmp_path}/folder; echo $PYTHONPATH >> folder")
-    found = backend.submit(job, [])
-    slurm.wait_for(lambda: is_in(backend, found, QueueState.SUCCEEDED))
+    backend.submit(job, [])
+    slurm.wait_for(lambda: is_in(backend, job, QueueState.SUCCEEDED))
     assert (tmp_path / "folder").read_text().split() == [str(tmp_path), str(REPOSITORY)]
 
 
@@ -154,7 +159,7 @@ def test_a_setup_line_that_fails_ends_the_job(slurm: PrivateSlurm, tmp_path: Pat
     backend = SlurmBackend(as_stored(setup=["module load nonsense"]))
     job = make_step(tmp_path, "train", f"touch {tmp_path}/ran")
     found = backend.submit(job, [])
-    slurm.wait_for(lambda: is_in(backend, found, QueueState.FAILED))
+    slurm.wait_for(lambda: is_in(backend, job, QueueState.FAILED))
     assert "module" in (job.logs / f"{found}_0_log.err").read_text()
     assert not (tmp_path / "ran").exists()
 
@@ -165,8 +170,8 @@ def test_setup_and_environment_reach_every_rank(slurm: PrivateSlurm, tmp_path: P
     script += "until [ -s rank0 -a -s rank1 -a -s rank2 -a -s rank3 ]; do sleep 0.1; done"
     job = make_step(tmp_path, "train", script, nodes=2, gpus=2, cpus=2)
     backend = SlurmBackend(cluster)
-    found = backend.submit(job, [])
-    slurm.wait_for(lambda: is_in(backend, found, QueueState.SUCCEEDED))
+    backend.submit(job, [])
+    slurm.wait_for(lambda: is_in(backend, job, QueueState.SUCCEEDED))
     said = [(tmp_path / f"rank{rank}").read_text() for rank in range(4)]
     assert said == ["1 it's 5 o'clock 2\n"] * 4
 
@@ -176,6 +181,7 @@ def test_a_launcher_inside_a_job_does_not_pass_that_job_on(
 ) -> None:
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")  # with --mem: srun ends with "exclusive"
     monkeypatch.setenv("SBATCH_PARTITION", "preempt")  # would beat the script's own line
-    found = backend.submit(make_step(tmp_path, "train"), [])
+    job = make_step(tmp_path, "train")
+    found = backend.submit(job, [])
     assert slurm.run("squeue", "-h", "-t", "all", "-j", found, "-o", "%P").strip() == "gpu"
-    slurm.wait_for(lambda: is_in(backend, found, QueueState.SUCCEEDED))
+    slurm.wait_for(lambda: is_in(backend, job, QueueState.SUCCEEDED))

@@ -122,7 +122,7 @@ def test_cancelling_a_run_empties_the_queue_and_resume_starts_where_it_was(
     assert launcher("cancel", launcher.newest().name) == "cancelled: two, three\n"
     launcher.slurm.wait_for(lambda: launcher.queued() == [])
     assert launcher.states() == {"one": "succeeded", "two": "cancelled", "three": "cancelled"}
-    assert "no step is active" in launcher("cancel")
+    assert "no job of it is in the queue" in launcher("cancel", launcher.newest().name)
     launcher.touch("go")
     launcher("resume", "--wait")
     assert launcher.ran() == ["one", "two", "three"]
