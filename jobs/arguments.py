@@ -92,8 +92,31 @@ def _add_for_runs(add: _Add) -> None:
     cancel = add("cancel", "cancel a run, or a step and all behind it")
     cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="named always: no default")
 
-    resume = add("resume", "submit what is left of a run: failed, cancelled and lost steps")
+    resume = add(
+        "resume",
+        "submit what is left of a run: failed, cancelled and lost steps",
+        "A failed step goes on from its checkpoint. What has succeeded is kept, unless it is "
+        "touched by\na changed setting, or behind a step that is; what a step had done before it "
+        "is done anew\nstays in its folder as earlier.N.\n\n"
+        "example: launch.py resume RUN --set train.resources.memory_gb=64\n"
+        "         launch.py resume RUN changed.yaml --redo evaluate",
+    )
     _add_run(resume)
+    resume.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="FILE",
+        help="a pipeline file in place of the one it has",
+    )
+    _add_set(resume)
+    resume.add_argument(
+        "--redo",
+        action="append",
+        default=[],
+        metavar="STEP",
+        help="do this step and what is behind it anew, from the beginning (repeatable)",
+    )
     resume.add_argument("--fresh-code", action="store_true", help="with the code as it is now")
     resume.add_argument("--wait", action="store_true", help="stay until every step has ended")
 

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import parser
@@ -37,28 +38,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _read(given: argparse.Namespace) -> "tuple[Pipeline, str]":
-    """The pipeline of a command line, and the text that made it."""
+def _read(given: argparse.Namespace) -> "Pipeline":
+    """The pipeline of a command line."""
     from jobs.reading import read_pipeline
 
-    pipeline = read_pipeline(given.file, given.set)
-    header = "".join(f"# --set {override}\n" for override in given.set)
-    return pipeline, header + given.file.read_text()
+    return _only(read_pipeline(given.file, given.set), getattr(given, "only", None))
+
+
+def _only(pipeline: "Pipeline", names: Sequence[str] | None) -> "Pipeline":
+    """Some steps of a pipeline, with all that they need."""
+    from jobs.plan import restrict
+
+    if not names:
+        return pipeline
+    known = {step.name: step.needs for step in pipeline.steps}
+    _known_steps(names, known)
+    wanted = restrict(known, names)
+    steps = tuple(step for step in pipeline.steps if step.name in wanted)
+    return pipeline.model_copy(update={"steps": steps})
 
 
 def _run(given: argparse.Namespace) -> int:
-    from jobs.plan import restrict
-
-    pipeline, text = _read(given)
-    if given.only:
-        known = {step.name: step.needs for step in pipeline.steps}
-        _known_steps(given.only, known)
-        wanted = restrict(known, given.only)
-        steps = tuple(step for step in pipeline.steps if step.name in wanted)
-        pipeline = pipeline.model_copy(update={"steps": steps})
+    pipeline, cluster = _read(given), _cluster(given)
     if given.dry_run:
-        return _dry_run(pipeline, _cluster(given))
-    return _launch(pipeline, text, _cluster(given), wait=given.wait)[1]
+        return _dry_run(pipeline, cluster)
+    text, facts = given.file.read_text(), {"overrides": given.set, "only": given.only or []}
+    return _launch(pipeline, text, cluster, wait=given.wait, **facts)[1]
 
 
 def _known_steps(names: Sequence[str], known: Sequence[str] | dict[str, tuple[str, ...]]) -> None:
@@ -101,9 +106,9 @@ def _behind(submit: "Submit") -> str:
 
 
 def _launch(
-    pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool
+    pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool, **facts: Any
 ) -> "tuple[Run, int]":
-    """Submit a new run; the run and the exit code."""
+    """Submit a new run; the run and the exit code. `facts` go into run.json."""
     from jobs.store import RunStore
     from jobs.submit import create, submit_pending
 
@@ -114,7 +119,8 @@ def _launch(
     _preflight(pipeline, cluster)
     store = RunStore()
     scheduler = _backend(cluster.model_dump(mode="json")).identity
-    run = create(store, pipeline, cluster, text, store.new_name(pipeline.name), scheduler)
+    name = store.new_name(pipeline.name)
+    run = create(store, pipeline, cluster, text, name, scheduler, **facts)
     print(run.path)
     backend = _backend_of(run)
     with run.lock():
@@ -138,7 +144,7 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
 
 
 def _check(given: argparse.Namespace) -> int:
-    pipeline, _ = _read(given)
+    pipeline = _read(given)
     if given.cluster:
         _preflight(pipeline, _cluster(given))
     print(f"{given.file}: {len(pipeline.steps)} steps, no mistakes")
@@ -261,17 +267,42 @@ def _resume(given: argparse.Namespace) -> int:
 
     run, backend = _open(given.run)
     with run.lock():
+        if given.file or given.set or given.redo:
+            _mend(run, backend, given.file, given.set, given.redo)
         if given.fresh_code:
             copy_code(run.next_code())
         todo = submit_pending(run, backend)
     return _report(run, backend, todo, given.wait)
 
 
+def _mend(
+    run: "Run", backend: "Backend", file: Path | None, overrides: list[str], redo: list[str]
+) -> None:
+    """Show what will be different about a run, and make it so.
+
+    The overrides it was started with go on holding for its own file, and not for a new one.
+    """
+    from jobs.clusters import Cluster
+    from jobs.mend import mend, mending
+    from jobs.reading import read_pipeline
+
+    info = run.info()
+    overrides = [*([] if file else info.get("overrides", [])), *overrides]
+    pipeline = read_pipeline(file or run.given, overrides, Path(info["cwd"]))
+    plan = mending(run, _only(pipeline, info.get("only")), redo)
+    print("\n".join(plan.lines) or "no setting differs", flush=True)
+    _preflight(pipeline, Cluster.model_validate(info["cluster"]))
+    text = file.read_text() if file else run.given.read_text()
+    mend(run, backend, plan, overrides=overrides, description=pipeline.description)
+    run.write_given(text)
+
+
 def _render(given: argparse.Namespace) -> int:
     from jobs.render import render
 
-    pipeline, text = _read(given)
-    run = render(pipeline, _cluster(given), text, given.out)
+    pipeline = _read(given)
+    text, overrides = given.file.read_text(), given.set
+    run = render(pipeline, _cluster(given), text, given.out, overrides=overrides)
     print(f"{run.path / 'submit_all.sh'} submits {len(pipeline.steps)} steps")
     return 0
 

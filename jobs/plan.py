@@ -147,7 +147,10 @@ def observe_all(
             if behind:
                 seen = Observed(State.CANCELLED, f"{behind[0]} has not succeeded")
         if busy and not facts.job and seen.state in (State.NEW, State.LOST):
-            seen = Observed(seen.state if not facts.tried else State.QUEUED, f"submitted by {busy}")
+            state = State.QUEUED if facts.tried else State.NEW
+            seen = Observed(state, f"being submitted by {busy}")
+        elif seen == Observed(State.NEW):
+            seen = Observed(State.NEW, "never submitted: launch.py resume")
         states[name] = seen
     return states
 

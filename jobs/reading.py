@@ -42,8 +42,13 @@ class PipelineFile(Frozen):
     steps: dict[str, Any] = Field(min_length=1, description="the steps, by name")
 
 
-def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
-    """The pipeline in `path` with `--set` overrides laid over it (SpecError with every mistake)."""
+def read_pipeline(
+    path: Path, overrides: Sequence[str] = (), folder: Path | None = None
+) -> Pipeline:
+    """The pipeline in `path` with `--set` overrides laid over it (SpecError with every mistake).
+
+    Relative paths in it start from `folder`, the present one if not given.
+    """
     document = read(path)
     for override in overrides:
         _override(document, override)
@@ -52,7 +57,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     _stop(document)
     assert header is not None
     default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())
-    steps = _Steps(document, header.steps).read()
+    steps = _Steps(document, header.steps, folder or Path.cwd()).read()
     _stop(document)
     return Pipeline(
         name=header.name or default_name, description=header.description, steps=tuple(steps)
@@ -97,9 +102,8 @@ def _override(document: Document, text: str) -> None:
 class _Steps:
     """The steps of one file: every check that needs more than one value."""
 
-    def __init__(self, document: Document, raw: dict[str, Any]) -> None:
-        self.document = document
-        self.raw = raw
+    def __init__(self, document: Document, raw: dict[str, Any], folder: Path) -> None:
+        self.document, self.raw, self.folder = document, raw, folder
         self.files: dict[str, StepFile] = {}
         self.kinds: dict[str, ModuleType] = {}
 
@@ -203,7 +207,7 @@ class _Steps:
         settings: dict[str, Any] = model.model_dump()
         for inner, value in list(walk(settings)):
             if isinstance(value, Path):
-                settings = replace(settings, inner, str(value.expanduser().absolute()))
+                settings = replace(settings, inner, str(self.folder / value.expanduser()))
         for inner, value in references.items():
             settings = replace(settings, inner, value)
         return settings

@@ -6,6 +6,7 @@ it gets, so that `launch.py status DIR` works.
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from jobs.clusters import Cluster, sbatch_text
 from jobs.errors import UserError
@@ -15,11 +16,14 @@ from jobs.submit import create, step_job
 from lact_asr.files import write_atomic
 
 
-def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path) -> Run:
-    """Write the scripts into `target`, a folder that does not exist yet (UserError otherwise)."""
+def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path, **facts: Any) -> Run:
+    """Write the scripts into `target`, a folder that does not exist yet (UserError otherwise).
+
+    `facts` go into run.json.
+    """
     if target.exists():
         raise UserError(f"{target} exists: name a folder that does not, or delete it")
-    run = create(RunStore(target.absolute().parent), pipeline, cluster, given, target.name)
+    run = create(RunStore(target.absolute().parent), pipeline, cluster, given, target.name, **facts)
     lines = ["#!/bin/bash", f"# Submits the pipeline {pipeline.name}, each step behind its needs."]
     lines += ["set -euo pipefail", 'cd "$(dirname "$0")"', ""]
     for step in pipeline.steps:

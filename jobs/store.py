@@ -11,6 +11,7 @@
         metrics.jsonl events.jsonl  progress and what happened
         failure.json                class, message, traceback, host, rank, job
         result.json                 written last, by rename; means success
+        earlier.1/ ...              what the step had done before `resume --redo`
 
 The launcher writes the upper half of this list, the worker the lower half (from logs/ on): never
 the same file. Imports nothing heavy: `status` needs 60 ms in all.
@@ -88,6 +89,23 @@ class StepDir:
         earlier = self.failure()
         if earlier is None or earlier["job"] != failure["job"]:
             write_json(self.path / "failure.json", failure)
+
+    def set_aside(self) -> None:
+        """Move what the step has done to `earlier.N`: it begins anew.
+
+        Submissions and logs stay, with the attempt that fences the workers. The result goes first:
+        cut short, the step has not succeeded.
+        """
+        stays = ("job.json", "submissions.jsonl", "logs", "attempt.json")
+        target = self.path / f"earlier.{1 + len(list(self.path.glob('earlier.*')))}"
+        moves = [
+            path
+            for path in self.path.iterdir()
+            if path.name not in stays and not path.name.startswith("earlier.")
+        ]
+        target.mkdir()
+        for path in sorted(moves, key=lambda path: path.name != "result.json"):
+            path.rename(target / path.name)
 
     def forget_failure(self) -> None:
         """The step runs again: an earlier failure no longer says how it is."""
@@ -167,13 +185,14 @@ class Run:
 
     def info(self) -> dict[str, Any]:
         """Resolved pipeline, cluster, user, host, commit, versions."""
-        if self._info is None:  # written once, when the run is created
+        if self._info is None:
             self._info = read_json(self.path / "run.json")
         return self._info
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Store `info()`."""
         write_json(self.path / "run.json", info)
+        self._info = None
 
     def step(self, name: str) -> StepDir:
         """The folder of a step."""
@@ -183,6 +202,10 @@ class Run:
         """The steps as run.json has them, in dependency order."""
         steps: list[dict[str, Any]] = self.info()["steps"]
         return steps
+
+    def names(self) -> list[str]:
+        """The names of the steps, in dependency order."""
+        return [step["name"] for step in self.steps()]
 
     def codes(self) -> list[Path]:
         """The code snapshots, oldest first."""

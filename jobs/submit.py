@@ -42,10 +42,12 @@ def create(
     given: str,
     name: str,
     scheduler: Callable[[], str] = str,
+    **facts: Any,
 ) -> Run:
     """A new run with its snapshot and one job.json per step; nothing is submitted yet.
 
-    `scheduler` tells which Slurm, or which machine, the run's jobs will be known to.
+    `scheduler` tells which Slurm, or which machine, the run's jobs will be known to; `facts` are
+    further entries of run.json.
     """
     run = store.create(name)
     steps = [step.model_dump(mode="json") for step in pipeline.steps]
@@ -68,6 +70,7 @@ def create(
             "host": socket.gethostname(),
             "cwd": str(Path.cwd()),
             **origin.result(),
+            **facts,
             "steps": steps,
         }
     )
@@ -87,12 +90,12 @@ def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None
 
     The caller holds the run's lock. ClusterError where the cluster refuses or does not answer.
     """
-    seen = _look_closely(run, backend)
+    seen = look_closely(run, backend)
     needs = {step["name"]: tuple(step["needs"]) for step in run.steps()}
     wanted = {name: needs[name] for name in needs if only is None or name in only}
     todo = plan(wanted, {name: _for_plan(seen, name) for name in needs})
-    dying = _alive(seen, [submit.step for submit in todo])
-    if trouble := _end(run, backend, dying):
+    dying = alive(seen, [submit.step for submit in todo])
+    if trouble := end(run, backend, dying):
         raise ClusterError(f"{trouble}; nothing is submitted beside jobs that may be alive")
     behind = {
         submit.step: [job for name, _, job in dying if name == submit.step] for submit in todo
@@ -101,7 +104,7 @@ def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None
     return todo
 
 
-def _look_closely(run: Run, backend: Backend) -> View:
+def look_closely(run: Run, backend: Backend) -> View:
     """Where the run stands, with the jobs whose submission was never answered taken over.
 
     Nothing is submitted or ended while the cluster does not answer (ClusterError), and nothing of
@@ -121,11 +124,11 @@ def _look_closely(run: Run, backend: Backend) -> View:
         raise ClusterError(seen.trouble)
     for name, record in seen.records.items():
         for each in record.tries:
-            _note_end(run, name, each, seen.queue.get(each.token))
+            _noteend(run, name, each, seen.queue.get(each.token))
     return seen
 
 
-def _note_end(run: Run, name: str, submission: Submission, queue: JobState | None) -> bool:
+def _noteend(run: Run, name: str, submission: Submission, queue: JobState | None) -> bool:
     """Write down that a job has ended which was asked to; whether that is so."""
     asked = submission.cancel_requested
     ended = queue is not None and asked > 0 and has_ended(queue, time.time() - asked)
@@ -141,7 +144,7 @@ def _for_plan(seen: View, name: str) -> State:
     return State.CANCELLED if asked else state
 
 
-class _Living(NamedTuple):
+class Living(NamedTuple):
     """A job of a step that is in the queue, runs, or still ends."""
 
     step: str
@@ -149,20 +152,20 @@ class _Living(NamedTuple):
     job: str  # its id
 
 
-def _alive(seen: View, names: Sequence[str]) -> list[_Living]:
+def alive(seen: View, names: Sequence[str]) -> list[Living]:
     """The living jobs of some steps, those of later steps first."""
     return [
-        _Living(name, each, state.job)
+        Living(name, each, state.job)
         for name in reversed(names)
         for each in seen.records[name].tries
         if (state := seen.queue.get(each.token)) and state.alive
     ]
 
 
-def _end(run: Run, backend: Backend, living: Sequence[_Living]) -> str:
+def end(run: Run, backend: Backend, living: Sequence[Living]) -> str:
     """Ask for the end of jobs, on record before the cluster hears of it; what it said against it.
 
-    They may go on to save. Whether they have ended is another question: see `_settle`.
+    They may go on to save. Whether they have ended is another question: see `settle`.
     """
     for each in living:
         run.step(each.step).add_submission(each.submission.token, cancel_requested=True)
@@ -289,20 +292,20 @@ def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Ca
 
     The caller holds the run's lock. ClusterError where nobody knows what there is to end.
     """
-    seen = _look_closely(run, backend)
+    seen = look_closely(run, backend)
     doomed: list[str] = []
     for step in run.steps():
         if names is None or step["name"] in names or set(step["needs"]) & set(doomed):
             doomed.append(step["name"])
-    living = _alive(seen, doomed)
-    trouble = _end(run, backend, living)
-    left = {each.step for each in _settle(run, backend, living)}
+    living = alive(seen, doomed)
+    trouble = end(run, backend, living)
+    left = {each.step for each in settle(run, backend, living)}
     touched = {each.step for each in living}
     ended = [name for name in doomed if name in touched - left]
     return Cancelled(ended, [name for name in doomed if name in left], trouble)
 
 
-def _settle(run: Run, backend: Backend, living: Sequence[_Living]) -> list[_Living]:
+def settle(run: Run, backend: Backend, living: Sequence[Living]) -> list[Living]:
     """Look for some seconds whether jobs have ended, and write down which; those that have not."""
     now = time.time()
     left = [
@@ -319,6 +322,6 @@ def _settle(run: Run, backend: Backend, living: Sequence[_Living]) -> list[_Livi
         left = [
             each
             for each in left
-            if not _note_end(run, each.step, each.submission, states[each.submission.token])
+            if not _noteend(run, each.step, each.submission, states[each.submission.token])
         ]
     return left

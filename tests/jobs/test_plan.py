@@ -98,14 +98,55 @@ def test_a_job_that_ended_well_without_a_result_has_failed() -> None:
 def test_a_step_behind_a_failed_one_is_cancelled_and_says_why() -> None:
     evidence = {
         "a": Evidence(tried=True, job="1", failure="gate: wer is 1.0"),
-        "b": Evidence(needs=("a",), tried=True, job="2", age=99),
-        "c": Evidence(needs=("b",), tried=True, job="3", age=99),
+        "b": Evidence(needs=("a",), tried=True, token="b.1", job="2", age=99),
+        "c": Evidence(needs=("b",), tried=True, token="c.1", job="3", age=99),
     }
     gone = JobState(QueueState.CANCELLED)
-    states = observe_all(evidence, {"2": gone, "3": gone})
+    states = observe_all(evidence, {"b.1": gone, "c.1": gone})
     assert [seen.state for seen in states.values()] == [
         State.FAILED,
         State.CANCELLED,
         State.CANCELLED,
     ]
     assert states["c"].reason == "b has not succeeded"
+
+
+def test_a_job_asked_to_end_is_cancelled_when_the_queue_says_that_it_is_gone_not_before() -> None:
+    asked = Evidence(tried=True, token="a.1", job="1", asked_to_end=4.2)
+    seen = observe(asked, JobState(QueueState.RUNNING))
+    assert seen == (State.RUNNING, "asked to end 4 s ago, and still there")
+    assert observe(asked, JobState(QueueState.CANCELLED)).state is State.CANCELLED
+    assert observe(asked, JobState(QueueState.FAILED)).state is State.CANCELLED
+    assert observe(asked, JobState(QueueState.UNKNOWN)).state is State.QUEUED
+    late = asked._replace(asked_to_end=90)
+    assert observe(late, JobState(QueueState.UNKNOWN)).state is State.CANCELLED
+
+
+def test_while_the_queue_does_not_answer_the_files_speak() -> None:
+    tried = Evidence(tried=True, token="a.1", job="1", age=900)
+    assert observe(tried, None) == (State.QUEUED, "as far as the files say")
+    assert observe(tried._replace(began=100.0), None).state is State.RUNNING
+    ending = tried._replace(began=100.0, asked_to_end=3)
+    assert observe(ending, None).reason == "as far as the files say; it was asked to end"
+
+
+def test_a_worker_that_has_started_since_the_last_answer_is_running() -> None:
+    pending, step = JobState(QueueState.PENDING, "Priority"), Evidence(tried=True, job="1")
+    assert observe(step._replace(began=150.0), pending, asked=100.0) == (State.RUNNING, "")
+    assert observe(step._replace(began=50.0), pending, asked=100.0).state is State.QUEUED
+
+
+def test_a_refused_step_is_new_and_says_what_the_cluster_said() -> None:
+    refused = Evidence(refused="Invalid account")
+    assert observe(refused, None) == (State.NEW, "Slurm refused it: Invalid account")
+
+
+def test_a_submission_without_an_answer_is_lost_unless_somebody_is_submitting() -> None:
+    evidence = {"a": Evidence(tried=True, token="a.1"), "b": Evidence(needs=("a",))}
+    unknown = {"a.1": JobState(QueueState.UNKNOWN)}
+    idle = observe_all(evidence, unknown)
+    assert idle["a"].state is State.LOST and "launch.py resume" in idle["a"].reason
+    assert idle["b"] == (State.NEW, "never submitted: launch.py resume")
+    busy = observe_all(evidence, unknown, busy="process 7 on login1")
+    assert busy["a"] == (State.QUEUED, "being submitted by process 7 on login1")
+    assert busy["b"] == (State.NEW, "being submitted by process 7 on login1")

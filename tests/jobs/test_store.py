@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,17 +45,24 @@ def test_a_step_is_found_behind_its_run_and_a_wrong_one_is_named(tmp_path: Path)
         RunStore(tmp_path).find_step("demo/x")
 
 
-def test_a_submission_is_an_intent_that_gets_an_id_and_perhaps_an_end(tmp_path: Path) -> None:
+def test_a_submission_is_an_intent_that_gets_an_id_and_perhaps_an_end_or_a_refusal(
+    tmp_path: Path,
+) -> None:
     step = StepDir(tmp_path)
     step.add_submission("t1")
     assert step.latest() is not None and step.latest().job == ""
     step.add_submission("t1", job="7")
     step.add_submission("t2")
     step.add_submission("t2", job="8")
-    step.add_submission("t2", cancelled=True)
-    first, second = step.submissions()
-    assert (first.job, first.cancelled) == ("7", False)
-    assert (second.job, second.cancelled) == ("8", True)
+    step.add_submission("t2", cancel_requested=True)
+    assert step.latest().cancel_requested > 0 and not step.latest().ended
+    step.add_submission("t2", ended=True)
+    step.add_submission("t3")
+    step.add_submission("t3", refused="Invalid partition")
+    first, second, third = step.submissions()
+    assert (first.job, first.cancel_requested, first.ended) == ("7", 0.0, False)
+    assert (second.job, second.ended) == ("8", True)
+    assert (third.job, third.refused) == ("", "Invalid partition")
 
 
 def test_a_line_cut_by_a_crash_hides_only_itself(tmp_path: Path) -> None:
@@ -86,22 +92,6 @@ def test_the_first_failure_of_a_job_stays_and_that_of_a_later_job_replaces_it(
     assert step.failure()["rank"] == 3
     step.write_failure({"job": "2", "rank": 0, "class": "error", "message": "y"})
     assert step.failure()["job"] == "2"
-
-
-def test_the_lock_keeps_a_second_process_out_and_a_dead_owner_does_not(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "demo-1")
-    with run.lock(), pytest.raises(UserError, match=f"by process {os.getpid()} on"), run.lock():
-        pass
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    with run.lock():
-        host = (run.path / "lock").read_text().split()[0]
-    (run.path / "lock").write_text(f"{host} {dead.pid}")
-    with run.lock():
-        assert (run.path / "lock").exists()
-    (run.path / "lock").write_text("another-host 1")
-    with pytest.raises(UserError, match=r"delete .*lock if that process is dead"), run.lock():
-        pass
 
 
 def _append(path: Path, who: int) -> None:
