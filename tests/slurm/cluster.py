@@ -136,7 +136,7 @@ class Keeper:
             raise SystemExit(f"{self.socket}: too long for a Unix socket; use a shorter directory")
 
     def up(self) -> None:
-        for name in ("state", "dev", "log", "run", "spool"):
+        for name in ("state", "dev", "log", "run", "spool", "tmp"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o700)
         ports = free_ports(3 + self.nodes)
@@ -190,7 +190,9 @@ class Keeper:
         self._daemon("munged", "munged", "--foreground", "--force", *flags)
 
     def _start_database(self, port: int) -> None:
+        # two databases installed at once delete each other's temporary tables in /tmp
         where = ["--no-defaults", f"--datadir={self.directory / 'db'}", f"--user={self.user}"]
+        where.append(f"--tmpdir={self.directory / 'tmp'}")
         method = "--auth-root-authentication-method=normal"
         self._call("mariadb-install-db", *where, method, "--skip-test-db")
         files = [f"--socket={self.database}", f"--pid-file={self.directory / 'run' / 'db.pid'}"]
