@@ -139,14 +139,12 @@ def mend(run: Run, backend: Backend, plan: Mending, **facts: Any) -> None:
 
 def _refuse_running(run: Run, seen: View, touched: set[str]) -> None:
     """UserError for steps at work: what they have done would be mixed with what they will do."""
-    running = [
+    running = {
         each.step
-        for each in alive(seen, sorted(touched & set(run.names())))
+        for each in alive(seen, [name for name in run.names() if name in touched])
         if seen.queue[each.submission.token].state is QueueState.RUNNING
         and not each.submission.cancel_requested
-    ]
+    }
     if running:
-        ends = "; ".join(f"launch.py cancel {run.name}/{name}" for name in sorted(set(running)))
-        raise UserError(
-            f"{', '.join(sorted(set(running)))} running: first end what changes: {ends}"
-        )
+        ends = "; ".join(f"launch.py cancel {run.name}/{name}" for name in sorted(running))
+        raise UserError(f"{', '.join(sorted(running))}: running; first end what changes: {ends}")

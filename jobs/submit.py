@@ -9,13 +9,15 @@ it, and that it has ended only when the cluster says so. A job that may be alive
 what is submitted in its place waits until it has ended (afterany).
 """
 
+import contextlib
 import os
 import pwd
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,39 +183,42 @@ def _carry_out(
 ) -> None:
     """Submit in waves: a wave needs only jobs that have their ids.
 
-    After the first refusal nothing more is submitted: what is queued stays (ClusterError says it).
+    After the first refusal, or Ctrl-C, nothing more is sent to the cluster: what is queued stays,
+    and ClusterError says what that is.
     """
     steps = {step["name"]: step for step in run.steps()}
-    left = list(todo)
-    with ThreadPoolExecutor(_PARALLEL) as pool:
+    left, stop = list(todo), threading.Event()
+
+    def submit(one: Submit) -> None:
+        if not stop.is_set():
+            with _setting(stop):
+                _submit(run, backend, steps[one.step], one.after, behind[one.step])
+
+    with ThreadPoolExecutor(_PARALLEL) as pool, _setting(stop):
         while left:
-            waiting = {submit.step for submit in left}
-            wave = [submit for submit in left if not waiting.intersection(submit.after)]
-            submitted = {
-                one.step: pool.submit(
-                    _submit, run, backend, steps[one.step], one.after, behind[one.step]
-                )
-                for one in wave
-            }
-            try:
-                wait(submitted.values(), return_when=FIRST_EXCEPTION)
-            finally:  # Ctrl-C, too: what has not been sent to sbatch stays at home
-                for future in submitted.values():
-                    future.cancel()
+            waiting = {each.step for each in left}
+            wave = [each for each in left if not waiting.intersection(each.after)]
+            submitted = {each.step: pool.submit(submit, each) for each in wave}
             wait(submitted.values())
             _report_refusal(run, todo, submitted)
-            left = [submit for submit in left if submit not in wave]
+            left = [each for each in left if each not in wave]
+
+
+@contextlib.contextmanager
+def _setting(stop: threading.Event) -> Iterator[None]:
+    """Set the event when anything is raised inside."""
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
 
 
 def _report_refusal(
     run: Run, todo: Sequence[Submit], submitted: Mapping[str, "Future[None]"]
 ) -> None:
     """ClusterError where the cluster took some steps and not others: which, why, and what next."""
-    errors = {
-        name: error
-        for name, future in submitted.items()
-        if not future.cancelled() and (error := future.exception())
-    }
+    errors = {name: error for name, future in submitted.items() if (error := future.exception())}
     for error in errors.values():
         if not isinstance(error, SubmitRefused):
             raise error
