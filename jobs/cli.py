@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jobs.arguments import parser
 from jobs.errors import ClusterError, UserError, nearest
+from jobs.program import NAME
 
 if TYPE_CHECKING:
     from jobs.backends import Backend
@@ -33,17 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("stopped looking; the run goes on: launch.py status", file=sys.stderr)
+        print(f"stopped looking; the run goes on: {NAME} status", file=sys.stderr)
         return 130
 
 
 def _read(given: argparse.Namespace) -> "tuple[Pipeline, str]":
     """The pipeline of a command line, and the text that made it."""
     from jobs.reading import read_pipeline
+    from jobs.shipped import find_pipeline
 
-    pipeline = read_pipeline(given.file, given.set)
+    file = find_pipeline(given.file)
+    pipeline = read_pipeline(file, given.set)
     header = "".join(f"# --set {override}\n" for override in given.set)
-    return pipeline, header + given.file.read_text()
+    return pipeline, header + file.read_text()
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -129,7 +132,7 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
         print("nothing to submit: every step has succeeded or is under way")
     sys.stdout.flush()
     if not wait:
-        print(f"look: launch.py status {run.name}\n      launch.py logs {run.name}/STEP -f")
+        print(f"look: {NAME} status {run.name}\n      {NAME} logs {run.name}/STEP -f")
         return 0
     from jobs.show import exit_code, watch
 
@@ -151,7 +154,7 @@ def _kinds(given: argparse.Namespace) -> int:
     if not given.name:
         for name in kinds.NAMES:
             print(f"{name:<10} {summary(kinds.load(name))}")
-        print("\nlaunch.py kinds NAME: every setting, with default, unit and meaning")
+        print(f"\n{NAME} kinds NAME: every setting, with default, unit and meaning")
         return 0
     if given.name not in kinds.NAMES:
         raise UserError(f"no kind {given.name!r}: {nearest(given.name, kinds.NAMES)}")
