@@ -1,6 +1,7 @@
 #!/bin/bash
 # Submits the steps of pipeline.yaml beside it, each behind its needs, written by `render`. Once: a
 # second call finds what the first has written down, and submits nothing.
+# shellcheck disable=SC2154 # the lines below this template say which program
 set -euo pipefail
 cd "$(dirname "$0")"
 declare -A job # step -> id
