@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent  # a checkout, site-packages/trainyard or a snapshot
-_PARTS = ("jobs", "lact_asr", "distill", "slurm_templates", "launch.py")
+PARTS = ("jobs", "lact_asr", "distill", "slurm_templates", "launch.py")
 _VERSIONS = ("trainyard", "torch", "torchaudio", "submitit")
 
 
@@ -21,7 +21,7 @@ def copy_code(target: Path) -> None:
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for part in _PARTS:
+    for part in PARTS:
         source = ROOT / part
         if source.is_dir():
             shutil.copytree(source, temporary / part)
