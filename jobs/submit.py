@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.backends import Backend, StepJob, SubmitUnclear
 from jobs.clusters import Cluster
-from jobs.errors import ClusterError
+from jobs.errors import ClusterError, UserError
 from jobs.plan import ACTIVE, Observed, Submit, plan
 from jobs.snapshot import copy_code, provenance
 from jobs.spec import Pipeline, Resources
@@ -61,6 +61,7 @@ def proceed(run: Run, backend: Backend, only: Sequence[str] | None = None) -> li
 
     The caller holds the run's lock. ClusterError where the cluster refuses or does not answer.
     """
+    _expect_launch_folder(run)
     _recover(run, backend)
     observed = view(run, backend).observed
     needs = {step["name"]: tuple(step["needs"]) for step in run.steps()}
@@ -69,6 +70,16 @@ def proceed(run: Run, backend: Backend, only: Sequence[str] | None = None) -> li
     _take_out(run, backend, [submit.step for submit in todo], observed)
     _carry_out(run, backend, todo)
     return todo
+
+
+def _expect_launch_folder(run: Run) -> None:
+    """UserError where the folder that the steps run in is gone."""
+    folder = Path(run.info()["cwd"])
+    if not folder.is_dir():
+        raise UserError(
+            f"{run.name} was started in {folder}, where its steps run, and which is not there: if "
+            f"it was moved, leave a link behind: ln -s NEW {folder}"
+        )
 
 
 def _recover(run: Run, backend: Backend) -> None:
