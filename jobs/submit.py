@@ -18,6 +18,7 @@ from jobs.backends import Backend, StepJob, SubmitUnclear
 from jobs.clusters import Cluster
 from jobs.errors import ClusterError, UserError
 from jobs.plan import ACTIVE, Observed, Submit, plan
+from jobs.program import NAME
 from jobs.snapshot import copy_code, provenance
 from jobs.spec import Pipeline, Resources
 from jobs.states import view
@@ -140,7 +141,7 @@ def _look(backend: Backend, job: StepJob, unclear: SubmitUnclear) -> str:
         time.sleep(1)
     raise ClusterError(
         f"{job.step}: {unclear}; no job named {job.token} is in the queue. When the cluster "
-        f"answers again: launch.py resume {job.directory.parent.parent.name}"
+        f"answers again: {NAME} resume {job.directory.parent.parent.name}"
     ) from None
 
 

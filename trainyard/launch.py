@@ -1,7 +1,7 @@
 """The command `trainyard`: what launch.py is in a checkout.
 
-A wheel puts our packages inside this folder, not beside it: at the top of site-packages their names
-(`jobs`, `distill`) could be anybody's. They are found here first; in a checkout, beside this folder.
+A wheel puts our packages inside this folder: at the top of site-packages their names (`jobs`,
+`distill`) could be anybody's. They are looked for here first. A checkout has them beside it.
 """
 
 import sys

@@ -68,7 +68,10 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
         (["run", "missing.yaml"], "missing.yaml: cannot be read: No such file"),
         (["check", "./demo"], "demo: cannot be read: No such file"),
         (["check", "dem"], "a pipeline of ours: did you mean 'demo'? Ours are demo, distillation,"),
-        (["render", "mine", "--out", "o"], "'mine' is neither a file nor a pipeline of ours: valid"),
+        (
+            ["render", "mine", "--out", "o"],
+            "'mine' is neither a file nor a pipeline of ours: valid",
+        ),
         (["run", "p.yaml", "--cluster", "lokal"], "no cluster 'lokal': did you mean 'local'?"),
         (["run", "p.yaml", "--only", "b"], "--only b: valid are a"),
         (["infer", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
