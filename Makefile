@@ -15,7 +15,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/python launch.py run jobs/pipelines/demo.yaml --cluster local --wait
+	$(BIN)/python launch.py run demo --cluster local --wait
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -29,4 +29,4 @@ bench: setup
 	$(BIN)/python -m bench.launcher
 
 clean:
-	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,26 +4,31 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.program import NAME
+
 _Add = Callable[..., argparse.ArgumentParser]
 
-_ABOUT = """\
+_ABOUT = f"""\
 Training pipelines on Slurm, or on this machine: one YAML file names the steps.
 
-  launch.py check FILE                 every mistake in a pipeline file, at once
-  launch.py run FILE --cluster NAME    submit all steps; --wait stays until they have ended
-  launch.py status                     the newest run: state, progress, why a step failed
-  launch.py logs RUN/STEP -f           follow a step's log
-  launch.py resume RUN                 submit what is left after a failure is mended
+  {NAME} check FILE                 every mistake in a pipeline file, at once
+  {NAME} run FILE --cluster NAME    submit all steps; --wait stays until they have ended
+  {NAME} status                     the newest run: state, progress, why a step failed
+  {NAME} logs RUN/STEP -f           follow a step's log
+  {NAME} resume RUN                 submit what is left after a failure is mended
 
+FILE is a path, or the name of a pipeline that comes with trainyard, such as demo.
 RUN is a folder, a run's name, a unique beginning of it, or nothing for the newest. Runs are kept
 in $TRAINYARD_RUNS (default ./runs). Where Slurm is not installed, steps run on this machine.
 """
+
+_FILE = "pipeline file, or the name of one that comes with trainyard: demo"
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     top = argparse.ArgumentParser(
-        prog="launch.py", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=NAME, description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
@@ -47,9 +52,9 @@ def _add_for_pipelines(add: _Add) -> None:
     run = add(
         "run",
         "submit a pipeline as a chain of jobs",
-        "example: launch.py run jobs/pipelines/demo.yaml --set train.training.max_steps=300 --wait",
+        f"example: {NAME} run demo --set train.training.max_steps=300 --wait",
     )
-    run.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
+    run.add_argument("file", metavar="FILE", help=_FILE)
     _add_cluster(run)
     _add_set(run)
     run.add_argument(
@@ -59,7 +64,7 @@ def _add_for_pipelines(add: _Add) -> None:
     run.add_argument("--wait", action="store_true", help="stay until every step has ended")
 
     check = add("check", "report every mistake in a pipeline file; nothing is created")
-    check.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
+    check.add_argument("file", metavar="FILE", help=_FILE)
     _add_cluster(check, "also ask this cluster: partitions, limits, accounts, paths, disk")
     _add_set(check)
 
@@ -69,7 +74,7 @@ def _add_for_pipelines(add: _Add) -> None:
     add("schema", "print the JSON Schema of pipeline files, for editors")
 
     render = add("render", "write standalone sbatch scripts and submit_all.sh")
-    render.add_argument("file", type=Path, metavar="FILE", help="pipeline file")
+    render.add_argument("file", metavar="FILE", help=_FILE)
     render.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     _add_cluster(render)
     _add_set(render)
@@ -126,7 +131,7 @@ def _add_for_checkpoints(add: _Add) -> None:
     infer = add(
         "infer",
         "transcribe with a checkpoint, and score where the text is known",
-        "example: launch.py infer --checkpoint-dir runs/RUN/steps/train a.flac b.flac",
+        f"example: {NAME} infer --checkpoint-dir runs/RUN/steps/train a.flac b.flac",
     )
     _add_checkpoint(infer)
     infer.add_argument("--num-samples", type=int, default=0, metavar="N", help="0: all of them")
@@ -135,7 +140,7 @@ def _add_for_checkpoints(add: _Add) -> None:
     diagnose = add(
         "diagnose",
         "walk one batch through a checkpoint and name the first module with a wrong value",
-        "example: launch.py diagnose --checkpoint-dir runs/RUN/steps/train --manifest dev.jsonl",
+        f"example: {NAME} diagnose --checkpoint-dir runs/RUN/steps/train --manifest dev.jsonl",
     )
     _add_checkpoint(diagnose)
     diagnose.add_argument(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import parser
 from jobs.errors import ClusterError, UserError, nearest
+from jobs.program import NAME
 
 if TYPE_CHECKING:
     from jobs.backends import Backend
@@ -34,15 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("stopped looking; the run goes on: launch.py status", file=sys.stderr)
+        print(f"stopped looking; the run goes on: {NAME} status", file=sys.stderr)
         return 130
 
 
-def _read(given: argparse.Namespace) -> "Pipeline":
-    """The pipeline of a command line."""
+def _read(given: argparse.Namespace) -> "tuple[Pipeline, str]":
+    """The pipeline of a command line, and the text of its file."""
     from jobs.reading import read_pipeline
+    from jobs.shipped import find_pipeline
 
-    return _only(read_pipeline(given.file, given.set), getattr(given, "only", None))
+    file = find_pipeline(given.file)
+    pipeline = _only(read_pipeline(file, given.set), getattr(given, "only", None))
+    return pipeline, file.read_text()
 
 
 def _only(pipeline: "Pipeline", names: Sequence[str] | None) -> "Pipeline":
@@ -59,10 +63,10 @@ def _only(pipeline: "Pipeline", names: Sequence[str] | None) -> "Pipeline":
 
 
 def _run(given: argparse.Namespace) -> int:
-    pipeline, cluster = _read(given), _cluster(given)
+    (pipeline, text), cluster = _read(given), _cluster(given)
     if given.dry_run:
         return _dry_run(pipeline, cluster)
-    text, facts = given.file.read_text(), {"overrides": given.set, "only": given.only or []}
+    facts = {"overrides": given.set, "only": given.only or []}
     return _launch(pipeline, text, cluster, wait=given.wait, **facts)[1]
 
 
@@ -136,7 +140,7 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
         print("nothing to submit: every step has succeeded or is under way")
     sys.stdout.flush()
     if not wait:
-        print(f"look: launch.py status {run.name}\n      launch.py logs {run.name}/STEP -f")
+        print(f"look: {NAME} status {run.name}\n      {NAME} logs {run.name}/STEP -f")
         return 0
     from jobs.show import exit_code, watch
 
@@ -144,7 +148,7 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
 
 
 def _check(given: argparse.Namespace) -> int:
-    pipeline = _read(given)
+    pipeline, _ = _read(given)
     if given.cluster:
         _preflight(pipeline, _cluster(given))
     print(f"{given.file}: {len(pipeline.steps)} steps, no mistakes")
@@ -158,7 +162,7 @@ def _kinds(given: argparse.Namespace) -> int:
     if not given.name:
         for name in kinds.NAMES:
             print(f"{name:<10} {summary(kinds.load(name))}")
-        print("\nlaunch.py kinds NAME: every setting, with default, unit and meaning")
+        print(f"\n{NAME} kinds NAME: every setting, with default, unit and meaning")
         return 0
     if given.name not in kinds.NAMES:
         raise UserError(f"no kind {given.name!r}: {nearest(given.name, kinds.NAMES)}")
@@ -241,7 +245,7 @@ def _cancel(given: argparse.Namespace) -> int:
     store = RunStore()
     if not given.run:
         name = store.find(None).name
-        raise UserError(f"say what to cancel; the newest run is: launch.py cancel {name}")
+        raise UserError(f"say what to cancel; the newest run is: {NAME} cancel {name}")
     run, step = store.find_step(given.run)
     backend = _backend_of(run)
     with run.lock():
@@ -250,11 +254,11 @@ def _cancel(given: argparse.Namespace) -> int:
         print(f"cancelled: {', '.join(done.ended)}")
     if done.ending:
         print(f"asked to end, and still there: {', '.join(done.ending)}")
-        print(f"look: launch.py status {run.name}")
+        print(f"look: {NAME} status {run.name}")
     if done.trouble and done.ending:
         raise ClusterError(
             f"{done.trouble}: it is not known whether these jobs will end; to ask again: "
-            f"launch.py cancel {given.run}"
+            f"{NAME} cancel {given.run}"
         )
     if not done.ended and not done.ending:
         print("nothing to cancel: no job of it is in the queue")
@@ -300,9 +304,8 @@ def _mend(
 def _render(given: argparse.Namespace) -> int:
     from jobs.render import render
 
-    pipeline = _read(given)
-    text, overrides = given.file.read_text(), given.set
-    run = render(pipeline, _cluster(given), text, given.out, overrides=overrides)
+    pipeline, text = _read(given)
+    run = render(pipeline, _cluster(given), text, given.out, overrides=given.set)
     print(f"{run.path / 'submit_all.sh'} submits {len(pipeline.steps)} steps")
     return 0
 

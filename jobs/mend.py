@@ -13,6 +13,7 @@ from jobs import gate
 from jobs.backends import Backend, QueueState
 from jobs.errors import ClusterError, UserError, nearest
 from jobs.places import walk
+from jobs.program import NAME
 from jobs.spec import Pipeline
 from jobs.states import View
 from jobs.store import Run
@@ -146,5 +147,5 @@ def _refuse_running(run: Run, seen: View, touched: set[str]) -> None:
         and not each.submission.cancel_requested
     }
     if running:
-        ends = "; ".join(f"launch.py cancel {run.name}/{name}" for name in sorted(running))
+        ends = "; ".join(f"{NAME} cancel {run.name}/{name}" for name in sorted(running))
         raise UserError(f"{', '.join(sorted(running))}: running; first end what changes: {ends}")

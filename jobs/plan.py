@@ -8,6 +8,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from jobs.backends import JobState, QueueState
+from jobs.program import NAME
 
 GRACE = 60.0  # seconds that a submitted job may be in neither squeue nor sacct (4 s were seen)
 
@@ -66,8 +67,8 @@ class Submit(NamedTuple):
     after: tuple[str, ...]
 
 
-_CANCELLED = Observed(State.CANCELLED, "by launch.py cancel")
-_CUT_SHORT = "its submission was cut short, and no job of it is known: launch.py resume"
+_CANCELLED = Observed(State.CANCELLED, f"by {NAME} cancel")
+_CUT_SHORT = f"its submission was cut short, and no job of it is known: {NAME} resume"
 
 
 def observe(evidence: Evidence, queue: JobState | None, asked: float = 0.0) -> Observed:
@@ -150,7 +151,7 @@ def observe_all(
             state = State.QUEUED if facts.tried else State.NEW
             seen = Observed(state, f"being submitted by {busy}")
         elif seen == Observed(State.NEW):
-            seen = Observed(State.NEW, "never submitted: launch.py resume")
+            seen = Observed(State.NEW, f"never submitted: {NAME} resume")
         states[name] = seen
     return states
 

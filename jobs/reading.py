@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from jobs import gate, kinds
 from jobs.errors import SpecError, nearest
 from jobs.places import Place, replace, walk
+from jobs.program import NAME as PROGRAM
 from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Resources, Step
 from jobs.validation import ANYTHING, sample_of, validate
 from jobs.yaml12 import Document, parse, read
@@ -27,7 +28,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 class StepFile(Frozen):
     """A step as the file writes it."""
 
-    kind: str = Field(description="what the step does: see `launch.py kinds`")
+    kind: str = Field(description=f"what the step does: see `{PROGRAM} kinds`")
     settings: dict[str, Any] = Field({}, description="the kind's settings")
     resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
     needs: list[str] = Field([], description="steps that must have succeeded before this one")

@@ -1,15 +1,17 @@
 """Standalone sbatch scripts of a pipeline: what submitit would submit, for plain `sbatch`.
 
-The folder is a run like any other, except that `submit_all.sh` submits it: it writes down the ids
-it gets, so that `launch.py status DIR` works.
+The folder is a run like any other, except that `submit_all.sh` submits it: each intent is on disk
+before its job can exist, and the id right after it, so that `status DIR` and `resume DIR` work.
 """
 
+import secrets
 import shlex
 from pathlib import Path
 from typing import Any
 
-from jobs.clusters import Cluster, sbatch_text
+from jobs.clusters import TEMPLATES, Cluster, sbatch_text
 from jobs.errors import UserError
+from jobs.program import NAME
 from jobs.spec import Pipeline
 from jobs.store import Run, RunStore
 from jobs.submit import create, step_job
@@ -24,27 +26,13 @@ def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path, **fac
     if target.exists():
         raise UserError(f"{target} exists: name a folder that does not, or delete it")
     run = create(RunStore(target.absolute().parent), pipeline, cluster, given, target.name, **facts)
-    lines = ["#!/bin/bash", f"# Submits the pipeline {pipeline.name}, each step behind its needs."]
-    lines += ["set -euo pipefail", 'cd "$(dirname "$0")"', ""]
+    lines = [(TEMPLATES / "submit_all.sh").read_text(), f"program={NAME}"]
     for step in pipeline.steps:
-        token = f"{step.name}.{pipeline.name}"
+        token = f"{step.name}.{secrets.token_hex(5)}"  # unlike that of any other rendering
         job = step_job(run, step.model_dump(mode="json"), token)
         write_atomic(run.path / f"{step.name}.sbatch", sbatch_text(cluster, job))
-        lines += _submission(step.name, step.needs, token)
+        lines.append(shlex.join(["submit", step.name, token, *step.needs]))
     script = run.path / "submit_all.sh"
     write_atomic(script, "\n".join(lines) + "\n")
     script.chmod(0o755)
     return run
-
-
-def _submission(name: str, needs: tuple[str, ...], token: str) -> list[str]:
-    """The lines that submit one step and write down its id."""
-    after = ":".join(f"${{{need}}}" for need in needs)
-    dependency = f'--dependency="afterok:{after}" ' if needs else ""
-    record = f'{{"token": "{token}", "time": %s, "job": "%s"}}\\n'
-    return [
-        f"{name}=$(sbatch --parsable {dependency}{shlex.quote(name + '.sbatch')} | cut -d';' -f1)",
-        f'printf {shlex.quote(record)} "$(date +%s)" "${name}" '
-        f">> {shlex.quote(f'steps/{name}/submissions.jsonl')}",
-        f'echo "{name} ${name}"',
-    ]

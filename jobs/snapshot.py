@@ -1,19 +1,19 @@
 """The code a run uses: a copy of our packages, the commit, and what differs from it.
 
-Queued jobs import this copy, so that later edits do not touch them. Compiled files travel along:
-sources keep their times, so that 50 jobs do not compile the same modules 50 times.
+Queued jobs import this copy, so that later edits and updates do not touch them. Compiled files
+travel along: sources keep their times, so that 50 jobs do not compile the same modules 50 times.
 """
 
 import platform
 import shutil
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-_PARTS = ("jobs", "lact_asr", "distill", "slurm_templates", "launch.py")
-_VERSIONS = ("torch", "torchaudio", "submitit")
+ROOT = Path(__file__).resolve().parent.parent  # a checkout, site-packages/trainyard or a snapshot
+PARTS = ("jobs", "lact_asr", "distill", "slurm_templates", "launch.py")
+_VERSIONS = ("trainyard", "torch", "torchaudio", "submitit")
 
 
 def copy_code(target: Path) -> None:
@@ -21,7 +21,7 @@ def copy_code(target: Path) -> None:
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for part in _PARTS:
+    for part in PARTS:
         source = ROOT / part
         if source.is_dir():
             shutil.copytree(source, temporary / part)
@@ -41,17 +41,29 @@ def entry(module: str) -> str:
 
 
 def provenance(dirty: Path) -> dict[str, Any]:
-    """Commit and versions; what differs from the commit is written to the file `dirty`."""
-    commit = _git("rev-parse", "HEAD").strip()
-    difference = _git("diff", "HEAD") if commit else ""
+    """Commit and versions; what differs from the commit is written to the file `dirty`.
+
+    There is no commit where git does not know this very file: a wheel in a virtual environment
+    lies in whatever repository that environment was made in.
+    """
+    commit, _, known = _git("rev-parse", "HEAD", "HEAD:./jobs/snapshot.py").partition("\n")
+    difference = _git("diff", "HEAD") if known else ""
     if difference:
         dirty.write_text(difference)
     return {
-        "commit": commit or None,
+        "commit": commit if known else None,
         "dirty": bool(difference),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _VERSIONS},
+        "versions": {name: _version(name) for name in _VERSIONS},
     }
+
+
+def _version(name: str) -> str | None:
+    """Version of an installed package; a checkout of ours need not be installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str:

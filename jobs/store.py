@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from jobs import locks
 from jobs.errors import UserError
+from jobs.program import NAME
 from lact_asr.files import append_json, json_lines, read_json, write_atomic, write_json
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
@@ -258,7 +259,7 @@ class RunStore:
             return Run(Path(text).absolute())
         runs = self.runs()
         if not runs:
-            raise UserError(f"no runs in {self.root}: start one with `launch.py run FILE`")
+            raise UserError(f"no runs in {self.root}: start one with `{NAME} run demo`")
         if not text:
             return runs[-1]
         matches = [run for run in runs if run.name.startswith(text)]

@@ -25,6 +25,7 @@ from jobs.backends import Backend, JobState, StepJob, SubmitUnclear
 from jobs.clusters import Cluster
 from jobs.errors import ClusterError, SubmitRefused, UserError
 from jobs.plan import ACTIVE, State, Submit, has_ended, plan
+from jobs.program import NAME
 from jobs.snapshot import copy_code, provenance
 from jobs.spec import Pipeline, Resources
 from jobs.states import Queue, View, view
@@ -92,6 +93,7 @@ def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None
 
     The caller holds the run's lock. ClusterError where the cluster refuses or does not answer.
     """
+    _expect_launch_folder(run)
     seen = look_closely(run, backend)
     needs = {step["name"]: tuple(step["needs"]) for step in run.steps()}
     wanted = {name: needs[name] for name in needs if only is None or name in only}
@@ -104,6 +106,16 @@ def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None
     }
     _carry_out(run, backend, todo, behind)
     return todo
+
+
+def _expect_launch_folder(run: Run) -> None:
+    """UserError where the folder that the steps run in is gone."""
+    folder = Path(run.info()["cwd"])
+    if not folder.is_dir():
+        raise UserError(
+            f"{run.name} was started in {folder}, where its steps run, and which is not there: if "
+            f"it was moved, leave a link behind: ln -s NEW {folder}"
+        )
 
 
 def look_closely(run: Run, backend: Backend) -> View:
@@ -126,11 +138,11 @@ def look_closely(run: Run, backend: Backend) -> View:
         raise ClusterError(seen.trouble)
     for name, record in seen.records.items():
         for each in record.tries:
-            _noteend(run, name, each, seen.queue.get(each.token))
+            _note_end(run, name, each, seen.queue.get(each.token))
     return seen
 
 
-def _noteend(run: Run, name: str, submission: Submission, queue: JobState | None) -> bool:
+def _note_end(run: Run, name: str, submission: Submission, queue: JobState | None) -> bool:
     """Write down that a job has ended which was asked to; whether that is so."""
     asked = submission.cancel_requested
     ended = queue is not None and asked > 0 and has_ended(queue, time.time() - asked)
@@ -232,7 +244,7 @@ def _report_refusal(
         f"{name}: Slurm refused it: {error}\n"
         f"queued: {', '.join(queued) or 'nothing'}; not submitted: {', '.join(waiting)}. "
         "Where the reason is a limit of how many jobs you may have, what is queued goes on; "
-        f"for the rest: launch.py resume {run.name}"
+        f"for the rest: {NAME} resume {run.name}"
     )
 
 
@@ -266,7 +278,7 @@ def _look(backend: Backend, job: StepJob, unclear: SubmitUnclear) -> str:
         time.sleep(1)
     raise ClusterError(
         f"{job.step}: {unclear}; no job named {job.token} is in the queue. When the cluster "
-        f"answers again: launch.py resume {job.directory.parent.parent.name}"
+        f"answers again: {NAME} resume {job.directory.parent.parent.name}"
     ) from None
 
 
@@ -327,6 +339,6 @@ def settle(run: Run, backend: Backend, living: Sequence[Living]) -> list[Living]
         left = [
             each
             for each in left
-            if not _noteend(run, each.step, each.submission, states[each.submission.token])
+            if not _note_end(run, each.step, each.submission, states[each.submission.token])
         ]
     return left

@@ -3,7 +3,7 @@
 LibriSpeech and Mini LibriSpeech come from OpenSLR or a mirror, into `root`, once for all pipelines;
 `folder` takes what is already there in LibriSpeech layout; `synthetic` speaks a small corpus with
 espeak-ng. Up to date takes seconds. Where compute nodes have no internet, run this step alone on a
-login node that shares `root`: `launch.py run FILE --only STEP --cluster local`.
+login node that shares `root`: `run FILE --only STEP --cluster local`.
 """
 
 import difflib

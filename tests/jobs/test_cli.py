@@ -66,6 +66,12 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
         (["status"], "no runs in"),
         (["logs", "x/y"], "no runs in"),
         (["run", "missing.yaml"], "missing.yaml: cannot be read: No such file"),
+        (["check", "./demo"], "demo: cannot be read: No such file"),
+        (["check", "dem"], "a pipeline of ours: did you mean 'demo'? Ours are demo, distillation,"),
+        (
+            ["render", "mine", "--out", "o"],
+            "'mine' is neither a file nor a pipeline of ours: valid",
+        ),
         (["run", "p.yaml", "--cluster", "lokal"], "no cluster 'lokal': did you mean 'local'?"),
         (["run", "p.yaml", "--only", "b"], "--only b: valid are a"),
         (["infer", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
@@ -83,6 +89,17 @@ def test_a_wrong_word_is_answered_with_what_is_right(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (launch.folder / "runs").exists()
+
+
+def test_a_pipeline_that_comes_with_us_needs_no_path_and_a_file_here_comes_first(
+    launch: Launcher,
+) -> None:
+    (launch.folder / "demo").mkdir()  # of the same name, and no file
+    assert launch("check", "demo").stdout == "demo: 7 steps, no mistakes\n"
+    assert launch("run", "demo", "--dry-run", "--cluster", "local").returncode == 0
+    (launch.folder / "demo").rmdir()
+    launch.write("steps: {a: {kind: command, settings: {argv: [echo]}}}", "demo")
+    assert launch("check", "demo").stdout == "demo: 1 steps, no mistakes\n"
 
 
 def test_a_dry_run_shows_the_plan_and_creates_nothing(launch: Launcher) -> None:

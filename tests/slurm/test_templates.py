@@ -11,7 +11,6 @@ def test_a_pipeline_inside_one_allocation_goes_on_after_a_requeue(
     slurm: PrivateSlurm, tmp_path: Path
 ) -> None:
     launch = Launcher(tmp_path, slurm)
-    (tmp_path / "launch.py").symlink_to(REPOSITORY / "launch.py")
     steps = {
         "first": sh("echo first >> ran"),
         "second": sh(f"echo begun >> ran; {UNTIL_GO}; echo $SLURM_JOB_ID-second >> ran", "first"),
@@ -19,7 +18,7 @@ def test_a_pipeline_inside_one_allocation_goes_on_after_a_requeue(
     }
     script = REPOSITORY / "slurm_templates" / "one_allocation.sbatch"
     small = ["--time=10", "--mem=1G", "--cpus-per-task=1", f"--chdir={tmp_path}"]
-    python = f"--export=ALL,PYTHON={launch.command[0]}"
+    python = f"--export=ALL,PYTHON={launch.command[0]},PYTHONPATH={REPOSITORY}"
     said = slurm.run("sbatch", "--parsable", *small, python, script, launch.write(steps))
     job = said.strip()
     slurm.wait_for(lambda: launch.ran() == ["first", "begun"], 30)

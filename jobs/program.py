@@ -1,0 +1,6 @@
+"""What a user calls us: `trainyard` where it is installed, `launch.py` in a checkout."""
+
+import sys
+from pathlib import Path
+
+NAME = "trainyard" if Path(sys.argv[0]).name == "trainyard" else "launch.py"

@@ -1,0 +1,93 @@
+"""The code that a run keeps, where it came from, and runs whose folders have moved."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.snapshot import PARTS
+from tests.conftest import REPOSITORY
+from tests.jobs.launching import Launcher
+
+ONE_STEP = "steps: {a: {kind: command, settings: {argv: [sh, -c, 'pwd > where; test -e go']}}}"
+PROVENANCE = (
+    "import json, sys\n"
+    "from pathlib import Path\n"
+    "from jobs.snapshot import provenance\n"
+    "print(json.dumps(provenance(Path('dirty.diff'))))\n"
+)
+
+
+def git(folder: Path, *words: str) -> str:
+    """A git command in a folder, by somebody."""
+    who = ["-c", "user.name=x", "-c", "user.email=x"]
+    done = subprocess.run(["git", *who, *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """Our code without git, in a folder of somebody's repository."""
+    code = tmp_path / "repository" / "code"
+    for part in PARTS:
+        if (REPOSITORY / part).is_dir():
+            shutil.copytree(REPOSITORY / part, code / part)
+        else:
+            shutil.copy2(REPOSITORY / part, code / part)
+    git(code.parent, "init", "-q")
+    git(code.parent, "commit", "-q", "--allow-empty", "-m", "theirs")
+    return code
+
+
+def provenance(code: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROVENANCE], cwd=code, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_a_commit_is_recorded_where_git_knows_the_code_and_nowhere_else(copied: Path) -> None:
+    """A virtual environment often lies in a repository that is not ours."""
+    (copied.parent / "theirs.txt").touch()
+    assert '"commit": null, "dirty": false' in provenance(copied)
+    git(copied.parent, "add", ".")
+    git(copied.parent, "commit", "-q", "-m", "ours")
+    commit = git(copied.parent, "rev-parse", "HEAD").strip()
+    assert f'"commit": "{commit}", "dirty": false' in provenance(copied)
+    with (copied / "launch.py").open("a") as file:
+        file.write("# edited\n")
+    assert f'"commit": "{commit}", "dirty": true' in provenance(copied)
+    assert "+# edited" in (copied / "dirty.diff").read_text()
+
+
+def test_a_run_is_resumed_from_another_folder_and_its_steps_run_where_it_was_started(
+    tmp_path: Path,
+) -> None:
+    launch, elsewhere = Launcher(tmp_path / "here"), Launcher(tmp_path / "there")
+    for launcher in (launch, elsewhere):
+        launcher.folder.mkdir()
+    run = launch.run(launch.write(ONE_STEP), "--cluster", "local", "--wait")
+    (launch.folder / "go").touch()
+    assert elsewhere("resume", run, "--wait").returncode == 0
+    assert list(elsewhere.folder.iterdir()) == []
+    assert (launch.folder / "where").read_text() == f"{launch.folder}\n"
+
+
+def test_a_run_whose_launch_folder_was_moved_is_resumed_once_a_link_is_left_there(
+    tmp_path: Path,
+) -> None:
+    launch = Launcher(tmp_path / "old")
+    launch.folder.mkdir()
+    run = launch.run(launch.write(ONE_STEP), "--cluster", "local", "--wait")
+    moved = Launcher(launch.folder.rename(tmp_path / "new"))
+    (moved.folder / "go").touch()
+    done = moved("resume", "--wait")
+    assert done.returncode == 2
+    assert f"{run.name} was started in {tmp_path / 'old'}" in done.stderr
+    assert "ln -s NEW" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "old").symlink_to(moved.folder)
+    assert moved("resume", "--wait").returncode == 0
+    assert moved.status()["a"]["state"] == "succeeded"
