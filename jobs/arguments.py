@@ -108,11 +108,7 @@ def _add_for_runs(add: _Add) -> None:
     )
     _add_run(resume)
     resume.add_argument(
-        "file",
-        nargs="?",
-        type=Path,
-        metavar="FILE",
-        help="a pipeline file in place of the one it has",
+        "file", nargs="?", metavar="FILE", help="a pipeline in place of the one it has"
     )
     _add_set(resume)
     resume.add_argument(

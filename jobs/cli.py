@@ -266,13 +266,15 @@ def _cancel(given: argparse.Namespace) -> int:
 
 
 def _resume(given: argparse.Namespace) -> int:
+    from jobs.shipped import find_pipeline
     from jobs.snapshot import copy_code
     from jobs.submit import submit_pending
 
     run, backend = _open(given.run)
+    file = find_pipeline(given.file).absolute() if given.file else None
     with run.lock():
-        if given.file or given.set or given.redo:
-            _mend(run, backend, given.file, given.set, given.redo)
+        if file or given.set or given.redo:
+            _mend(run, backend, file, given.set, given.redo)
         if given.fresh_code:
             copy_code(run.next_code())
         todo = submit_pending(run, backend)
