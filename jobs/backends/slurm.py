@@ -42,7 +42,7 @@ _VERDICTS = (
     r"(No partition|Job script|Time limit) spec",
     r"(Node|Task|CPU) (count|distribution) specification invalid",
     r"Job (size specification|violates|dependency problem|--batch option)",
-    r"(Request|Require)d (time|node|partition|account|operation|reservation|GRES|more tasks)",
+    r"(Requested|Required) (time|node|partition|account|operation|reservation|GRES|more tasks)",
     r"Access(/permission| denied to requested reservation)",
     r"User's group not permitted",
     r"More processors requested",
