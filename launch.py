@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """The command of trainyard: `python launch.py --help`."""
 
-import sys
-
-from jobs.cli import main
+from jobs.cli import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs.arguments import parser
 from jobs.errors import ClusterError, UserError, nearest
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = parser().parse_args(arguments)
     try:
-        return int(_COMMANDS[given.command](given))
+        code = int(_COMMANDS[given.command](given))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -37,6 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stopped looking; the run goes on: {NAME} status", file=sys.stderr)
         return 130
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, for a command that is done: Python's own way out frees, object by object,
+    what the imports have made, and takes 60 ms with pydantic and submitit, 10 ms without.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _read(given: argparse.Namespace) -> "tuple[Pipeline, str]":

@@ -13,6 +13,8 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from jobs.clusters import Cluster, directives, flags, request
 from jobs.errors import ClusterError, nearest
 from jobs.spec import Pipeline, Resources, format_minutes
 
+_PARALLEL = 4  # questions to the controller at once
 _FREE_GB = 1.0  # what a run takes beside its checkpoints: code, logs, records
 _FAULTS = {  # what --test-only says -> the part of the request that it means
     r"[Ii]nvalid partition": "partition",
@@ -43,9 +46,12 @@ def problems(pipeline: Pipeline, cluster: Cluster, runs: Path) -> list[str]:
             by_problem.setdefault(problem, []).extend(names)
     if cluster.backend == "slurm":
         try:
-            controller = _Controller(cluster.name)
-            for resources, names in _distinct(steps):
-                for problem in controller.problems(resources, request(cluster, resources)):
+            controller, distinct = _Controller(cluster.name), _distinct(steps)
+            wanted = [directives(request(cluster, resources)) for resources, _ in distinct]
+            with ThreadPoolExecutor(_PARALLEL) as pool:
+                said = list(pool.map(_test_only, wanted))
+            for (resources, names), asked, answer in zip(distinct, wanted, said, strict=True):
+                for problem in controller.problems(resources, asked, answer):
                     by_problem.setdefault(problem, []).extend(names)
         except ClusterError as error:
             found.append(f"{error}; without Slurm: --cluster local")
@@ -112,16 +118,22 @@ class _Controller:
 
     def __init__(self, cluster: str) -> None:
         self.cluster = cluster
-        self.partitions: dict[str, dict[str, str]] = {}  # -> MaxTime, Default ...
-        for line in call("scontrol", "show", "partition", "-o").splitlines():
+        self._question = ask("scontrol", "show", "partition", "-o")  # beside those of the requests
+
+    @cached_property
+    def partitions(self) -> dict[str, dict[str, str]]:
+        """MaxTime, Default ... of each."""
+        found: dict[str, dict[str, str]] = {}
+        for line in self._question.answer().splitlines():
             facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
             if "PartitionName" in facts:
-                self.partitions[facts["PartitionName"]] = facts
+                found[facts["PartitionName"]] = facts
+        return found
 
-    def problems(self, resources: Resources, asked: Mapping[str, Any]) -> list[str]:
-        """Every reason to refuse one request."""
-        wanted = directives(asked)
-        return [*self._refusals(resources, wanted), *self._over_limit(resources, wanted)]
+    def problems(self, resources: Resources, wanted: Mapping[str, Any], said: str) -> list[str]:
+        """Every reason to refuse one request, of which --test-only has said `said`."""
+        refusals = self._refusals(resources, wanted, said)
+        return [*refusals, *self._over_limit(resources, wanted)]
 
     def _chosen(self, wanted: Mapping[str, Any]) -> list[str]:
         """The partitions of a request that exist; the default one where it names none."""
@@ -139,10 +151,12 @@ class _Controller:
             where = f"partition {','.join(chosen)}"
             yield _too_long(resources.time, int(max(known) // 60), where)
 
-    def _refusals(self, resources: Resources, wanted: Mapping[str, Any]) -> Iterator[str]:
+    def _refusals(
+        self, resources: Resources, wanted: Mapping[str, Any], said: str
+    ) -> Iterator[str]:
         """Everything that --test-only names, one part of the request after the other."""
         left = dict(wanted)
-        while said := _test_only(left):
+        while said:
             means = next((key for word, key in _FAULTS.items() if re.search(word, said)), "")
             if means not in left:
                 yield from self._of_nodes(resources, left, said)
@@ -152,6 +166,7 @@ class _Controller:
             wrong = next((part for part in value.split(",") if part not in known), value)
             advice = nearest(wrong, known) if known else "leave it out: none is defined here"
             yield f"cluster {self.cluster}: {means} {wrong!r} is not valid: {advice}"
+            said = _test_only(left)
 
     def _known(self, what: str) -> list[str]:
         """The valid values of a part of a request."""

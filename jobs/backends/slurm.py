@@ -1,8 +1,10 @@
-"""Steps as jobs of Slurm: submitted through submitit, judged by squeue and sacct.
+"""Steps as jobs of Slurm: submitted with submitit's script, judged by squeue and sacct.
 
 Each job carries its step's token as its name; that is how a job is found whose submission was cut
-short. The job runs the worker itself, not submitit's pickle of it: it starts 0.2 s sooner, and runs
-even if nobody ever learnt its id, by which that pickle is named.
+short. The script is submitit's; the job runs the worker itself, not submitit's pickle of it: it
+starts 0.2 s sooner, and runs even if nobody ever learnt its id, by which that pickle is named. The
+call of sbatch is ours: submitit takes the first number after "job " in a site's banner for the id,
+waits for ever, and pauses 0.2 s between two jobs.
 
 submitit and pydantic are imported by `submit` alone (0.3 s): status and cancel need neither.
 """
@@ -14,31 +16,51 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.errors import ClusterError, SubmitRefused
 
 if TYPE_CHECKING:
-    from submitit import SlurmExecutor
-
     from jobs.clusters import Cluster
 
+_SCRIPT = ".submission_file_"  # what is handed to sbatch, while it is
 _TIMEOUT = 60  # seconds for one call; Slurm's own MessageTimeout is 10 s to 100 s
 # Variables of a job that we may be in, and of users: they would beat what a command asks for.
 _INHERITED = (
     *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_", "SCANCEL_"),
     *("SCONTROL_", "SINFO_", "SACCTMGR_"),
 )
-# What sbatch says when nothing has been queued: its own complaints, and the controller's answers.
-# Everything else ("Socket timed out on send/recv operation", "Unexpected message received", no
-# words at all) may come after the job was queued.
+# What sbatch says when nothing has been queued: its own complaints, and the controller's verdicts on
+# a request (slurm_errno.c of Slurm 22.05), each from its first word. Everything else may come after
+# the job was queued: "Socket timed out on send/recv operation", "Unexpected message received",
+# "Invalid authentication credential" of the answer, "Unspecified error", no words at all.
+_VERDICTS = (
+    r"Invalid (partition|account|qos|wckey|(preferred )?feature|license|time|generic resource|GRES|"
+    r"Trackable|node name|mcs_label|job array|--nice|user id|group id)",
+    r"(No partition|Job script|Time limit) spec",
+    r"(Node|Task|CPU) (count|distribution) specification invalid",
+    r"Job (size specification|violates|dependency problem|--batch option)",
+    r"(Requested|Required) (time|node|partition|account|operation|reservation|GRES|more tasks)",
+    r"Access(/permission| denied to requested reservation)",
+    r"User's group not permitted",
+    r"More processors requested",
+    r"Memory required by task",
+    r"Pathname of a file, directory or other parameter too long",
+    r"Burst Buffer (request|permission|resource)",
+    r"Circular job dependency",
+    r"Immediate execution impossible",
+    r"Cannot request more threads",
+    r"Multiple partition job request",
+    r"System submissions disabled",
+    r"X11 forwarding not available",
+)
 _REFUSED = (
     r"sbatch: (fatal|error: Invalid --|unrecognized option|invalid option|option )|"
-    r"Batch job submission failed: .*(Invalid|invalid|specified|specification|not available|"
-    r"permission denied|not permitted|violates|unable to accept|disabled|More processors|"
-    r"Requested|Required|dependency problem|exceeds|too long|Reservation|limit)"
+    rf"Batch job submission failed: ({'|'.join(_VERDICTS)})"
 )
+_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?")  # a whole line of it
 _OF_STATE = {
     QueueState.PENDING: "PENDING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT",
     QueueState.RUNNING: "RUNNING COMPLETING CONFIGURING RESIZING SIGNALING STAGE_OUT STOPPED"
@@ -90,21 +112,13 @@ class SlurmBackend:
 
     def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
         """Queue one step; SubmitRefused where Slurm refuses, SubmitUnclear where nobody knows."""
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
         from jobs.clusters import Cluster
-        from jobs.worker import Worker
 
-        executor = _executor(Cluster.model_validate(self.cluster), job, after, behind)
-        try:
-            return str(executor.submit(Worker(job.directory)).job_id)
-        except FailedSubmissionError as error:  # sbatch ended well, with words nobody understands
-            raise SubmitUnclear(str(error)) from error
-        except FailedJobError as error:
-            said = str(error).strip() or "sbatch ended without a word"
-            if re.search(_REFUSED, said):
-                raise SubmitRefused(said) from error
-            raise SubmitUnclear(said) from error
+        script = job.logs / f"{_SCRIPT}{job.token}.sh"
+        script.write_text(_script(Cluster.model_validate(self.cluster), job, after, behind))
+        found = _sbatch(script)
+        script.rename(job.logs / f"{found}_submission.sh")
+        return found
 
     def find(self, job: StepJob) -> str | None:
         """The id of the newest job that carries the token, in the queue or in the accounts."""
@@ -144,40 +158,51 @@ class SlurmBackend:
 
 
 def load_early() -> None:
-    """Import submitit while others wait for Slurm and the disk: the first job is 45 ms earlier."""
-    threading.Thread(target=importlib.import_module, args=["submitit"]).start()
+    """Import submitit (60 ms) while others wait for Slurm and for the disk."""
+    threading.Thread(target=importlib.import_module, args=["submitit.slurm.slurm"]).start()
 
 
-def _executor(
-    cluster: "Cluster", job: StepJob, after: Sequence[str], behind: Sequence[str]
-) -> "SlurmExecutor":
-    """submitit's executor for one step."""
-    from submitit import SlurmExecutor
+def _script(cluster: "Cluster", job: StepJob, after: Sequence[str], behind: Sequence[str]) -> str:
+    """submitit's script for one step, with our worker as its command."""
+    from submitit.slurm.slurm import _make_sbatch_string
 
     from jobs.clusters import parameters, step_command
 
-    class Executor(SlurmExecutor):  # type: ignore[misc]
-        @property
-        def _submitit_command_str(self) -> str:
-            return step_command(cluster, job.directory)
+    told = parameters(cluster, job, after, behind)
+    return str(_make_sbatch_string(step_command(cluster, job.directory), job.logs, **told))
 
-        def _make_submission_command(self, submission_file_path: Any) -> list[str]:
-            command: list[str] = super()._make_submission_command(submission_file_path)
-            inherited = [name for name in os.environ if _is_inherited(name)]
-            hidden = [word for name in inherited for word in ("-u", name)]
-            return ["env", *hidden, *command] if hidden else command
 
-    executor = Executor(job.logs)
-    executor._throttling = 0.0  # submitit pauses 0.2 s between jobs: 10 s for 50
-    executor.update_parameters(**parameters(cluster, job, after, behind))
-    return executor
+def _sbatch(script: Path) -> str:
+    """Submit a script; the job's id."""
+    question = ask("sbatch", "--parsable", str(script))
+    try:
+        status, said, complaints = question.finish()
+    except ClusterError as silence:
+        raise SubmitUnclear(str(silence)) from silence
+    complaints = complaints.strip() or "sbatch ended without a word"
+    if status and re.search(_REFUSED, complaints):
+        raise SubmitRefused(complaints)
+    if status:
+        raise SubmitUnclear(complaints)
+    return _job_id(said)
+
+
+def _job_id(said: str) -> str:
+    """The id in sbatch's answer, the one line of which it is the whole.
+
+    A site's banner may stand before it: "Welcome, job 3 of your quota of 50".
+    """
+    ids = {match[1] for line in said.splitlines() if (match := _ID.fullmatch(line.strip()))}
+    if len(ids) != 1:
+        raise SubmitUnclear(f"no job id is to be found in what sbatch said: {said.strip()!r}")
+    return ids.pop()
 
 
 def _wait_for_sbatch(job: StepJob) -> None:
     """An sbatch outlives a launcher that is killed, and may queue the step after we have looked."""
     import psutil
 
-    begins = f"{job.logs}/.submission_file_"
+    begins = f"{job.logs}/{_SCRIPT}"
     end = time.monotonic() + _TIMEOUT
     while time.monotonic() < end:
         commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]

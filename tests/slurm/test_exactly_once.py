@@ -49,7 +49,9 @@ def test_a_launcher_killed_between_two_submissions_leaves_nothing_twice_and_no_o
 def test_a_job_that_comes_into_the_queue_after_resume_leaves_its_place_to_the_new_one(
     launcher: Launcher,
 ) -> None:
-    copy = "grep -v dependency= $1 > late.sh"  # without it the late job would be the first to run
+    copy = (
+        "grep -v dependency= ${!#} > late.sh"  # without it the late job would be the first to run
+    )
     late = f"{copy}; setsid sh -c '{UNTIL_GO}; $0 late.sh' $real &> /dev/null &"
     launcher.wrap("sbatch", f'if test $nth = 2; then {late} {KILL}; exit; fi; exec "$real" "$@"')
     one = UNTIL_GO.replace("go", "left")
