@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 
-def main() -> int:
-    """Run one command and return its exit code."""
+def main() -> None:
+    """Run one command and end with its exit code."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from jobs.cli import leave
     from jobs.cli import main as command
 
-    return command()
+    leave(command())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
