@@ -33,9 +33,9 @@ _INHERITED = (
     *("SCONTROL_", "SINFO_", "SACCTMGR_"),
 )
 # What sbatch says when nothing has been queued: its own complaints, and the controller's verdicts
-# on a request (slurm_errno.c of Slurm 22.05), each from its first word. Everything else may come
-# after the job was queued: "Socket timed out on send/recv operation", "Unexpected message received",
-# "Invalid authentication credential" of the answer, "Unspecified error", no words at all.
+# on a request (slurm_errno.c of Slurm 22.05), each from its first word. All else may come after the
+# job was queued: "Socket timed out on send/recv operation", "Unexpected message received", "Invalid
+# authentication credential" of the answer, "Unspecified error", no words at all.
 _VERDICTS = (
     r"Invalid (partition|account|qos|wckey|(preferred )?feature|license|time|generic resource|GRES|"
     r"Trackable|node name|mcs_label|job array|--nice|user id|group id)",
