@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from jobs import gate, kinds
 from jobs.errors import SpecError, nearest
 from jobs.places import Place, replace, walk
-from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Resources, Step
+from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Present, Resources, Step
 from jobs.validation import ANYTHING, sample_of, validate
 from jobs.yaml12 import Document, parse, read
 
@@ -205,12 +205,20 @@ class _Steps:
         if model is None:
             return None
         settings: dict[str, Any] = model.model_dump()
+        for key, field in kind.Settings.model_fields.items():
+            if any(isinstance(mark, Present) for mark in field.metadata):
+                self._present((*place, key), None if (key,) in references else settings[key])
         for inner, value in list(walk(settings)):
             if isinstance(value, Path):
                 settings = replace(settings, inner, str(self.folder / value.expanduser()))
         for inner, value in references.items():
             settings = replace(settings, inner, value)
         return settings
+
+    def _present(self, place: Place, path: Path | None) -> None:
+        """A path that nothing will make: it is there, or a mistake."""
+        if path and not path.expanduser().exists():
+            self.document.mistake(place, f"{path} does not exist: write a path that does")
 
     def _sample(self, name: str, place: Place, text: str) -> Any:
         """A value of the type that the reference will have, for checking the settings now."""

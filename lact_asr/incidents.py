@@ -75,11 +75,11 @@ def _give_up(state: State, config: TrainingConfig, outcome: Outcome, trainable: 
     )
 
 
-def refuse_broken(state: State, config: TrainingConfig, trainable: nn.Module) -> None:
+def refuse_broken(step: int, rate: float, trainable: nn.Module) -> None:
     """TrainingFailed in place of a checkpoint from which nothing could go on."""
     if broken := non_finite(trainable):
         raise TrainingFailed(
             "divergence",
-            f"after step {state.step} weights are not finite, and not saved: "
-            f"{', '.join(broken[:3])}. Lower the learning rate, now {config.optim.learning_rate:g}",
+            f"after step {step} weights are not finite, and not saved: {', '.join(broken[:3])}. "
+            f"Lower the learning rate, now {rate:g}",
         )

@@ -286,7 +286,8 @@ class _Run:
         state = self.state
         if self.saved == state.step:
             return
-        incidents.refuse_broken(state, self.config, self.objective.trainable)
+        rate = self.config.optim.learning_rate
+        incidents.refuse_broken(state.step, rate, self.objective.trainable)
         self.saved = state.step
         trainer = trainer_state(
             state,
