@@ -64,6 +64,27 @@ def read_pipeline(
     )
 
 
+def read_step(file: dict[str, Any], overrides: Sequence[str]) -> Pipeline:
+    """The pipeline of a command that is one step: what a file would hold, under the step's name.
+
+    SpecError with every mistake, in the words of the command: without the step's name.
+    """
+    name = file["name"]
+    document = Document(file, {(): name})
+    for override in overrides:
+        _override(document, override)
+    steps = _Steps(document, document.value["steps"], Path.cwd()).read()
+    if document.mistakes:
+        raise SpecError([_of_one_step(mistake, name) for mistake in document.mistakes])
+    return Pipeline(name=name, description=file["description"], steps=tuple(steps))
+
+
+def _of_one_step(mistake: str, name: str) -> str:
+    for words in (f"steps.{name}.settings.", f"steps.{name}.", f"steps.{name}: "):
+        mistake = mistake.replace(words, "")
+    return mistake.replace(f"--set {name}.", "--set ").replace("step.setting=", "setting=")
+
+
 def read_model(path: Path, model: type[_Model]) -> _Model:
     """A file that holds one settings block, such as a cluster (SpecError with every mistake)."""
     document = read(path)
@@ -217,7 +238,7 @@ class _Steps:
 
     def _present(self, place: Place, path: Path | None) -> None:
         """A path that nothing will make: it is there, or a mistake."""
-        if path and not path.expanduser().exists():
+        if path and not (self.folder / path.expanduser()).exists():
             self.document.mistake(place, f"{path} does not exist: write a path that does")
 
     def _sample(self, name: str, place: Place, text: str) -> Any:
