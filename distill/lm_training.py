@@ -21,7 +21,10 @@ from lact_asr import checkpoint, optim, parallel, steps
 from lact_asr.config import TrainingConfig
 from lact_asr.data import in_normal_form
 from lact_asr.errors import DataError, TrainingFailed
+from lact_asr.files import read_json
+from lact_asr.incidents import refuse_broken
 from lact_asr.journal import relative
+from lact_asr.origin import changes, require_fit
 from lact_asr.resume import resume_optimizer, step_seed
 from lact_asr.text import Vocabulary
 
@@ -157,12 +160,17 @@ class _Run:
         path = self.world.gather(checkpoint.latest(self.folder))[0]
         if path is None:
             return
+        require_fit(path, self.objective.model, self.vocabulary)
         checkpoint.restore(self.objective.model, path / checkpoint.WEIGHTS)
         saved = checkpoint.load(path / "trainer.pt")
         resume_optimizer(self.optimizer, saved["optimizer"], path)
         self.state = saved["state"]
         self.saved = self.state["step"]
-        self.event("resumed", step=self.saved, checkpoint=path.name)
+        before = read_json(path / "config.json")["training"]
+        changed = changes(before, self.config.model_dump(mode="json"))
+        if changed:  # as in `lact_asr.training`
+            self.state["in_a_row"] = 0
+        self.event("resumed", step=self.saved, checkpoint=path.name, changed=changed)
 
     def loop(self, should_stop: Callable[[], bool]) -> LMResult:
         """Train from where the state is."""
@@ -173,7 +181,8 @@ class _Run:
             due = state["step"] > 0 and state["step"] % config.valid_every == 0
             if (due or ended) and state["validated"] != state["step"]:
                 self._validate()
-                self._save()
+                if ended or not state["in_a_row"]:  # weights that drop steps may be the reason
+                    self._save()
             if ended:
                 return self._result(finished=True)
             stop = self._step(should_stop())
@@ -246,6 +255,7 @@ class _Run:
         step = self.state["step"]
         if self.saved == step:
             return
+        refuse_broken(step, self.config.optim.learning_rate, self.objective.trainable)
         self.saved = step
         trainer = {"optimizer": self.optimizer.state_dict(), "state": dict(self.state)}
         self._write(f"{step:08d}", {"step": step}, {"trainer.pt": trainer})

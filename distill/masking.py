@@ -95,5 +95,6 @@ class MaskedNorm(nn.Module):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        """A batch with a NaN, whose step is dropped, must not spoil every validation after it."""
+        for running, newest in ((self.running_mean, mean), (self.running_var, variance)):
+            running.lerp_(newest.where(newest.isfinite(), running), self.momentum)

@@ -131,7 +131,7 @@ def _add_for_checkpoints(add: _Add) -> None:
     )
     _add_checkpoint(infer)
     infer.add_argument("--num-samples", type=int, default=0, metavar="N", help="0: all of them")
-    _add_cluster(infer)
+    _add_one_step(infer, "evaluate")
 
     diagnose = add(
         "diagnose",
@@ -145,7 +145,7 @@ def _add_for_checkpoints(add: _Add) -> None:
     diagnose.add_argument(
         "--limit", type=float, default=1e4, metavar="X", help="largest sound value (default 1e4)"
     )
-    _add_cluster(diagnose)
+    _add_one_step(diagnose, "diagnose")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -158,6 +158,20 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--test-subset", metavar="NAME", help="a subset that a download step made")
     what.add_argument("--manifest", type=Path, metavar="F", help="a manifest (JSON lines)")
     what.add_argument("audio", nargs="*", default=[], type=Path, metavar="AUDIO")
+
+
+def _add_one_step(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Where the step of one command runs, and on how much; a GPU where the cluster has some."""
+    _add_cluster(parser)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="path=value",
+        help=f"a setting of the kind {kind}, or resources.memory_gb=32, ... (repeatable)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be submitted")
+    parser.add_argument("--no-wait", action="store_true", help="submit, and do not wait for it")
 
 
 def _add_cluster(parser: argparse.ArgumentParser, about: str = "") -> None:

@@ -332,20 +332,31 @@ def _diagnose(given: argparse.Namespace) -> int:
 
 
 def _on_checkpoint(given: argparse.Namespace, kind: str, **settings: object) -> int:
+    import json
+
     from jobs.infer import one_step
+    from jobs.reading import read_step
     from jobs.show import print_log
 
-    pipeline = one_step(
-        given.command,
+    name, cluster = given.command, _cluster(given)
+    file = one_step(
+        name,
         kind,
+        cluster,
         checkpoint=given.checkpoint_dir,
         subset=given.test_subset,
         manifest=given.manifest,
         audio=given.audio,
         **settings,
     )
-    run, code = _launch(pipeline, f"# {pipeline.description}\n", _cluster(given), wait=True)
-    print_log(run.step(given.command))
+    overrides = [f"{name}.{override}" for override in given.set]
+    pipeline = read_step(file, overrides)
+    if given.dry_run:
+        return _dry_run(pipeline, cluster)
+    text, wait = json.dumps(file, indent=1) + "\n", not given.no_wait
+    run, code = _launch(pipeline, text, cluster, wait=wait, overrides=overrides)
+    if wait:
+        print_log(run.step(name))
     return code
 
 

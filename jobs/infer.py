@@ -1,31 +1,32 @@
 """`launch.py infer` and `diagnose`: one step that takes a checkpoint to some audio."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from jobs import kinds
 from jobs.errors import UserError, nearest
-from jobs.spec import Pipeline, Step
 from jobs.store import Run, is_run
+
+if TYPE_CHECKING:
+    from jobs.clusters import Cluster
 
 
 def one_step(
     name: str,
     kind: str,
+    cluster: "Cluster",
     *,
     checkpoint: Path,
     subset: str | None,
     manifest: Path | None,
     audio: Sequence[Path],
     **settings: Any,
-) -> Pipeline:
-    """One step on a subset, a manifest or audio files, with further settings of its kind.
+) -> dict[str, Any]:
+    """One step on a subset, a manifest or audio files, as a pipeline file would have it.
 
-    UserError for everything that is not there, or that a setting does not allow, at once.
+    It asks for a GPU where the cluster has some. UserError for everything that is not there.
     """
     if subset:
         manifest = _manifest_of(subset, checkpoint)
@@ -33,20 +34,33 @@ def one_step(
     if missing:
         raise UserError("\n".join(f"{path} does not exist" for path in missing))
     given = {
-        "checkpoint": checkpoint.absolute(),
-        "manifest": manifest.absolute() if manifest else None,
-        "audio": [path.absolute() for path in audio],
+        "checkpoint": str(checkpoint.absolute()),
+        "manifest": str(manifest.absolute()) if manifest else None,
+        "audio": [str(path.absolute()) for path in audio],
         **settings,
     }
-    module = kinds.load(kind)
-    try:
-        checked = module.Settings.model_validate(given).model_dump(mode="json")
-    except ValidationError as error:
-        wrong = (f"{e['loc'][-1]}: {e['msg']}, not {e['input']}" for e in error.errors())
-        raise UserError("\n".join(wrong)) from None
-    resources = module.RESOURCES.model_dump(mode="json")
-    step = Step(name=name, kind=kind, settings=checked, resources=resources)
-    return Pipeline(name=name, description=f"{name} with {checkpoint}", steps=(step,))
+    resources = {"gpus": int(has_gpus(cluster))}
+    step = {"kind": kind, "settings": given, "resources": resources}
+    return {"name": name, "description": f"{name} with {checkpoint}", "steps": {name: step}}
+
+
+def has_gpus(cluster: "Cluster") -> bool:
+    """Whether a step that asks for a GPU can run: its partition has some, or the file says so.
+
+    ClusterError where Slurm does not answer.
+    """
+    if cluster.backend != "slurm" or cluster.gpu_type:
+        return bool(cluster.gpu_type)
+    from jobs.backends.slurm import call
+
+    wanted = cluster.partition.split(",")
+    for line in call("sinfo", "-h", "-o", "%P|%G").splitlines():  # gpu*|gpu:h200:4(S:0-1)
+        partition, _, gres = line.partition("|")
+        default = partition.endswith("*")
+        chosen = partition.rstrip("*") in wanted if cluster.partition else default
+        if chosen and re.search(r"\bgpu\b", gres):
+            return True
+    return False
 
 
 def _manifest_of(subset: str, checkpoint: Path) -> Path:

@@ -4,9 +4,10 @@ A model is a family, a named size of it and what differs from that size; all is 
 node. No torch at the top.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -14,7 +15,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from distill import config as distill_config
 from jobs.errors import Interrupted, StepFailed, nearest
 from jobs.job import Job
-from jobs.spec import Frozen
+from jobs.spec import Frozen, Present
 from lact_asr import config as lact_config
 from lact_asr.config import ModelConfig, TrainingConfig
 from lact_asr.files import read_json, write_json
@@ -45,6 +46,16 @@ def changes_field(*families: str) -> Any:
         {},
         description=f"what differs from that size: any of {', '.join(fields)}",
         json_schema_extra={"properties": fields, "additionalProperties": False},
+    )
+
+
+def init_from_field() -> Any:
+    """A setting with the weights to begin with."""
+    return Field(
+        None,
+        description="weights to begin with, for fine-tuning: a checkpoint, a `checkpoints` folder "
+        "or a step's folder of any run, of the same model and vocabulary (a bpe vocabulary is "
+        "taken over); optimiser, schedule and counters start anew",
     )
 
 
@@ -93,6 +104,7 @@ class TrainingSettings(ModelSettings):
 
     train: Path = Field(description="manifest to learn from")
     dev: Path = Field(description="manifest that chooses the best checkpoint")
+    init_from: Annotated[Path | None, Present()] = init_from_field()
     stage: bool = Field(
         False,
         description="copy the audio to each node's own disk first ($SLURM_TMPDIR, else $TMPDIR), "
@@ -183,6 +195,10 @@ class Writes(Protocol):
     def vocabulary_size(self) -> int:
         """Pieces of a learned one."""
 
+    @property
+    def init_from(self) -> Path | None:
+        """The checkpoint whose one is taken over."""
+
 
 def vocabulary(settings: Writes, train: "Sequence[Utterance]", job: Job) -> "Vocabulary":
     """The vocabulary to train with; a learned one is kept in the step's folder for resumption.
@@ -197,18 +213,31 @@ def vocabulary(settings: Writes, train: "Sequence[Utterance]", job: Job) -> "Voc
     from lact_asr.pieces import Pieces
 
     kept = job.directory / "vocabulary.json"
+    found = _known_vocabulary(settings, kept)
+    if found is None or len(found) != settings.vocabulary_size:
+        found = Pieces.learned((in_normal_form(u.text) for u in train), settings.vocabulary_size)
+    if job.rank == 0:
+        write_json(kept, found.to_dict())
+    return found
+
+
+def _known_vocabulary(settings: Writes, kept: Path) -> "Vocabulary | None":
+    """The one of an earlier start of the step, else of the checkpoint that it begins with."""
+    from lact_asr import checkpoint
+    from lact_asr.text import Vocabulary
+
     if kept.exists():
         return Vocabulary.from_dict(read_json(kept))
-    learned = Pieces.learned((in_normal_form(u.text) for u in train), settings.vocabulary_size)
-    if job.rank == 0:
-        write_json(kept, learned.to_dict())
-    return learned
+    if settings.init_from is None:
+        return None
+    config = read_json(checkpoint.find(settings.init_from) / "config.json")
+    return Vocabulary.from_dict(config["vocabulary"])
 
 
 def fresh_model(
-    settings: TrainingSettings, vocabulary: "Vocabulary", train: "Sequence[Utterance]"
+    settings: TrainingSettings, vocabulary: "Vocabulary", train: "Sequence[Utterance]", job: Job
 ) -> "nn.Module":
-    """An untrained model; its weights depend on the seed only.
+    """An untrained model, whose weights depend on the seed only, or that of `init_from`.
 
     StepFailed where fast weights would never be updated on utterances as short as these.
     """
@@ -224,7 +253,44 @@ def fresh_model(
         except ValueError as error:
             raise StepFailed("settings", f"settings.model: {error}") from None
     torch.manual_seed(settings.training.seed)
-    return FAMILIES[settings.family](configuration.model_dump(), len(vocabulary))
+    model = FAMILIES[settings.family](configuration.model_dump(), len(vocabulary))
+    begin(model, vocabulary, settings.init_from, job)
+    return model
+
+
+def begin(model: "nn.Module", vocabulary: "Vocabulary", given: Path | None, job: Job) -> None:
+    """Give a fresh model the weights of `init_from`, unless the step has a checkpoint of its own.
+
+    StepFailed where that is of another model or vocabulary.
+    """
+    from lact_asr import checkpoint
+    from lact_asr.errors import Misfit
+    from lact_asr.origin import begin_from
+
+    if given is None or checkpoint.latest(job.directory / "checkpoints"):
+        return
+    try:
+        facts = begin_from(given, model, vocabulary)
+    except Misfit as error:
+        raise StepFailed("settings", f"init_from: {error}; or leave init_from out") from None
+    job.event("begun_from", **facts)
+    if job.rank == 0:
+        print(f"Begun with the weights of {facts['checkpoint']}", flush=True)
+
+
+@contextmanager
+def going_on(job: Job) -> Iterator[None]:
+    """Inside, a checkpoint of the step that does not fit the settings any more is StepFailed with
+    the command that starts the step anew.
+    """
+    from lact_asr.errors import Misfit
+
+    try:
+        yield
+    except Misfit as error:
+        run, step = job.directory.parents[1].name, job.directory.name
+        anew = f"launch.py resume {run} --redo {step}"
+        raise StepFailed("settings", f"{error}; or start the step anew: {anew}") from None
 
 
 def learn(settings: CTCSettings, job: Job) -> Trained:
@@ -233,8 +299,21 @@ def learn(settings: CTCSettings, job: Job) -> Trained:
 
     parts = utterances(settings)
     symbols = vocabulary(settings, parts[0], job)
-    model = fresh_model(settings, symbols, parts[0])
+    model = fresh_model(settings, symbols, parts[0], job)
     return fit(CTCObjective(model, settings.ctc), settings, parts, symbols, job)
+
+
+def require_best(path: Path, steps: int, dev: Path) -> None:
+    """StepFailed where training has ended with the newest checkpoint and no best one."""
+    from lact_asr import checkpoint
+
+    if path.name != checkpoint.BEST:
+        raise StepFailed(
+            "divergence",
+            f"in {steps} steps no validation has found a model to keep: each had a loss that is "
+            "not finite. Lower training.optim.learning_rate, or look whether the utterances of "
+            f"{dev} are long enough for their texts",
+        )
 
 
 def fit(
@@ -247,18 +326,20 @@ def fit(
     """Train to the end, or raise Interrupted with the work saved."""
     from lact_asr import training
 
-    done = training.fit(
-        objective,
-        *parts,
-        vocabulary,
-        settings.training,
-        job.directory,
-        report=job.report,
-        event=job.event,
-        should_stop=job.should_stop,
-    )
+    with going_on(job):
+        done = training.fit(
+            objective,
+            *parts,
+            vocabulary,
+            settings.training,
+            job.directory,
+            report=job.report,
+            event=job.event,
+            should_stop=job.should_stop,
+        )
     if not done.finished:
         raise Interrupted(done.step)
+    require_best(done.checkpoint, done.step, settings.dev)
     return Trained(
         checkpoint=done.checkpoint,
         wer=done.wer,

@@ -18,7 +18,7 @@ from jobs import gate, kinds
 from jobs.errors import SpecError, nearest
 from jobs.places import Place, replace, walk
 from jobs.program import NAME as PROGRAM
-from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Resources, Step
+from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Present, Resources, Step
 from jobs.validation import ANYTHING, sample_of, validate
 from jobs.yaml12 import Document, parse, read
 
@@ -63,6 +63,27 @@ def read_pipeline(
     return Pipeline(
         name=header.name or default_name, description=header.description, steps=tuple(steps)
     )
+
+
+def read_step(file: dict[str, Any], overrides: Sequence[str]) -> Pipeline:
+    """The pipeline of a command that is one step: what a file would hold, under the step's name.
+
+    SpecError with every mistake, in the words of the command: without the step's name.
+    """
+    name = file["name"]
+    document = Document(file, {(): name})
+    for override in overrides:
+        _override(document, override)
+    steps = _Steps(document, document.value["steps"], Path.cwd()).read()
+    if document.mistakes:
+        raise SpecError([_of_one_step(mistake, name) for mistake in document.mistakes])
+    return Pipeline(name=name, description=file["description"], steps=tuple(steps))
+
+
+def _of_one_step(mistake: str, name: str) -> str:
+    for words in (f"steps.{name}.settings.", f"steps.{name}.", f"steps.{name}: "):
+        mistake = mistake.replace(words, "")
+    return mistake.replace(f"--set {name}.", "--set ").replace("step.setting=", "setting=")
 
 
 def read_model(path: Path, model: type[_Model]) -> _Model:
@@ -206,12 +227,20 @@ class _Steps:
         if model is None:
             return None
         settings: dict[str, Any] = model.model_dump()
+        for key, field in kind.Settings.model_fields.items():
+            if any(isinstance(mark, Present) for mark in field.metadata):
+                self._present((*place, key), None if (key,) in references else settings[key])
         for inner, value in list(walk(settings)):
             if isinstance(value, Path):
                 settings = replace(settings, inner, str(self.folder / value.expanduser()))
         for inner, value in references.items():
             settings = replace(settings, inner, value)
         return settings
+
+    def _present(self, place: Place, path: Path | None) -> None:
+        """A path that nothing will make: it is there, or a mistake."""
+        if path and not (self.folder / path.expanduser()).exists():
+            self.document.mistake(place, f"{path} does not exist: write a path that does")
 
     def _sample(self, name: str, place: Place, text: str) -> Any:
         """A value of the type that the reference will have, for checking the settings now."""

@@ -16,6 +16,10 @@ _UNITS = {"m": 1, "h": 60, "d": 1440}
 _TIME = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?$"
 
 
+class Present:
+    """Marks a setting whose path has to exist when the pipeline is read."""
+
+
 class Frozen(BaseModel):
     """Immutable; a key that it does not know is a mistake."""
 

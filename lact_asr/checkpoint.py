@@ -2,6 +2,7 @@
 
     checkpoints/00001200/   model.safetensors  trainer.pt  config.json  state.json
     checkpoints/best/       model.safetensors  config.json  state.json
+    checkpoints/diverged/   one that nothing goes on from: made while the run diverged
 
 A folder is written under a temporary name, file by file with state.json last, synced and renamed:
 one without state.json does not exist for anybody. config.json holds all that is needed to build the
@@ -28,6 +29,7 @@ from lact_asr.sharding import all_like
 from lact_asr.text import Vocabulary
 
 BEST = "best"
+DIVERGED = "diverged"
 WEIGHTS = "model.safetensors"
 STATE = "state.json"
 
@@ -92,6 +94,18 @@ def prune(folder: Path, keep: int) -> None:
     for path in [*folder.glob("[0-9]*"), *folder.glob(".new.*")]:
         if path not in kept:
             shutil.rmtree(path)
+
+
+def put_aside(folder: Path, after: int) -> list[Path]:
+    """Rename the numbered checkpoints after a step, so that nothing goes on from them; which.
+
+    The newest stays to be looked at, as `diverged`.
+    """
+    useless = [path for path in by_step(folder) if int(path.name) > after]
+    for path in useless:
+        shutil.rmtree(folder / DIVERGED, ignore_errors=True)
+        path.rename(folder / DIVERGED)
+    return useless
 
 
 def find(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """The ways a model package says no.
 
-`DataError` is the user's to mend: a file, an utterance, a character; the message names it.
+`DataError` is the user's to mend: a file, an utterance, a character; the message names it. One of
+them, `Misfit`, is a checkpoint that does not fit the settings.
 `Stopped` is an interruption with the work saved. `TrainingFailed` is a run that cannot go on as
 configured; its class is what a remedy answers.
 """
@@ -8,6 +9,10 @@ configured; its class is what a remedy answers.
 
 class DataError(Exception):
     """Something in the data is wrong; the message says what, where and what to do."""
+
+
+class Misfit(DataError):
+    """A checkpoint of another model, vocabulary, objective or optimiser than the present ones."""
 
 
 class Stopped(Exception):

@@ -1,5 +1,6 @@
 """What goes wrong in training without ending it: counted, on record, and in the end too much."""
 
+import math
 from collections.abc import Mapping
 
 from torch import nn
@@ -39,6 +40,8 @@ def note_step(
     state.typical_norm = guard.remembered(state.typical_norm, outcome.grad_norm, outcome.highest)
     if outcome.taken:
         state.in_a_row = 0
+        state.typical_loss = guard.remembered(state.typical_loss, outcome.loss, math.inf)
+        state.lowest_loss = min(state.lowest_loss, state.typical_loss)
         return
     state.skipped += 1
     state.in_a_row += 1
@@ -70,3 +73,13 @@ def _give_up(state: State, config: TrainingConfig, outcome: Outcome, trainable: 
         f"{often}, up to step {state.step}, had {why}, now {config.optim.learning_rate:g}, or "
         f"look at {', '.join(outcome.suspects)}",
     )
+
+
+def refuse_broken(step: int, rate: float, trainable: nn.Module) -> None:
+    """TrainingFailed in place of a checkpoint from which nothing could go on."""
+    if broken := non_finite(trainable):
+        raise TrainingFailed(
+            "divergence",
+            f"after step {step} weights are not finite, and not saved: {', '.join(broken[:3])}. "
+            f"Lower the learning rate, now {rate:g}",
+        )

@@ -1,7 +1,7 @@
 """Everything a run must not forget: written beside the weights, read back by the next process."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import Tensor
 from lact_asr import checkpoint
 from lact_asr.averaging import Average
 from lact_asr.batching import Position
-from lact_asr.errors import DataError
+from lact_asr.errors import Misfit
 from lact_asr.objective import Objective
+from lact_asr.origin import require_fit
 from lact_asr.sharding import optimizer_like
+from lact_asr.text import Vocabulary
 
 
 @dataclass
@@ -32,6 +34,8 @@ class State:
     in_a_row: int = 0  # steps dropped since the last that was taken
     dropped: list[int] = field(default_factory=list)  # the steps dropped of late
     typical_norm: float = 0.0  # running mean of the gradient norm
+    typical_loss: float = 0.0  # and of the loss of the steps that were taken
+    lowest_loss: float = math.inf  # that mean at its lowest
     unreadable: dict[str, str] = field(default_factory=dict)  # id -> why
 
 
@@ -62,6 +66,7 @@ def trainer_state(
 def resume(
     path: Path,
     objective: Objective,
+    vocabulary: Vocabulary,
     optimizer: torch.optim.Optimizer,
     fingerprint: int,
     average: Average,
@@ -69,15 +74,19 @@ def resume(
     """Load a checkpoint into the objective, the optimiser and the running mean of the weights.
 
     Learning rate and other settings of the optimiser are the present ones, so that a run can go on
-    with others than it began with. If the training data changed, a new epoch begins.
+    with others than it began with. If the training data changed, a new epoch begins. Misfit where
+    the model, the vocabulary, the objective or the kind of optimiser did.
     """
+    require_fit(path, objective.model, vocabulary)
     checkpoint.restore(objective.model, path / checkpoint.WEIGHTS)
     saved = checkpoint.load(path / "trainer.pt")
     present = _beside(objective)
-    if saved["beside"].keys() != present.keys():
-        raise DataError(
+    shapes = [{name: v.shape for name, v in each.items()} for each in (saved["beside"], present)]
+    if shapes[0] != shapes[1]:
+        raise Misfit(
             f"{path / 'trainer.pt'} belongs to another objective: it has "
-            f"{sorted(saved['beside'])}, this one needs {sorted(present)}"
+            f"{sorted(saved['beside'])}, this one needs {sorted(present)}: write the losses of the "
+            "run that it belongs to"
         )
     objective.trainable.load_state_dict(saved["beside"], strict=False)
     resume_optimizer(optimizer, saved["optimizer"], path)
@@ -89,6 +98,11 @@ def resume(
     return State(**saved["state"]), position
 
 
+def judged_anew(state: State) -> State:
+    """The same, with no dropped step held against what comes: other settings get a chance."""
+    return replace(state, in_a_row=0, dropped=[])
+
+
 def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
     """What an optimiser remembers, with the present learning rate and other settings."""
     settings = [
@@ -98,9 +112,9 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pa
     try:
         optimizer.load_state_dict(optimizer_like(saved, optimizer))
     except ValueError as error:
-        raise DataError(
+        raise Misfit(
             f"{path / 'trainer.pt'} was left by another optimiser: write the optim.method of the "
-            f"run that it belongs to ({error})"
+            "run that it belongs to"
         ) from error
     for group, fresh in zip(optimizer.param_groups, settings, strict=True):
         group.update(fresh)

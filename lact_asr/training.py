@@ -33,11 +33,14 @@ from lact_asr.batching import Position
 from lact_asr.config import TrainingConfig
 from lact_asr.data import Batch, usable, whole_corpus
 from lact_asr.errors import DataError, TrainingFailed
+from lact_asr.files import read_json
 from lact_asr.journal import Journal
 from lact_asr.loading import Stream, default_workers
 from lact_asr.manifest import Utterance
 from lact_asr.objective import CTCObjective, Loss, Objective, sees
-from lact_asr.resume import State, resume, step_seed, trainer_state
+from lact_asr.origin import changes
+from lact_asr.resume import State, judged_anew, resume, step_seed, trainer_state
+from lact_asr.retreat import retreat
 from lact_asr.text import Vocabulary
 from lact_asr.validation import standing, validate
 
@@ -150,11 +153,18 @@ class _Run:
             return Position()
         fingerprint = self.corpus.fingerprint()
         self.state, position = resume(
-            path, self.objective, self.optimizer, fingerprint, self.average
+            path, self.objective, self.vocabulary, self.optimizer, fingerprint, self.average
         )
         self.saved = self.state.step
-        self.journal.event("resumed", step=self.saved, epoch=position.epoch, checkpoint=path.name)
-        self.journal.say(f"Resumed from {path.name}, epoch {position.epoch}")
+        before = read_json(path / "config.json")["training"]
+        changed = changes(before, self.config.model_dump(mode="json"))
+        if changed:  # dropped steps say nothing of other settings; a requeued job keeps its own
+            self.state = judged_anew(self.state)
+        facts = {"epoch": position.epoch, "checkpoint": path.name, "changed": changed}
+        self.journal.event("resumed", step=self.saved, **facts)
+        self.journal.say(
+            "\n  ".join([f"Resumed from {path.name}, epoch {position.epoch}", *changed])
+        )
         return position
 
     def loop(self, should_stop: Callable[[], bool]) -> FitResult:
@@ -170,13 +180,18 @@ class _Run:
             ended |= stopping.ended(config.stopping, state.step / config.max_steps, state.stale)
             if ended and config.average.last and not state.averaged:
                 self._validate_mean()
-            if ended or (state.step > 0 and state.step % config.checkpoint_every == 0):
+            if ended or self._due():
                 self._save()
             if ended:
                 return self._result(finished=True)
             stop = self._step(should_stop())
         self._save()
         return self._result(finished=False)
+
+    def _due(self) -> bool:
+        """Whether to save: not while steps are dropped, with the weights that may be the reason."""
+        every = self.config.checkpoint_every
+        return not self.state.in_a_row and self.state.step // every > self.saved // every
 
     def _step(self, stop: bool) -> bool:
         """One step; whether some rank was asked to stop."""
@@ -200,11 +215,22 @@ class _Run:
         if hasattr(self.objective, "end_step"):
             self.objective.end_step(state.step, outcome, self.journal)
         incidents.note_unreadable(state, config, self.journal, outcome.unreadable)
-        incidents.note_step(state, config, self.journal, outcome, self.objective.trainable)
+        try:
+            incidents.note_step(state, config, self.journal, outcome, self.objective.trainable)
+        except TrainingFailed as error:
+            where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
+            raise TrainingFailed(error.failure_class, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
             rate = config.optim.learning_rate * factor
             self.journal.progress(state.step, self.stream.position.epoch, rate, state.skipped)
         return outcome.stop
+
+    def _retreat(self, outcome: steps.Outcome) -> str:
+        """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
+        aside, where = retreat(self.folder, self.state, outcome)
+        for path in aside:
+            self.journal.event("put_aside", checkpoint=path.name, now=checkpoint.DIVERGED)
+        return where
 
     def _augmented(self, batch: Batch) -> Batch:
         """The batch at a speed drawn for it, with masks to be drawn for it."""
@@ -260,6 +286,8 @@ class _Run:
         state = self.state
         if self.saved == state.step:
             return
+        rate = self.config.optim.learning_rate
+        incidents.refuse_broken(state.step, rate, self.objective.trainable)
         self.saved = state.step
         trainer = trainer_state(
             state,
@@ -270,6 +298,7 @@ class _Run:
             self.average,
         )
         facts = {"step": state.step, "epoch": self.stream.position.epoch}
+        facts["loss"] = state.typical_loss
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
         self.journal.event("checkpoint", step=state.step)
         if self.world.main:

@@ -64,7 +64,7 @@ def run(settings: Settings, job: Job) -> Result:
     parts = learning.utterances(settings)
     own = settings.vocabulary != "teacher"
     vocabulary = learning.vocabulary(settings, parts[0], job) if own else written
-    student = learning.fresh_model(settings, vocabulary, parts[0])
+    student = learning.fresh_model(settings, vocabulary, parts[0], job)
     source = _source(settings, teacher, written, parts[0])
     objective = DistillObjective(
         student,

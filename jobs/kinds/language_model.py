@@ -7,7 +7,7 @@ vocabulary it takes; its own `vocabulary` counts without one.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -15,7 +15,7 @@ from distill.lm_config import LM_SIZES, LanguageModelConfig, LMDistillConfig, LM
 from jobs import learning
 from jobs.errors import Interrupted
 from jobs.job import Job
-from jobs.spec import Frozen, Resources
+from jobs.spec import Frozen, Present, Resources
 
 if TYPE_CHECKING:
     from distill.lm import LanguageModel
@@ -47,6 +47,7 @@ class Settings(Frozen):
         "the training texts; a teacher brings its own",
     )
     vocabulary_size: int = learning.vocabulary_size_field()
+    init_from: Annotated[Path | None, Present()] = learning.init_from_field()
     teacher: Path | None = Field(None, description="checkpoint of a language model to learn from")
     distill: LMDistillConfig = Field(
         LMDistillConfig(), description="what is learned from the teacher, and how much it counts"
@@ -93,19 +94,22 @@ def run(settings: Settings, job: Job) -> Result:
     teacher, vocabulary = _teacher(settings, train, job)
     torch.manual_seed(settings.training.seed)
     model = LanguageModel(settings.configuration(), len(vocabulary))
-    done = fit_texts(
-        LMObjective(model, settings.training.chunk, teacher, settings.distill),
-        [each.text for each in train],
-        [each.text for each in dev],
-        vocabulary,
-        settings.training,
-        job.directory,
-        report=job.report,
-        event=job.event,
-        should_stop=job.should_stop,
-    )
+    learning.begin(model, vocabulary, settings.init_from, job)
+    with learning.going_on(job):
+        done = fit_texts(
+            LMObjective(model, settings.training.chunk, teacher, settings.distill),
+            [each.text for each in train],
+            [each.text for each in dev],
+            vocabulary,
+            settings.training,
+            job.directory,
+            report=job.report,
+            event=job.event,
+            should_stop=job.should_stop,
+        )
     if not done.finished:
         raise Interrupted(done.step)
+    learning.require_best(done.checkpoint, done.step, settings.dev)
     told = None
     if teacher:
         world = parallel.start()

@@ -69,3 +69,16 @@ def test_lengths_after_a_stride_are_those_of_the_convolution():
     for length in range(1, 12):
         out = F.conv1d(torch.zeros(1, 1, length), torch.zeros(1, 1, 5), stride=2, padding=2)
         assert strided(torch.tensor(length), 2) == out.shape[-1]
+
+
+def test_a_batch_with_a_nan_leaves_the_running_statistics_of_sound_ones():
+    norm, lengths = MaskedNorm(2, "batch"), torch.tensor([5, 5])
+    sound = torch.randn(2, 2, 5)
+    norm(sound, lengths)
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    broken = sound.clone()
+    broken[0, 1, 2] = torch.nan
+    norm(broken, lengths)
+    assert all(value.isfinite().all() for value in norm.buffers())
+    assert torch.equal(norm.running_mean[1], before["running_mean"][1])
+    assert not torch.equal(norm.running_mean[0], before["running_mean"][0])

@@ -28,6 +28,9 @@ COMMANDS = [
 ]  # the contract of DESIGN
 
 
+INFER = ["infer", "--checkpoint-dir", ".", "p.yaml", "--cluster", "local"]
+
+
 @pytest.fixture
 def launch(tmp_path: Path) -> Launcher:
     return Launcher(tmp_path)
@@ -76,7 +79,18 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
         (["run", "p.yaml", "--only", "b"], "--only b: valid are a"),
         (["infer", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
         (["infer", "--checkpoint-dir", ".", "--test-subset", "dev"], "no subset 'dev' in data"),
-        (["infer", "--checkpoint-dir", ".", "p.yaml", "--num-samples", "-1"], "num_samples: Input"),
+        (
+            [*INFER, "--num-samples", "-1"],
+            "infer: num_samples: write a number greater than or equal to 0, not -1",
+        ),
+        (
+            [*INFER, "--set", "samples=x", "--set", "resources.gpu=1", "--set", "batch_second=3"],
+            '--set samples=x: samples: write a valid integer, not "x"\n'
+            "--set batch_second=3: batch_second: unknown key 'batch_second': did you mean "
+            "'batch_seconds'?\n"
+            "--set resources.gpu=1: resources.gpu: unknown key 'gpu': did you mean 'gpus'?\n",
+        ),
+        ([*INFER, "--set", "samples"], "--set samples: write setting=value"),
         (["diagnose", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
     ],
 )
