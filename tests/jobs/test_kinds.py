@@ -302,8 +302,8 @@ def test_a_program_ended_by_the_cluster_is_no_failed_one_even_if_our_signal_come
 ) -> None:
     killed = {"argv": ["sh", "-c", "kill -TERM $$"]}
     begun = time.monotonic()
-    late = lambda: time.monotonic() > begun + 0.3
-    job = Job(tmp_path, 0, 1, 0, lambda line: None, lambda *_, **__: None, late)
+    late = lambda: 15 if time.monotonic() > begun + 0.3 else None
+    job = Job(tmp_path, 0, 1, 0, lambda line: None, lambda *_, **__: None, bool, late)
     with pytest.raises(Interrupted):
         run("command", job, **killed)
     with pytest.raises(StepFailed, match="sh was ended by signal 15"):

@@ -13,14 +13,15 @@ import pytest
 
 from jobs.errors import UserError
 from jobs.store import StepDir
-from jobs.worker import failure_class, resolve
+from jobs.failures import failure_class
+from jobs.worker import resolve
 from tests.conftest import REPOSITORY
 
 
 def make_step(folder: Path, argv: list[str], **more: Any) -> StepDir:
     step = StepDir(folder)
     resources = {"time": "1h", "nodes": 1, "gpus": 0, "cpus": 1, "memory_gb": 1}
-    job = {"kind": "command", "settings": {"argv": argv}, "resources": resources, "gate": {}}
+    job = {"kind": "command", "settings": {"argv": argv}, "resources": resources, "gate": {}, "needs": []}
     step.write_job({**job, **more})
     return step
 
