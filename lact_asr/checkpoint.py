@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lact_asr.errors import DataError
-from lact_asr.files import read_json, write_json, writer
+from lact_asr.files import named, read_json, write_json, writer
 from lact_asr.locks import unrivalled
 from lact_asr.sharding import all_like
 from lact_asr.text import Vocabulary
@@ -165,7 +165,7 @@ def _write(path: Path, content: Any) -> None:
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous() for name, value in content.items()}, path)
     else:
-        with path.open("wb") as file:  # given a path, torch would not say that the disk is full
+        with named(path), path.open("wb") as file:  # torch itself does not say that a disk is full
             torch.save(content, file)
     _sync(path)
 

@@ -13,7 +13,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` so that readers, and crashes, see the old file or the new, never half."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{writer()}")
-    with _named(path):
+    with named(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -57,12 +57,12 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
 
 def append_json(path: Path, values: Mapping[str, object], sync: bool = True) -> None:
     """Append one JSON object, with the time (seconds since 1970), as a line."""
-    with _named(path):
+    with named(path):
         append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str), sync)
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """An OSError names the file it is about; that of a full disk names none."""
     try:
         yield
