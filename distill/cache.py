@@ -23,7 +23,7 @@ process that is killed loses what it has not yet written, a minute's work at mos
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from lact_asr.errors import DataError
 from lact_asr.files import read_json, write_atomic, write_json
+from lact_asr.locks import unrivalled
 
 VERSION = 2
 FORM = "cache.json"
@@ -141,8 +142,8 @@ def read_index(folder: Path) -> dict[Key, Entry]:
 class Writer:
     """The shards of one process."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        self.folder, self.rank = folder, rank
+    def __init__(self, folder: Path, rank: int, fence: Callable[[], None] = unrivalled) -> None:
+        self.folder, self.rank, self.fence = folder, rank, fence
         taken = [int(path.stem.split("-")[1]) for path in folder.glob(f"{rank:03d}-*.json")]
         self.number = max(taken, default=-1) + 1
         self.records: list[bytes] = []
@@ -161,6 +162,7 @@ class Writer:
         """Write what has been taken as one shard: the records, then their index."""
         if not self.index:
             return
+        self.fence()
         name = f"{self.rank:03d}-{self.number:05d}"
         write_atomic(self.folder / f"{name}.bin", b"".join(self.records))
         write_atomic(self.folder / f"{name}.json", json.dumps(self.index))

@@ -24,6 +24,7 @@ from lact_asr.batching import by_length
 from lact_asr.data import Batch, whole_corpus
 from lact_asr.errors import DataError
 from lact_asr.loading import default_workers, loader
+from lact_asr.locks import unrivalled
 from lact_asr.manifest import Utterance
 from lact_asr.model import CTCOutput
 from lact_asr.objective import arithmetic, listen, sees
@@ -99,17 +100,20 @@ def fill(
     device: torch.device,
     report: Callable[[Mapping[str, Any]], None],
     should_stop: Callable[[], bool],
+    fence: Callable[[], None] = unrivalled,
 ) -> Filled:
     """Write what is missing; every process calls it with the same arguments.
 
     DataError if the folder holds another form, or the teacher says something that is not finite.
+    `fence` is called before records are written, and raises where newer processes have taken over.
     """
     if world.main:
         opened(folder, form)
     world.gather(None)
     done = read_index(folder)
     teacher.to(device).eval()
-    writer = _Timed(Writer(folder, world.rank), report, len(done), len(utterances) * len(speeds))
+    shards = Writer(folder, world.rank, fence)
+    writer = _Timed(shards, report, len(done), len(utterances) * len(speeds))
     unreadable: dict[str, str] = {}
     stopped = False
     for speed in speeds:

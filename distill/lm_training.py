@@ -24,6 +24,7 @@ from lact_asr.errors import DataError, TrainingFailed
 from lact_asr.files import read_json
 from lact_asr.incidents import refuse_broken
 from lact_asr.journal import relative
+from lact_asr.locks import unrivalled
 from lact_asr.origin import changes, require_fit
 from lact_asr.resume import resume_optimizer, step_seed
 from lact_asr.text import Vocabulary
@@ -98,6 +99,7 @@ def fit_texts(
     report: Callable[[Mapping[str, Any]], None],
     event: Callable[..., None],
     should_stop: Callable[[], bool],
+    fence: Callable[[], None] = unrivalled,
     device: torch.device | None = None,
 ) -> LMResult:
     """Train for max_steps or until asked to stop. Raises TrainingFailed and DataError."""
@@ -105,6 +107,7 @@ def fit_texts(
     device = device or world.device()
     texts = [Texts(each, vocabulary, config.batch_tokens) for each in (train, dev)]
     run = _Run(objective, texts, vocabulary, config, directory / "checkpoints", world, device)
+    run.fence = fence
     run.report, run.event = (report, event) if world.main else (_ignore, _ignore)
     for name, part in zip(("train", "dev"), texts, strict=True):
         if part.foreign:
@@ -140,6 +143,7 @@ class _Run:
         self.folder, self.world, self.device = folder, world, device
         self.report: Callable[..., None] = _ignore
         self.event: Callable[..., None] = _ignore
+        self.fence: Callable[[], None] = unrivalled
         self.state = {"step": 0, "validated": 0, "best": math.inf, "in_a_row": 0}
         objective.trainable.to(device)
         self.optimizer = optim.build(objective, config.optim)
@@ -260,15 +264,15 @@ class _Run:
         trainer = {"optimizer": self.optimizer.state_dict(), "state": dict(self.state)}
         self._write(f"{step:08d}", {"step": step}, {"trainer.pt": trainer})
         if self.world.main:
-            checkpoint.prune(self.folder, KEPT)
             self.event("checkpoint", step=step)
+            checkpoint.prune(self.folder, KEPT)
 
     def _write(self, name: str, facts: dict[str, Any], more: dict[str, Any]) -> None:
         if self.world.main:
             model = self.objective.model
             described = checkpoint.describe(model, self.vocabulary, self.config)
             files = {checkpoint.WEIGHTS: model.state_dict(), "config.json": described, **more}
-            checkpoint.save(self.folder, name, {**files, checkpoint.STATE: facts})
+            checkpoint.save(self.folder, name, {**files, checkpoint.STATE: facts}, self.fence)
 
     def _result(self, finished: bool) -> LMResult:
         """The result on every rank, once rank 0 has written what it names."""

@@ -204,12 +204,24 @@ def _memory(gigabytes: float) -> str:
 
 
 def _setup(cluster: Cluster, job: StepJob) -> list[str]:
-    """Shell lines before the step; without `set -e` a failed `module load` would go on."""
+    """Shell lines before the step; without `set -e` a failed `module load` would go on.
+
+    The log's last line says which of them failed.
+    """
     exports = {key: shlex.quote(value) for key, value in cluster.environment.items()}
     exports["PYTHONPATH"] = f"{shlex.quote(str(job.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    failed = f'echo "{job.step}: its setup failed with status $?: $BASH_COMMAND" >&2'
+    gone = (
+        f"{job.step}: {job.cwd}, the folder in which it was launched, is not on this node: put it "
+        "back, or launch anew from where it is now"
+    )
+    cwd = shlex.quote(str(job.cwd))
     return [
         "set -e",
+        f"trap {shlex.quote(failed)} ERR",
         *cluster.setup,
         *(f"export {key}={value}" for key, value in exports.items()),
-        f"cd {shlex.quote(str(job.cwd))}",
+        f"[ -d {cwd} ] || {{ echo {shlex.quote(gone)} >&2; exit 1; }}",
+        f"cd {cwd}",
+        "trap - ERR",
     ]

@@ -6,6 +6,7 @@ UserError          the user can mend it: what, where, what to write instead; no 
     SubmitRefused  it refused a job, and nothing was queued
 Interrupted        a kind has saved its work and wants to go on in the next allocation
 StepFailed         a kind, or its gate, has failed in a way that has a name
+Superseded         a newer start of the step has begun: this one leaves without writing
 
 Anything else is a bug of ours and keeps its traceback.
 """
@@ -41,11 +42,14 @@ class Interrupted(Exception):
     """The step has saved its work and goes on from there when it is started again.
 
     `position` says how far it came (a training step, a number of bytes): a step that meets its
-    time limit three times at one position is not started a fourth time. None: nothing was saved.
+    time limit three times without getting further is not started a fourth time. None: nothing was
+    saved, or nobody knows.
     """
 
-    def __init__(self, position: int | None) -> None:
-        super().__init__("nothing saved" if position is None else f"saved at {position}")
+    def __init__(self, position: float | None) -> None:
+        super().__init__(
+            "how far it came is not known" if position is None else f"saved at {position}"
+        )
         self.position = position
 
 
@@ -55,6 +59,10 @@ class StepFailed(Exception):
     def __init__(self, failure_class: str, message: str) -> None:
         super().__init__(message)
         self.failure_class = failure_class
+
+
+class Superseded(Exception):
+    """A newer start of the step has begun; the message says what has become of the step."""
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

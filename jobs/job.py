@@ -1,8 +1,15 @@
-"""What a kind's `run()` is handed: where it may write, who it is, and four ways to speak."""
+"""What a kind's `run()` is handed: where it may write, who it is, and whom to ask and tell."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from lact_asr.locks import unrivalled
+
+
+def no_signal() -> int | None:
+    """A `signal` for callers whom no cluster interrupts."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -19,3 +26,6 @@ class Job:
     report: Callable[[Mapping[str, object]], None]  # one line of metrics.jsonl
     event: Callable[..., None]  # event(name, **facts): one line of events.jsonl
     should_stop: Callable[[], bool]  # true once the cluster wants the step to save and leave
+    signal: Callable[[], int | None] = no_signal  # the newest signal that said so
+    # called right before anything else is written: raises where a newer start has taken over
+    fence: Callable[[], None] = unrivalled

@@ -336,6 +336,7 @@ def fit(
             report=job.report,
             event=job.event,
             should_stop=job.should_stop,
+            fence=job.fence,
         )
     if not done.finished:
         raise Interrupted(done.step)

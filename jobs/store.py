@@ -8,6 +8,7 @@
         submissions.jsonl           the intent before each submission, the job's id right after it,
                                     the request to end it, and that it has ended
         logs/                       one file per rank
+        attempt.json                the newest start of the step: older ones do not write any more
         metrics.jsonl events.jsonl  progress and what happened
         failure.json                class, message, traceback, host, rank, job
         result.json                 written last, by rename; means success
@@ -50,6 +51,7 @@ class StepDir:
         self.path = path
         self.name = path.name
         self.logs = path / "logs"
+        self.claim_lock = path / ".attempt.lock"
 
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Store what the worker will read."""
@@ -72,6 +74,14 @@ class StepDir:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Success: the last thing a step does."""
         write_json(self.path / "result.json", result)
+
+    def claim(self) -> dict[str, Any] | None:
+        """The newest start of the step: token, job, restart, host and time."""
+        return _read(self.path / "attempt.json")
+
+    def write_claim(self, claim: Mapping[str, Any]) -> None:
+        """A start of the step begins, while `claim_lock` is held."""
+        write_json(self.path / "attempt.json", claim)
 
     def mark_done(self, attempt: str, rank: int) -> None:
         """A rank other than 0 has done its part."""
@@ -97,7 +107,7 @@ class StepDir:
         Submissions and logs stay, with the attempt that fences the workers. The result goes first:
         cut short, the step has not succeeded.
         """
-        stays = ("job.json", "submissions.jsonl", "logs", "attempt.json")
+        stays = ("job.json", "submissions.jsonl", "logs", "attempt.json", ".attempt.lock")
         target = self.path / f"earlier.{1 + len(list(self.path.glob('earlier.*')))}"
         moves = [
             path

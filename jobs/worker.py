@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,15 +20,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs import gate, kinds
-from jobs.errors import Interrupted, StepFailed, UserError
+from jobs.errors import Interrupted, StepFailed, Superseded, UserError
+from jobs.failures import failure_class, sentence
+from jobs.fence import Attempt, Fence
 from jobs.job import Job
 from jobs.places import replace, walk
 from jobs.spec import REFERENCE
 from jobs.store import StepDir
+from lact_asr.errors import DataError
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
-_PATIENCE = 3  # time limits met at one position after which a step is not started again
+_PATIENCE = 3  # time limits met without progress after which a step is not started again
 _SAVED = 75  # exit status of a step that saved and left (EX_TEMPFAIL)
+_LATE = 10.0  # seconds that a result may take from one node to another
+_ABSENT = "it has no result.json"
+_PAUSES = (1.0, 30.0)  # seconds between two requests to be requeued: the first, the longest
 
 
 class Worker:
@@ -38,27 +44,48 @@ class Worker:
         self.directory = str(directory)
 
     def __call__(self) -> None:
-        """Run the step; what goes wrong is recorded, then ends the process with a bad status."""
-        step = StepDir(Path(self.directory))
-        if step.result() is not None:  # requeued by Slurm after it had finished
-            return
-        if _superseded(step):
-            print(f"{step.name} was submitted anew: this job leaves its place", flush=True)
-            return
-        _Process(step).run()
+        """Run the step; what goes wrong is recorded, then ends the process with a bad status.
+
+        Whatever the end, the log's last line says why.
+        """
+        process = _Process(StepDir(Path(self.directory)))
+        try:
+            process.run()
+        except Superseded as newer:
+            print(f"{process.step.name} {newer}: this job leaves its place", flush=True)
+            if process.begun and process.world_size > 1:
+                sys.exit(_SAVED)  # the other ranks wait for this one, and must end too
 
 
 class _Process:
     def __init__(self, step: StepDir) -> None:
         self.step = step
         self.rank, self.world_size, self.local_rank = _place()
-        self.job_id = os.environ.get("SLURM_JOB_ID") or os.environ.get("TRAINYARD_JOB", "")
+        self.attempt = Attempt.present()
+        self.fence = Fence(step, self.attempt)
+        self.begun = False
         self.received: int | None = None
 
     def run(self) -> None:
         for number in (WARNING, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
-        described = self.step.job()
+        try:
+            try:
+                self._work()
+            except Interrupted as saved:
+                self._leave(saved)
+        except Superseded:
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    def _work(self) -> None:
+        """From a claim on the step's folder to its result."""
+        if self._has_result():
+            return
+        described = _described(self.step)
+        self.fence.enter(claim=self.rank == 0)
+        self.begun = True
         if self.rank == 0:
             self.step.forget_failure()
         os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
@@ -66,20 +93,21 @@ class _Process:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._event("resumed" if self.step.events() else "started", host=os.uname().nodename)
         started = time.time()
-        try:
-            result = self._result(described)
-            self._join()
-        except Interrupted as saved:
-            self._leave(saved)
-        except Exception as error:
-            self._fail(error)
-            if failure_class(error) == "error" and not isinstance(error, UserError):
-                raise  # a bug of ours: its traceback belongs into the log
-            sys.exit(f"{self.step.name} failed: {failure_class(error)}: {error}")
-        else:
-            if self.rank == 0:
-                self._event("finished", seconds=round(time.time() - started, 1))
-                self.step.write_result(result)
+        check_needs(self.step, described["needs"])
+        result = self._result(described)
+        self._join()
+        if self.rank == 0:
+            self._event("finished", seconds=round(time.time() - started, 1))
+            self.step.write_result(result)
+
+    def _has_result(self) -> bool:
+        """Whether the step has succeeded: Slurm has requeued it after it had finished."""
+        doubt = unsuccessful(self.step)
+        if not doubt:
+            print(f"{self.step.name} has its result: nothing is left to do", flush=True)
+        elif doubt != _ABSENT:
+            print(f"{self.step.name}: {doubt}: that is no success, the step runs", flush=True)
+        return not doubt
 
     def _result(self, described: Mapping[str, Any]) -> dict[str, Any]:
         kind = kinds.load(described["kind"])
@@ -100,10 +128,9 @@ class _Process:
 
         Raises Interrupted where the step has to leave before that.
         """
-        attempt = f"{self.job_id}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
         if self.rank:
-            self.step.mark_done(attempt, self.rank)
-        while self.rank == 0 and self.step.ranks_done(attempt) < self.world_size - 1:
+            self.step.mark_done(str(self.attempt), self.rank)
+        while self.rank == 0 and self.step.ranks_done(str(self.attempt)) < self.world_size - 1:
             if self.received is not None:
                 raise Interrupted(None)
             time.sleep(0.1)
@@ -114,57 +141,134 @@ class _Process:
             rank=self.rank,
             world_size=self.world_size,
             local_rank=self.local_rank,
-            report=self.step.add_metrics if self.rank == 0 else _say_nothing,
+            report=self._report,
             event=self._event,
             should_stop=lambda: self.received is not None,
+            signal=lambda: self.received,
+            fence=self.fence.check,
         )
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
+    def _report(self, metrics: Mapping[str, object]) -> None:
+        if self.rank == 0:
+            self.fence.check()
+            self.step.add_metrics(metrics)
+
     def _event(self, name: str, **facts: object) -> None:
         if self.rank == 0:
-            self.step.add_event(name, {"job": self.job_id, **facts})
+            self.fence.check()
+            self.step.add_event(name, {"job": self.attempt.job, **facts})
 
     def _leave(self, saved: Interrupted) -> None:
         """Record the interruption and go, through the queue where the time limit is the reason."""
         name = signal.Signals(self.received).name if self.received else "none"
         self._event("interrupted", signal=name, position=saved.position)
-        if self._stuck(saved.position):
-            message = (
-                f"met its time limit {_PATIENCE} times at position {saved.position} without "
-                "getting further: write a longer resources.time or save more often"
-            )
-            self._fail(StepFailed("no_progress", message))
-            sys.exit(f"{self.step.name} failed: {message}")
+        print(f"{self.step.name} was told to stop by {name}: {saved}", flush=True)
         if self.received == WARNING and "SLURM_JOB_ID" in os.environ:
             if self.rank == 0:
-                requeue(os.environ["SLURM_JOB_ID"])
-            time.sleep(60)  # Slurm ends the job; leaving now would let it count as finished
+                if reason := stuck(self.step.events(), self.attempt.job):
+                    raise StepFailed("no_progress", reason)
+                self._requeue()
+            while self.received == WARNING:
+                time.sleep(0.1)  # Slurm ends the job; leaving now would let it count as finished
         sys.exit(_SAVED)
 
-    def _stuck(self, position: int | None) -> bool:
-        """Whether one allocation is too short for the step; preemption says nothing of that."""
-        limits = [e["position"] for e in self.step.events() if e.get("signal") == WARNING.name]
-        return position is not None and limits[-_PATIENCE:] == [position] * _PATIENCE
+    def _requeue(self) -> None:
+        """Ask to go back into the queue until Slurm agrees, or ends this process."""
+        pause, longest = _PAUSES
+        while refusal := requeue(self.attempt.job):
+            self._event("not_requeued", reason=refusal)
+            print(f"{self.step.name} cannot go back into the queue: {refusal}", flush=True)
+            end = time.monotonic() + pause
+            while time.monotonic() < end and self.received == WARNING:
+                time.sleep(0.1)
+            if self.received != WARNING:
+                message = f"saved before its time limit, but not requeued: {refusal}"
+                raise StepFailed("requeue", f"{message}: `launch.py resume` goes on from there")
+            pause = min(2 * pause, longest)
 
     def _fail(self, error: Exception) -> None:
+        """Record a failure, where the disk lets us, and end with a bad status."""
+        named, message = failure_class(error), sentence(error)
+        try:
+            self._record_failure(named, message)
+        except (OSError, ValueError, DataError) as trouble:
+            print(f"the record of the failure is not whole: {sentence(trouble)}", flush=True)
+        if named == "error" and not isinstance(error, UserError):
+            raise error  # a bug of ours: its traceback belongs into the log
+        sys.exit(f"{self.step.name} failed: {named}: {message}")
+
+    def _record_failure(self, named: str, message: str) -> None:
         import traceback  # 5 ms that every step would pay
 
-        described = failure_class(error)
-        message = str(error).strip() or type(error).__name__
-        self._event("failed", failure_class=described, message=message)
+        self.fence.check()
         self.step.write_failure(
             {
-                "class": described,
+                "class": named,
                 "message": message,
                 "traceback": traceback.format_exc(),
                 "host": os.uname().nodename,
                 "rank": self.rank,
-                "job": self.job_id,
+                "job": self.attempt.job,
                 "time": time.time(),
             }
         )
+        self._event("failed", failure_class=named, message=message)
+
+
+def unsuccessful(step: StepDir) -> str:
+    """Why a step has not succeeded, as far as its result says; empty where it has."""
+    try:
+        result: object = step.result()
+    except (OSError, ValueError, DataError) as error:
+        return f"its result.json is not valid: {error}"
+    if result is None:
+        return _ABSENT
+    return "" if isinstance(result, dict) else "its result.json is not a JSON object"
+
+
+def check_needs(step: StepDir, needs: Sequence[str]) -> None:
+    """StepFailed where a step that this one needs has not succeeded.
+
+    Slurm starts a job behind one that it has forgotten, however that one ended.
+    """
+    end = time.monotonic() + _LATE
+    told = False
+    while missing := [name for name in needs if unsuccessful(step.upstream(name))]:
+        if time.monotonic() > end:
+            reasons = "; ".join(f"{name}: {unsuccessful(step.upstream(name))}" for name in missing)
+            raise StepFailed("needs", f"{reasons}: `launch.py resume` runs first what is missing")
+        if not told:
+            print(f"waiting {_LATE:g} s for the result of {', '.join(missing)}", flush=True)
+        told = True
+        time.sleep(0.5)
+
+
+def stuck(events: Sequence[Mapping[str, Any]], job: str) -> str:
+    """What to change, where the last time limits of a job were met without progress, else empty.
+
+    Preemption says nothing of that, nor do the limits of a job that `resume` has replaced.
+    """
+    limits = [
+        event.get("position")
+        for event in events
+        if event.get("signal") == WARNING.name and event.get("job") == job
+    ][-_PATIENCE:]
+    reached = [-1 if position is None else position for position in limits]
+    if len(reached) < _PATIENCE or max(reached[1:]) > reached[0]:
+        return ""
+    met = f"met its time limit {_PATIENCE} times"
+    if limits[-1] is None:
+        return (
+            f"{met} and did not say how far it came: write a longer resources.time, or let the "
+            "program write its position to the file $TRAINYARD_POSITION"
+        )
+    return (
+        f"{met} at position {limits[-1]} without getting further: write a longer resources.time "
+        "or save more often"
+    )
 
 
 def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
@@ -188,27 +292,28 @@ def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def failure_class(error: Exception) -> str:
-    """One word for an exception: what a remedy, or a person, answers to."""
-    if isinstance(name := getattr(error, "failure_class", None), str):
-        return name
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return "out_of_memory"
-    return "data" if type(error).__name__ == "DataError" else "error"
+def requeue(job: str) -> str:
+    """Put the running job back into the queue under its own id; empty, or why Slurm did not.
 
-
-def _superseded(step: StepDir) -> bool:
-    """This job reached the queue after `resume` had looked for it, and submitted the step anew.
-
-    An sbatch that outlives a killed launcher, or a slow controller, does that: the token decides.
+    A request that Slurm ends together with the job was heard, or nobody needs it any more.
     """
-    tokens = [submission.token for submission in step.submissions()]
-    return os.environ.get("SLURM_JOB_NAME") in tokens[:-1]
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    refused = done.returncode > 0
+    return (done.stderr.strip() or f"exit status {done.returncode}") if refused else ""
 
 
-def requeue(job_id: str) -> None:
-    """Put the running job back into the queue under its own id."""
-    subprocess.run(["scontrol", "requeue", job_id], check=True, timeout=60)
+def _described(step: StepDir) -> dict[str, Any]:
+    """job.json; UserError where it is not there, or not whole."""
+    try:
+        return step.job()
+    except (OSError, ValueError, DataError) as error:
+        message = f"{step.path} does not say what to do: {error}; was the run moved or changed?"
+        raise UserError(message) from None
 
 
 def _place() -> tuple[int, int, int]:
@@ -217,10 +322,6 @@ def _place() -> tuple[int, int, int]:
     names = slurm if "SLURM_PROCID" in os.environ else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
     return rank, size, local
-
-
-def _say_nothing(metrics: Mapping[str, object]) -> None:
-    """Only rank 0 keeps the record."""
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lact_asr.errors import DataError
-from lact_asr.files import read_json, write_json
+from lact_asr.files import named, read_json, write_json, writer
+from lact_asr.locks import unrivalled
 from lact_asr.sharding import all_like
 from lact_asr.text import Vocabulary
 
@@ -34,19 +35,29 @@ WEIGHTS = "model.safetensors"
 STATE = "state.json"
 
 
-def save(folder: Path, name: str, contents: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path,
+    name: str,
+    contents: Mapping[str, Any],
+    fence: Callable[[], None] = unrivalled,
+) -> Path:
     """Write the checkpoint `folder/name`: tensors by name as *.safetensors, anything as *.pt, JSON.
 
-    An older one of that name is replaced; if that is cut short, `recover` brings it back.
+    An older one of that name is replaced; if that is cut short, `recover` brings it back. `fence`
+    raises where a newer process has taken the folder over: before it is touched, and before the
+    new checkpoint, which may take minutes to write, is put in its place.
     """
+    fence()
     folder.mkdir(parents=True, exist_ok=True)
-    target, temporary, old = folder / name, folder / f".new.{name}", folder / f".old.{name}"
+    target, old = folder / name, folder / f".old.{name}"
+    temporary = folder / f".new.{name}.{writer()}"
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     for file in sorted(contents, key=lambda file: file == STATE):
         _write(temporary / file, contents[file])
     _sync(temporary)
+    fence()
     if target.exists():
         target.rename(old)
     temporary.rename(target)
@@ -168,7 +179,8 @@ def _write(path: Path, content: Any) -> None:
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous() for name, value in content.items()}, path)
     else:
-        torch.save(content, path)
+        with named(path), path.open("wb") as file:  # torch itself does not say that a disk is full
+            torch.save(content, file)
     _sync(path)
 
 

@@ -12,12 +12,23 @@ from typing import Any
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` so that readers, and crashes, see the old file or the new, never half."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{writer()}")
+    with named(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()  # half a file takes room on a full disk
+            raise
+
+
+def writer() -> str:
+    """This process, for temporary names: two nodes may hand out the same process id."""
+    return f"{os.uname().nodename}.{os.getpid()}"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,7 +57,18 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
 
 def append_json(path: Path, values: Mapping[str, object], sync: bool = True) -> None:
     """Append one JSON object, with the time (seconds since 1970), as a line."""
-    append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str), sync)
+    with named(path):
+        append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str), sync)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError names the file it is about; that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def json_lines(path: Path, tail: int = 0) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,10 @@ def never() -> bool:
     return False
 
 
+def unrivalled() -> None:
+    """A `fence` for callers beside whom nobody writes."""
+
+
 @contextlib.contextmanager
 def alone(path: Path, should_stop: Callable[[], bool] = never) -> Iterator[None]:
     """Hold the lock file `path`; another holder is waited for. The lock ends with the process."""

@@ -36,6 +36,7 @@ from lact_asr.errors import DataError, TrainingFailed
 from lact_asr.files import read_json
 from lact_asr.journal import Journal
 from lact_asr.loading import Stream, default_workers
+from lact_asr.locks import unrivalled
 from lact_asr.manifest import Utterance
 from lact_asr.objective import CTCObjective, Loss, Objective, sees
 from lact_asr.origin import changes
@@ -70,18 +71,21 @@ def fit(
     report: Callable[[Mapping[str, Any]], None],
     event: Callable[..., None],
     should_stop: Callable[[], bool],
+    fence: Callable[[], None] = unrivalled,
     device: torch.device | None = None,
 ) -> FitResult:
     """Train for max_steps, or until the dev WER stops falling, or until asked to stop.
 
     Every rank calls this with the same arguments. Checkpoints go to directory/checkpoints. Raises
     TrainingFailed ("divergence", "out_of_memory") and DataError (nothing to train or validate on,
-    more than half of the utterances unusable, more than max_unreadable unreadable files).
+    more than half of the utterances unusable, more than max_unreadable unreadable files). `fence`
+    is called before a checkpoint is written, and raises where a newer process has taken over.
     """
     world = parallel.start()
     device = device or world.device()
     journal = Journal(report, event, config.max_steps, loud=world.main)
     run = _Run(objective, vocabulary, config, directory / "checkpoints", world, journal, device)
+    run.fence = fence
     try:
         run.prepare(train, dev)
         return run.loop(should_stop)
@@ -110,6 +114,7 @@ class _Run:
         self.folder, self.world, self.journal, self.device = folder, world, journal, device
         self.workers = default_workers(device) if config.workers is None else config.workers
         self.state, self.saved = State(), 0
+        self.fence: Callable[[], None] = unrivalled
 
     def prepare(self, train: list[Utterance], dev: list[Utterance]) -> None:
         """Data, optimiser, and what an earlier process left."""
@@ -313,7 +318,7 @@ class _Run:
         if main:
             described = checkpoint.describe(model, self.vocabulary, self.config)
             files = {**tensors, "config.json": described, checkpoint.STATE: facts}
-            checkpoint.save(self.folder, name, files)
+            checkpoint.save(self.folder, name, files, self.fence)
 
     def _result(self, finished: bool) -> FitResult:
         """The result on every rank, once rank 0 has written what it names."""

@@ -88,6 +88,7 @@ def run(settings: Settings, job: Job) -> Result:
         device=world.device(),
         report=job.report,
         should_stop=job.should_stop,
+        fence=job.fence,
     )
     if not filled.finished:
         raise Interrupted(filled.records)

@@ -2,15 +2,22 @@
 
 What people use sbatch for. The program gets the step's resources and these variables:
 TRAINYARD_STEP (the step's folder), TRAINYARD_RESULT (where it may write a JSON object whose
-entries later steps and the gate can refer to).
+entries later steps and the gate can refer to), TRAINYARD_POSITION (where it may write a number that
+grows as it gets on; the file is still there when it is started again).
+
+Before the time limit the program gets SIGUSR2 if `handles_warning` says that it can save its work.
+Interrupted, and later started again, is a program that ends with status 75 after such a signal, or
+that dies of the signal; any other bad status is a failure. One that meets its time limit three
+times without a larger position is not started again.
 """
 
+import math
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -20,7 +27,9 @@ from jobs.spec import Frozen, Resources
 from lact_asr.files import read_json
 
 RESOURCES = Resources(time="1h", cpus=1, memory_gb=4)
+_SAVED = 75  # EX_TEMPFAIL: saved, to be started again
 _LATE = 1.0  # seconds that the cluster's signal may come after the program's end
+_LOOK = 10.0  # seconds between two looks at whether a newer start has taken the step over
 Text = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
@@ -35,6 +44,11 @@ class Settings(Frozen):
     environment: dict[str, Text] = Field({}, description="variables added to the environment")
     folder: Path | None = Field(
         None, description="where it runs; the folder of `launch.py run` if not given"
+    )
+    handles_warning: bool = Field(
+        False,
+        description="the program handles SIGUSR2, sent before the time limit: it saves and ends "
+        "with status 75, and is started again; from other programs the signal is kept away",
     )
 
 
@@ -55,39 +69,89 @@ def run(settings: Settings, job: Job) -> Result:
         **settings.environment,
         "TRAINYARD_STEP": str(job.directory),
         "TRAINYARD_RESULT": str(written),
+        "TRAINYARD_POSITION": str(job.directory / "position"),
     }
     started = time.monotonic()
     try:
         process = subprocess.Popen(
-            settings.argv, cwd=settings.folder, env=environment, preexec_fn=_ignore_warning
+            settings.argv,
+            cwd=settings.folder,
+            env=environment,
+            preexec_fn=None if settings.handles_warning else _ignore_warning,
         )
     except OSError as error:
         raise StepFailed("command", f"cannot start {settings.argv[0]!r}: {error}") from None
-    status = process.wait()
-    if status and _was_asked(job, status):
-        raise Interrupted(None)
+    status = _ended(process, job)
+    if status and _was_interrupted(status, job):
+        raise Interrupted(_position(job.directory / "position"))
     if status:
         reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         raise StepFailed("command", f"{settings.argv[0]} {reason}: see `launch.py logs`")
-    extra = read_json(written) if written.exists() else {}
-    if not isinstance(extra, dict):
-        raise StepFailed("command", f"{written.name} must hold a JSON object")
-    return Result(**{**extra, "seconds": round(time.monotonic() - started, 3)})
+    return Result(**{**_written(written), "seconds": round(time.monotonic() - started, 3)})
 
 
-def _was_asked(job: Job, status: int) -> bool:
-    """Whether the cluster ended the program: it signals every process of a step, one after the
-    other, so the program's death by a signal may be seen before the signal that is meant for us.
+def _ended(process: "subprocess.Popen[bytes]", job: Job) -> int:
+    """The program's exit status; it is ended where a newer start has taken the step over."""
+    while True:
+        try:
+            return process.wait(_LOOK)
+        except subprocess.TimeoutExpired:
+            try:
+                job.fence()
+            except Exception:
+                process.terminate()
+                raise
+
+
+def _was_interrupted(status: int, job: Job) -> bool:
+    """Whether the program saved on request, or died of the signal that the job got.
+
+    The cluster signals every process of a step, one after the other: the end of the program may be
+    seen before the signal that is meant for us.
     """
-    patience = time.monotonic() + (_LATE if status < 0 or status > 128 else 0.0)
-    while not job.should_stop() and time.monotonic() < patience:
+    if 0 < status < 128 and status != _SAVED:
+        return False
+    patience = time.monotonic() + _LATE
+    while time.monotonic() < patience:
+        number = job.signal()
+        if number is not None and status in (_SAVED, -number, 128 + number):
+            return True
         time.sleep(0.02)
-    return job.should_stop()
+    return False
+
+
+def _position(path: Path) -> float | None:
+    """The number that the program has written, None where there is none."""
+    try:
+        position = float(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        print(f"no position is known: {path} must hold a number: {error}", flush=True)
+        return None
+    if not math.isfinite(position):
+        return None
+    return int(position) if position.is_integer() else position
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """The JSON object that the program has written, if it has; StepFailed for anything else."""
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        message = f"what the program wrote to $TRAINYARD_RESULT is not JSON: {path}: {error}"
+        raise StepFailed("command", message) from None
+    if not isinstance(value, dict):
+        raise StepFailed(
+            "command",
+            f"the program must write a JSON object to $TRAINYARD_RESULT, {path}, and wrote "
+            f'{type(value).__name__}: write {{"name": value}}',
+        )
+    return value
 
 
 def _ignore_warning() -> None:
-    """The time-limit warning reaches every process of the job and would end the program early.
-
-    A program that can save its work installs its own handler for SIGUSR2.
-    """
+    """The time-limit warning reaches every process of the job and would end the program early."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -72,6 +72,7 @@ def run(settings: Settings, job: Job) -> Result:
     device = World(job.rank, job.world_size, job.local_rank).device()
     diagnosis = diagnose(model.to(device), batch, settings.limit, settings.precision)
     report = job.directory / "diagnosis.json"
+    job.fence()
     write_json(report, {"checkpoint": str(path), "ids": batch.ids, **diagnosis.report()})
     first = diagnosis.first
     verdict = f"{first.module} ({first.where}): {first.why}" if first else "healthy"

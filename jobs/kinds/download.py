@@ -203,6 +203,7 @@ def _write(
 
     lists = {**subsets, **dict(parts.values())}
     manifests = {name: home / f"{name}.jsonl" for name in lists}
+    job.fence()
     for name, utterances in lists.items():
         write_manifest(manifests[name], utterances)
     for part, (name, utterances) in parts.items():

@@ -66,6 +66,7 @@ def run(settings: Settings, job: Job) -> Result:
         for each, hypothesis in zip(chosen, transcription.hypotheses, strict=True)
     ]
     hypotheses = job.directory / "hypotheses.jsonl"
+    job.fence()
     write_atomic(hypotheses, "".join(each.line() for each in heard))
     for each in spread(heard, settings.samples):
         each.show()

@@ -106,6 +106,7 @@ def run(settings: Settings, job: Job) -> Result:
             report=job.report,
             event=job.event,
             should_stop=job.should_stop,
+            fence=job.fence,
         )
     if not done.finished:
         raise Interrupted(done.step)

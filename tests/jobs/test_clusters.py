@@ -87,7 +87,8 @@ def test_a_script_is_valid_for_bash_and_fails_at_the_first_bad_setup_line(tmp_pa
     script.write_text(sbatch_text(site, step_job(tmp_path)))
     done = subprocess.run(["bash", script], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == ""  # srun, which comes later, would complain
+    # srun, which comes later, would complain
+    assert done.stderr == "train: its setup failed with status 1: false\n"
 
 
 def test_every_cluster_file_that_comes_along_is_valid_and_survives_run_json() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import soundfile
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs import kinds, schema
-from jobs.errors import Interrupted, StepFailed
+from jobs.errors import Interrupted, StepFailed, Superseded
 from jobs.job import Job
 from jobs.spec import Resources
 from lact_asr.errors import DataError
@@ -184,6 +185,33 @@ def test_training_that_is_asked_to_stop_says_where_it_stands_and_goes_on_from_th
     assert [event["step"] for event in events if event["event"] == "resumed"] == [1]
 
 
+@pytest.mark.parametrize("name", ["train", "language_model", "cache", "evaluate", "download"])
+def test_a_kind_writes_nothing_once_a_newer_start_has_its_folder(
+    tmp_path: Path, corpus: dict[str, Path], trained: tuple[Path, Any], name: str
+) -> None:
+    def fence() -> None:
+        raise Superseded("goes on elsewhere")
+
+    short = {"max_steps": 2, "valid_every": 1}
+    given: dict[str, dict[str, Any]] = {
+        "train": {**corpus, "preset": "plain", "model": SMALL, "training": {**FEW, **short}},
+        "language_model": {**corpus, "training": short},
+        "cache": {"teacher": trained[0], "manifest": corpus["dev"]},
+        "evaluate": {"checkpoint": trained[0], "manifest": corpus["dev"]},
+        "download": {
+            "source": "synthetic",
+            "root": tmp_path / "data",
+            "synthetic": {"utterances": 10, "test_utterances": 1},
+        },
+    }
+    job = replace(told(tmp_path / "step")[0], fence=fence)
+    with pytest.raises(Superseded):
+        run(name, job, **given[name])
+    left = [path.name for path in tmp_path.rglob("*") if path.suffix != ".json"]
+    assert not {"model.safetensors", "hypotheses.jsonl", "manifests"} & set(left)
+    assert not [name for name in left if name.endswith(".bin")]
+
+
 def test_evaluate_stores_hypotheses_and_the_worst_and_prints_samples(
     tmp_path: Path,
     corpus: dict[str, Path],
@@ -302,8 +330,8 @@ def test_a_program_ended_by_the_cluster_is_no_failed_one_even_if_our_signal_come
 ) -> None:
     killed = {"argv": ["sh", "-c", "kill -TERM $$"]}
     begun = time.monotonic()
-    late = lambda: time.monotonic() > begun + 0.3
-    job = Job(tmp_path, 0, 1, 0, lambda line: None, lambda *_, **__: None, late)
+    late = lambda: 15 if time.monotonic() > begun + 0.3 else None
+    job = Job(tmp_path, 0, 1, 0, lambda line: None, lambda *_, **__: None, bool, late)
     with pytest.raises(Interrupted):
         run("command", job, **killed)
     with pytest.raises(StepFailed, match="sh was ended by signal 15"):

@@ -10,17 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from jobs.errors import UserError
+from jobs.failures import failure_class, sentence
 from jobs.store import StepDir
-from jobs.worker import failure_class, resolve
+from jobs.worker import resolve, stuck
+from lact_asr import checkpoint
+from lact_asr.errors import DataError
 from tests.conftest import REPOSITORY
 
 
 def make_step(folder: Path, argv: list[str], **more: Any) -> StepDir:
     step = StepDir(folder)
     resources = {"time": "1h", "nodes": 1, "gpus": 0, "cpus": 1, "memory_gb": 1}
-    job = {"kind": "command", "settings": {"argv": argv}, "resources": resources, "gate": {}}
+    job = {
+        "kind": "command",
+        "settings": {"argv": argv},
+        "resources": resources,
+        "gate": {},
+        "needs": [],
+    }
     step.write_job({**job, **more})
     return step
 
@@ -104,6 +114,168 @@ def test_the_warning_before_the_time_limit_does_not_end_a_program(tmp_path: Path
     assert step.result() is not None
 
 
+def test_a_program_that_fails_after_the_warning_has_failed(tmp_path: Path) -> None:
+    step = make_step(tmp_path, ["sh", "-c", "sleep 1; exit 3"])
+    process = start(step)
+    _until(lambda: _child(process.pid))
+    os.kill(process.pid, signal.SIGUSR2)
+    assert process.wait(timeout=20) == 1
+    assert "sh ended with status 3" in step.failure()["message"]
+    assert events(step) == ["started", "failed"]
+
+
+def test_a_bash_program_traps_the_warning_if_it_says_so_and_states_how_far_it_came(
+    tmp_path: Path,
+) -> None:
+    save = 'trap "echo 7 > $TRAINYARD_POSITION; exit 75" USR2'
+    argv = ["bash", "-c", f"{save}; touch {tmp_path}/ready; while :; do sleep 0.1; done"]
+    step = make_step(tmp_path, argv, settings={"argv": argv, "handles_warning": True})
+    process = start(step)
+    _until((tmp_path / "ready").exists)
+    for pid in (process.pid, _child(process.pid)):
+        os.kill(pid, signal.SIGUSR2)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert step.failure() is None
+    last = step.events()[-1]
+    assert (last["event"], last["signal"], last["position"]) == ("interrupted", "SIGUSR2", 7)
+    assert said.splitlines()[-1].endswith("was told to stop by SIGUSR2: saved at 7")
+
+
+def test_the_status_of_an_interruption_without_an_interruption_is_a_failure(tmp_path: Path) -> None:
+    step = make_step(tmp_path, ["sh", "-c", "exit 75"])
+    assert start(step).wait(timeout=20) == 1
+    assert "sh ended with status 75" in step.failure()["message"]
+
+
+def limit(position: object, job: str = "7") -> dict[str, Any]:
+    return {"event": "interrupted", "signal": "SIGUSR2", "position": position, "job": job}
+
+
+def test_three_time_limits_without_progress_are_enough_whether_or_not_a_position_is_known() -> None:
+    assert "write a longer resources.time or save more often" in stuck([limit(5)] * 3, "7")
+    assert "at position 5 " in stuck([limit(3), limit(5), limit(5), limit(5)], "7")
+    assert "the file $TRAINYARD_POSITION" in stuck([limit(None)] * 3, "7")
+    assert stuck([limit(5), limit(4), limit(5)], "7"), "back and forth is no progress"
+    assert not stuck([limit(None)] * 2, "7")
+    assert not stuck([limit(3), limit(3), limit(4)], "7")
+    assert not stuck([limit(None), limit(None), limit(1)], "7")
+
+
+def test_time_limits_of_an_earlier_job_and_preemption_are_not_counted() -> None:
+    preempted = {**limit(5), "signal": "SIGTERM"}
+    assert not stuck([limit(5, job="6"), limit(5, job="6"), limit(5)], "7")
+    assert not stuck([preempted, preempted, limit(5)], "7")
+    assert not stuck([], "7")
+
+
+def test_a_step_whose_need_has_no_result_does_not_run_and_says_so(tmp_path: Path) -> None:
+    step = make_step(tmp_path / "train", ["touch", str(tmp_path / "ran")], needs=["corpus"])
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "result.json").touch()
+    process = start(step)
+    said, wrong = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert "waiting 10 s for the result of corpus" in said
+    assert step.failure()["class"] == "needs"
+    assert "corpus: its result.json is not valid" in step.failure()["message"]
+    assert wrong.splitlines()[-1].startswith("train failed: needs: corpus")
+    assert "Traceback" not in wrong
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_result_that_another_node_sees_late_is_waited_for(tmp_path: Path) -> None:
+    step = make_step(tmp_path / "train", ["true"], needs=["corpus"])
+    upstream = StepDir(tmp_path / "corpus")
+    upstream.path.mkdir()
+    process = start(step)
+    _until(lambda: events(step))
+    upstream.write_result({})
+    assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"wer": 0.', "\xff"])
+def test_a_result_file_that_is_none_is_no_success(tmp_path: Path, content: str) -> None:
+    step = make_step(tmp_path, ["true"])
+    (tmp_path / "result.json").write_bytes(content.encode("latin-1"))
+    process = start(step)
+    said, wrong = process.communicate(timeout=20)
+    assert process.returncode == 0, wrong
+    assert "that is no success, the step runs" in said
+    assert step.result()["seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{x: 1}", "is not JSON"), ("[1]", "write a JSON object"), ("", "not JSON")]
+)
+def test_a_program_that_writes_no_json_object_is_told_what_to_write(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    step = make_step(tmp_path, ["sh", "-c", f"printf %s '{text}' > $TRAINYARD_RESULT"])
+    process = start(step)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert words in step.failure()["message"] and "$TRAINYARD_RESULT" in said
+    assert "Traceback" not in said
+
+
+def test_a_full_disk_is_a_sentence_that_names_the_file_and_a_class_of_its_own(
+    tmp_path: Path,
+) -> None:
+    """The worker's temporary file is /dev/full, which the program can name: its parent is us."""
+    fill = "ln -s /dev/full $TRAINYARD_STEP/.result.json.$(uname -n).$PPID"
+    step = make_step(tmp_path, ["sh", "-c", fill])
+    process = start(step)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    words = f"{tmp_path}/result.json: No space left on device: make room"
+    assert step.failure()["class"] == "disk" and words in step.failure()["message"]
+    assert words in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert step.result() is None
+
+
+def test_metrics_on_a_full_disk_say_which_file_it_was(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:
+        StepDir(tmp_path).add_metrics({"step": 1})
+    assert sentence(caught.value).startswith(f"{tmp_path}/metrics.jsonl: No space left on device")
+
+
+def test_where_not_even_a_failure_can_be_written_the_log_still_has_a_last_line(
+    tmp_path: Path,
+) -> None:
+    step = make_step(tmp_path, ["true"])
+    (tmp_path / "failure.json").mkdir()
+    process = start(step)
+    said, wrong = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "the record of the failure is not whole" in said
+    words = f"failed: disk: {tmp_path}/failure.json: Is a directory: a folder lies where a file"
+    assert words in wrong.splitlines()[-1]
+    assert "Traceback" not in wrong
+
+
+def test_a_file_that_may_not_be_written_is_a_sentence(tmp_path: Path) -> None:
+    step = make_step(tmp_path, ["true"])
+    (tmp_path / "events.jsonl").symlink_to("/sys/kernel/uevent_seqnum")  # closed to root too
+    process = start(step)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert step.failure()["class"] == "permission"
+    assert "events.jsonl: Permission denied" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_a_folder_without_a_job_is_a_sentence(tmp_path: Path) -> None:
+    for step in (StepDir(tmp_path), StepDir(tmp_path / "moved")):
+        process = start(step)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "does not say what to do" in said.splitlines()[-1]
+        assert "Traceback" not in said
+
+
 def test_references_become_values_of_their_own_type_or_part_of_a_text(tmp_path: Path) -> None:
     upstream = StepDir(tmp_path / "corpus")
     upstream.path.mkdir()
@@ -122,6 +294,22 @@ def test_failures_have_a_class() -> None:
     assert failure_class(OutOfMemoryError()) == "out_of_memory"
     assert failure_class(MemoryError()) == "out_of_memory"
     assert failure_class(ValueError()) == "error"
+    assert failure_class(DataError()) == "data"
+    assert failure_class(FileNotFoundError(2, "No such file or directory")) == "error"
+
+
+def test_a_full_disk_is_recognised_behind_the_words_of_torch_and_safetensors(
+    tmp_path: Path,
+) -> None:
+    import torch
+
+    (tmp_path / "trainer.pt").symlink_to("/dev/full")
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        checkpoint._write(tmp_path / "trainer.pt", {"a": torch.zeros(1000)})
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    for error in (caught.value, SafetensorError(said)):
+        assert failure_class(error) == "disk"
+        assert "No space left on device" in sentence(error)
 
 
 def test_metrics_of_a_step_are_lines_of_json(tmp_path: Path) -> None:

@@ -67,6 +67,25 @@ def test_a_save_that_is_killed_leaves_the_checkpoints_before_it(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["00000002", "rank0.log"]
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_checkpoint_stays_as_it_is_once_somebody_newer_has_the_folder(tmp_path, calls):
+    """Before anything is touched, and after the new one was written, which may take minutes."""
+    path = write(tmp_path, "best", step=1)
+    left = iter([None] * (calls - 1))
+    with pytest.raises(StopIteration):
+        checkpoint.save(tmp_path, "best", {checkpoint.STATE: {"step": 2}}, lambda: next(left))
+    assert read_json(path / checkpoint.STATE) == {"step": 1}
+    assert len(list(tmp_path.glob(".new.*"))) == calls - 1
+    assert not list(tmp_path.glob(".old.*"))
+
+
+def test_two_processes_that_write_one_checkpoint_do_not_meet_in_a_temporary_folder(tmp_path):
+    in_ranks(save_and_die, tmp_path, 1)
+    [left] = tmp_path.glob(".new.*")
+    checkpoint.save(tmp_path, "00000003", {checkpoint.STATE: {}})
+    assert left.exists() and left.name.startswith(f".new.00000003.{os.uname().nodename}.")
+
+
 def test_a_replacement_cut_between_its_renames_is_finished(tmp_path):
     path = write(tmp_path, "best", step=1)
     path.rename(tmp_path / ".old.best")
