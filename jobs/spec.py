@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-NAME = r"^[a-z][a-z0-9_]{0,39}$"
-REFERENCE = re.compile(r"\$\{([^}]*)\}")  # ${step.field}: a field of another step's result
+NAME = r"^[a-z][a-z0-9_]{0,39}$"  # re.fullmatch: Python's `$` also matches before a last newline
 _UNITS = {"m": 1, "h": 60, "d": 1440}
 _TIME = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?$"
 
@@ -24,7 +23,7 @@ class Frozen(BaseModel):
 
 def parse_minutes(value: object) -> int:
     """Minutes in `90m`, `12h`, `2d` or `1d12h`; a bare number has no unit and is refused."""
-    if not isinstance(value, str) or not re.match(_TIME, value):
+    if not isinstance(value, str) or not re.fullmatch(_TIME, value):
         raise ValueError(
             f"write a time with its unit, such as 30m, 12h, 2d or 1d12h, not {value!r}"
         )

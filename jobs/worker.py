@@ -23,7 +23,7 @@ from jobs import gate, kinds
 from jobs.errors import Interrupted, StepFailed, UserError
 from jobs.job import Job
 from jobs.places import replace, walk
-from jobs.spec import REFERENCE
+from jobs.references import filled
 from jobs.store import StepDir
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
@@ -168,7 +168,7 @@ class _Process:
 
 
 def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` with every `${step.field}` replaced by that step's result."""
+    """`settings` with every `${step.field}` replaced by that step's result, `$${` by `${`."""
 
     def value_of(reference: str) -> Any:
         name, _, field = reference.partition(".")
@@ -180,11 +180,8 @@ def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
         return value
 
     for place, value in list(walk(settings)):
-        if isinstance(value, str) and (whole := REFERENCE.fullmatch(value)):
-            settings = replace(settings, place, value_of(whole[1]))
-        elif isinstance(value, str) and "${" in value:
-            text = REFERENCE.sub(lambda match: str(value_of(match[1])), value)
-            settings = replace(settings, place, text)
+        if isinstance(value, str) and "${" in value:
+            settings = replace(settings, place, filled(value, value_of))
     return settings
 
 

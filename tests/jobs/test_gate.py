@@ -1,8 +1,11 @@
 """Gates: conditions on results, written as data."""
 
 import math
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.gate import missed, parse_condition
 
@@ -42,3 +45,66 @@ def test_a_value_that_cannot_be_compared_misses() -> None:
 def test_what_is_no_condition_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"write a condition|compares numbers"):
         parse_condition(text)
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "passes"),
+    [
+        ("== true", True, True),
+        ("== true", False, False),
+        ("!= true", False, True),
+        ("== false", False, True),
+        ("== false", 0, False),
+        ("!= false", None, False),
+        ("<= 1", True, False),  # a boolean is no number
+        ("!= FAILED", None, False),
+        ("< inf", 1e300, True),
+        ("< inf", math.nan, False),
+    ],
+)
+def test_true_and_false_are_neither_numbers_nor_texts(
+    condition: str, value: object, passes: bool
+) -> None:
+    assert (missed({"x": condition}, {"x": value}) == "") is passes
+
+
+def test_an_entry_that_the_result_does_not_have_is_named_with_those_it_has() -> None:
+    reason = missed({"acuracy": ">= 0.5"}, {"seconds": 1.5, "accuracy": 0.9})
+    assert reason == (
+        "the result has no 'acuracy' (it has seconds, accuracy): the gate asks for >= 0.5"
+    )
+
+
+def test_what_is_shown_is_what_was_written() -> None:
+    assert missed({"ok": "== true"}, {"ok": "true"}) == 'ok is "true", the gate asks for == true'
+    assert missed({"ok": "== true"}, {"ok": False}) == "ok is false, the gate asks for == true"
+    assert missed({"x": "< 1"}, {"x": math.nan}) == "x is nan, the gate asks for < 1.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<= nan", "nothing is <= nan: write a number"),
+        ("> true", "> compares numbers, and 'true' is none"),
+        (0.1, 'such as "<= 0.1" or "== PASSED", not 0.1'),
+        (True, "not true"),
+        ("<= 1\n\n x", "write a condition"),
+    ],
+)
+def test_a_condition_that_never_holds_or_is_no_text_is_refused(text: object, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        parse_condition(text)
+
+
+@given(
+    st.from_regex(r"\s*(<=|>=|==|!=|<|>)\s*\S+\s*", fullmatch=True),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()),
+)
+def test_every_condition_on_every_value_is_judged(text: str, value: object) -> None:
+    try:
+        parse_condition(text)
+    except ValueError:
+        return
+    reason = missed({"x": text}, {"x": value})
+    assert reason == "" or reason.startswith("x is ")
+    assert missed({"y": text}, {"x": value}).startswith("the result has no 'y'")
