@@ -2,6 +2,7 @@
 PASSED"}`.
 """
 
+import json
 import operator
 import re
 from collections.abc import Mapping
@@ -79,4 +80,4 @@ def type_of(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -6,6 +6,7 @@ these from a file.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -47,6 +48,20 @@ Minutes = Annotated[
     PlainSerializer(format_minutes, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _TIME, "examples": ["30m", "12h", "2d"]}),
 ]
+
+
+def check_variables(environment: Mapping[str, object], taken: Mapping[str, str]) -> None:
+    """ValueError with every name that no variable has, or that is taken: -> what to write."""
+    mistakes = [
+        f"{name!r} is no name of a variable: write letters, digits and _, no digit first"
+        for name in environment
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)
+    ]
+    mistakes += [
+        f"{name} is not set here: write {taken[name]}" for name in environment if name in taken
+    ]
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
 
 
 class Resources(Frozen):

@@ -12,14 +12,15 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 
 from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
-from jobs.spec import Frozen, Resources
+from jobs.spec import Frozen, Resources, check_variables
 from lact_asr.files import read_json
 
 RESOURCES = Resources(time="1h", cpus=1, memory_gb=4)
+_OURS = ("TRAINYARD_STEP", "TRAINYARD_RESULT")
 _LATE = 1.0  # seconds that the cluster's signal may come after the program's end
 Text = Annotated[
     str,
@@ -36,6 +37,12 @@ class Settings(Frozen):
     folder: Path | None = Field(
         None, description="where it runs; the folder of `launch.py run` if not given"
     )
+
+    @field_validator("environment")
+    @classmethod
+    def _variables(cls, environment: dict[str, str]) -> dict[str, str]:
+        check_variables(environment, dict.fromkeys(_OURS, "nothing: the step sets it"))
+        return environment
 
 
 class Result(Frozen):

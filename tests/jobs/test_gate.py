@@ -1,13 +1,18 @@
 """Gates: conditions on results, written as data."""
 
+import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.errors import SpecError
 from jobs.gate import missed, parse_condition
+from jobs.reading import read_pipeline
+from tests.jobs.test_worker import make_step, start
 
 
 @pytest.mark.parametrize(
@@ -38,7 +43,7 @@ def test_every_missed_condition_is_named_with_its_value() -> None:
 
 
 def test_a_value_that_cannot_be_compared_misses() -> None:
-    assert "wer is None" in missed({"wer": "<= 0.1"}, {"wer": None})
+    assert "wer is null" in missed({"wer": "<= 0.1"}, {"wer": None})
 
 
 @pytest.mark.parametrize("text", ["", "0.1", "=< 1", "<= x", "<= 0.1 0.2"])
@@ -108,3 +113,46 @@ def test_every_condition_on_every_value_is_judged(text: str, value: object) -> N
     reason = missed({"x": text}, {"x": value})
     assert reason == "" or reason.startswith("x is ")
     assert missed({"y": text}, {"x": value}).startswith("the result has no 'y'")
+
+
+@pytest.mark.parametrize(
+    ("gate", "status", "words"),
+    [
+        ({"ok": "== true"}, 0, ""),
+        ({"ok": "== false"}, 1, "ok is true, the gate asks for == false"),
+        ({"accuracy": ">= 0.5"}, 1, "the result has no 'accuracy' (it has seconds, ok, loss)"),
+        ({"loss": "<= 5"}, 1, "loss is null, the gate asks for <= 5.0"),
+    ],
+)
+def test_a_step_is_judged_by_what_its_program_wrote_in_a_sentence(
+    tmp_path: Path, gate: dict[str, str], status: int, words: str
+) -> None:
+    program = """echo '{"ok": true, "loss": NaN}' > "$TRAINYARD_RESULT"; test "$${HOME}" """
+    step = make_step(tmp_path, ["sh", "-c", program], gate=gate)
+    process = start(step)
+    _, said = process.communicate()
+    assert process.returncode == status, said
+    assert words in said and "Traceback" not in said
+    assert status == 0 or step.failure()["class"] == "gate"
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({"wer": "== PASSED"}, "wer is a number, and '== PASSED' is about a text"),
+        ({"verdict": "<= 1"}, "verdict is a text, and '<= 1' is about a number"),
+        ({"checks": "== true"}, "checks is no single value"),
+        ({"accuracy": "<= 1"}, "no such result: valid are verdict, wer"),
+        ({"wer": 0.1}, 'write a condition such as "<= 0.1" or "== PASSED", not 0.1'),
+        ({"wer": True}, "not true"),
+    ],
+)
+def test_a_gate_that_no_result_can_pass_is_refused_before_anything_runs(
+    tmp_path: Path, gate: dict[str, object], words: str
+) -> None:
+    step = {"kind": "overfit", "settings": {"manifest": "m"}, "gate": gate}
+    (tmp_path / "p.yaml").write_text(json.dumps({"steps": {"a": step}}))
+    with pytest.raises(SpecError) as caught:
+        read_pipeline(tmp_path / "p.yaml")
+    (mistake,) = caught.value.mistakes
+    assert words in mistake and f"steps.a.gate.{next(iter(gate))}: " in mistake
