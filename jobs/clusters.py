@@ -127,6 +127,12 @@ class Cluster(Frozen):
         return self.python or shlex.quote(sys.executable)
 
 
+def unfit(path: Path) -> str:
+    """Why Slurm cannot keep logs below a folder; empty where it can."""
+    found = re.search(r"[%\\\x00-\x1f]", str(path))
+    return f"{str(path)!r}: Slurm does not take {found[0]!r} as it is" if found else ""
+
+
 def _mistake_of(key: str, value: object) -> str:
     """Why sbatch is not told this; sbatch also takes the beginning of a name for the name."""
     if not re.fullmatch(r"[a-z][a-z0-9-]*", key):

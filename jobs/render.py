@@ -7,7 +7,7 @@ it gets, so that `launch.py status DIR` works.
 import shlex
 from pathlib import Path
 
-from jobs.clusters import Cluster, sbatch_text
+from jobs.clusters import Cluster, sbatch_text, unfit
 from jobs.errors import UserError
 from jobs.spec import Pipeline
 from jobs.store import Run, RunStore
@@ -17,6 +17,8 @@ from lact_asr.files import write_atomic
 
 def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path) -> Run:
     """Write the scripts into `target`, a folder that does not exist yet (UserError otherwise)."""
+    if said := unfit(target.absolute()):
+        raise UserError(f"--out: {said}: name a folder without it")
     if target.exists():
         raise UserError(f"{target} exists: name a folder that does not, or delete it")
     run = create(RunStore(target.absolute().parent), pipeline, cluster, given, target.name)

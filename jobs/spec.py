@@ -7,7 +7,8 @@ these from a file.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
@@ -82,6 +83,15 @@ class Resources(Frozen):
     def world_size(self) -> int:
         """Processes in the whole job."""
         return self.nodes * self.processes_per_node
+
+
+class Space(NamedTuple):
+    """Disk that a step will take outside of its run: a kind may have `space(settings) -> Space`."""
+
+    folder: Path
+    bytes: int  # free ones needed now, for what is not there yet
+    what: str  # "librispeech (train-clean-100, dev-clean)"
+    elsewhere: str  # what to write where they are not free
 
 
 class Step(Frozen):
