@@ -12,7 +12,7 @@ from jobs.errors import UserError
 from jobs.spec import Pipeline
 from jobs.store import Run, RunStore
 from jobs.submit import create, step_job
-from lact_asr.files import write_atomic
+from lact_asr.files import PRIVATE, write_atomic
 
 
 def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path) -> Run:
@@ -27,11 +27,11 @@ def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path) -> Ru
     for step in pipeline.steps:
         token = f"{step.name}.{pipeline.name}"
         job = step_job(run, step.model_dump(mode="json"), token)
-        write_atomic(run.path / f"{step.name}.sbatch", sbatch_text(cluster, job))
+        write_atomic(run.path / f"{step.name}.sbatch", sbatch_text(cluster, job), PRIVATE)
         lines += _submission(step.name, step.needs, token)
     script = run.path / "submit_all.sh"
     write_atomic(script, "\n".join(lines) + "\n")
-    script.chmod(0o755)
+    script.chmod(0o700)
     return run
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.errors import UserError
-from lact_asr.files import append_json, json_lines, read_json, write_atomic, write_json
+from lact_asr.files import PRIVATE, append_json, json_lines, read_json, write_atomic, write_json
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
 
@@ -48,7 +48,7 @@ class StepDir:
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Store what the worker will read."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "job.json", job)
+        write_json(self.path / "job.json", job, PRIVATE)
 
     def job(self) -> dict[str, Any]:
         """Kind, settings, resources, gate and needs of the step."""
@@ -157,7 +157,7 @@ class Run:
 
     def write_given(self, text: str) -> None:
         """Keep the pipeline file as it was given."""
-        write_atomic(self.given, text)
+        write_atomic(self.given, text, PRIVATE)
 
     def info(self) -> dict[str, Any]:
         """Resolved pipeline, cluster, user, host, commit, versions."""
@@ -167,7 +167,7 @@ class Run:
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Store `info()`."""
-        write_json(self.path / "run.json", info)
+        write_json(self.path / "run.json", info, PRIVATE)
 
     def step(self, name: str) -> StepDir:
         """The folder of a step."""
@@ -249,9 +249,10 @@ class RunStore:
         return f"{pipeline}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
 
     def create(self, name: str) -> Run:
-        """A new, empty run."""
+        """A new, empty run, its owner's alone: settings and environments may hold passwords."""
         path = self.root / name
-        (path / "steps").mkdir(parents=True)
+        path.mkdir(mode=0o700, parents=True)
+        (path / "steps").mkdir()
         return Run(path)
 
     def runs(self) -> list[Run]:

@@ -7,6 +7,7 @@ out" - the token tells whether the job is there, before anything is submitted a 
 
 import getpass
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from jobs.backends import Backend, StepJob, SubmitUnclear
 from jobs.clusters import Cluster
-from jobs.errors import ClusterError
+from jobs.errors import ClusterError, UserError
 from jobs.plan import ACTIVE, Observed, Submit, plan
 from jobs.snapshot import copy_code, provenance
 from jobs.spec import Pipeline, Resources
@@ -29,8 +30,28 @@ _LOOKS = 5  # for a job whose submission was unclear, one second apart
 
 
 def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, name: str) -> Run:
-    """A new run with its snapshot and one job.json per step; nothing is submitted yet."""
-    run = store.create(name)
+    """A new run with its snapshot and one job.json per step; nothing is submitted yet.
+
+    UserError where the disk does not take it; what was written of it is removed.
+    """
+    try:
+        run = store.create(name)
+        try:
+            _fill(run, pipeline, cluster, given)
+        except OSError:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+    except OSError as error:  # copytree has a list of them
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise UserError(
+            f"{store.root / name} cannot be created: {why}: make room there, or name another "
+            "folder (TRAINYARD_RUNS, or --out of render)"
+        ) from None
+    return run
+
+
+def _fill(run: Run, pipeline: Pipeline, cluster: Cluster, given: str) -> None:
+    """Everything that a run has before its first job; run.json, which makes it one, last."""
     steps = [step.model_dump(mode="json") for step in pipeline.steps]
     with ThreadPoolExecutor(_PARALLEL) as pool:  # they wait for the disk and for git
         origin = pool.submit(provenance, run.dirty)
@@ -53,7 +74,6 @@ def create(store: RunStore, pipeline: Pipeline, cluster: Cluster, given: str, na
             "steps": steps,
         }
     )
-    return run
 
 
 def proceed(run: Run, backend: Backend, only: Sequence[str] | None = None) -> list[Submit]:

@@ -8,21 +8,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+PRIVATE = 0o600  # mode of a file that may hold passwords: its owner's alone
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` so that readers, and crashes, see the old file or the new, never half."""
+
+def write_atomic(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Write `content` so that readers, and crashes, see the old file or the new, never half.
+
+    The file gets the `mode`, as far as the umask allows.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
     """Write `value` as indented JSON, atomically; paths become strings."""
-    write_atomic(path, json.dumps(value, indent=1, default=str, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=1, default=str, ensure_ascii=False) + "\n", mode)
 
 
 def read_json(path: Path) -> Any:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.errors import ClusterError
+from lact_asr.files import PRIVATE
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -139,6 +140,7 @@ def _executor(cluster: "Cluster", job: StepJob, after: Sequence[str]) -> "SlurmE
             return step_command(cluster, job.directory)
 
         def _make_submission_command(self, submission_file_path: Any) -> list[str]:
+            submission_file_path.chmod(PRIVATE)  # it has the cluster's environment in it
             command: list[str] = super()._make_submission_command(submission_file_path)
             inherited = [name for name in os.environ if _is_inherited(name)]
             hidden = [word for name in inherited for word in ("-u", name)]

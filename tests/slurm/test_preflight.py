@@ -20,7 +20,7 @@ from jobs.spec import Pipeline, Resources, Step
 from lact_asr.corpora import LIBRISPEECH
 from lact_asr.room import MARKER, folder_of
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.steps import make_step, put_on_path
+from tests.slurm.steps import as_stored, make_step, put_on_path
 
 
 def pipeline(**steps: dict[str, object]) -> Pipeline:
@@ -307,3 +307,13 @@ def test_a_slurm_that_does_not_answer_is_one_problem(
     (tmp_path / "slurm.conf").write_text(dead)
     (found,) = ask(tmp_path, {}, train={})
     assert "Unable to contact slurm controller" in found
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_submitted_script_holds_the_environment_and_is_its_owners_alone(tmp_path: Path) -> None:
+    backend = SlurmBackend(as_stored(environment={"TOKEN": "hunter2"}))
+    step = make_step(tmp_path, "quiet")
+    backend.submit(step, [])
+    holding = [path for path in step.logs.iterdir() if b"hunter2" in path.read_bytes()]
+    assert holding
+    assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
