@@ -17,6 +17,7 @@ the same file. Imports nothing heavy: `status` needs 60 ms in all.
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -211,8 +212,13 @@ class Run:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run."""
-    return (path / "run.json").is_file()
+    """Whether a folder is a run (UserError for one that another user keeps closed)."""
+    try:
+        return stat.S_ISREG((path / "run.json").stat().st_mode)
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: it belongs to another user") from None
+    except OSError:  # there is none, or the name is too long for one
+        return False
 
 
 def _break_stale(path: Path) -> None:

@@ -2,12 +2,17 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs.errors import UserError
+from jobs.store import RunStore
 from tests.conftest import REPOSITORY
 from tests.jobs.launching import Launcher
 
@@ -90,3 +95,33 @@ def test_a_place_that_takes_no_folder_is_a_sentence(launch: Launcher, where: str
     for done in (run, rendered):
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
         assert where in done.stderr and "TRAINYARD_RUNS" in done.stderr
+
+
+@pytest.fixture
+def foreign(launch: Launcher) -> Iterator[tuple[Path, Path]]:
+    """A folder of runs with one of ours, and one that this process may not look into."""
+    root = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    launch.environment = {**launch.environment, "TRAINYARD_RUNS": str(root)}
+    runs = [launch.run(launch.write(TEXT), "--cluster", "local", "--wait") for _ in range(2)]
+    root.chmod(0o755)
+    runs[0].chmod(0o755)
+    (runs[0] / "run.json").chmod(0o644)
+    runs[1].chmod(0o700 if os.geteuid() == 0 else 0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield runs[0], runs[1]
+    os.seteuid(user)
+    runs[1].chmod(0o700)
+    shutil.rmtree(root)
+
+
+def test_a_run_of_another_user_is_passed_over_or_named(foreign: tuple[Path, Path]) -> None:
+    open_, closed = foreign
+    assert [run.path for run in RunStore(open_.parent).runs()] == [open_]
+    with pytest.raises(UserError, match="cannot be read: it belongs to another user"):
+        RunStore(open_.parent).find(str(closed))
+    with pytest.raises(UserError, match="no run begins with"):
+        RunStore(open_.parent).find(closed.name)
+    with pytest.raises(UserError, match="no run begins with"):
+        RunStore(open_.parent).find("x" * 300)
