@@ -70,6 +70,7 @@ def _add_for_pipelines(add: _Add) -> None:
 
     kinds = add("kinds", "what steps can do, with every setting, its default, unit and meaning")
     kinds.add_argument("name", nargs="?", metavar="NAME", help="one kind, in full")
+    kinds.add_argument("--preset", default="", metavar="P", help="with what this preset sets")
 
     add("schema", "print the JSON Schema of pipeline files, for editors")
 

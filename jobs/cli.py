@@ -179,7 +179,7 @@ def _kinds(given: argparse.Namespace) -> int:
         raise UserError(f"no kind {given.name!r}: {nearest(given.name, kinds.NAMES)}")
     from jobs.show import print_kind
 
-    print_kind(describe(given.name))
+    print_kind(describe(given.name, given.preset))
     return 0
 
 

@@ -2,11 +2,13 @@
 PASSED"}`.
 """
 
+import json
 import operator
 import re
 from collections.abc import Mapping
 from typing import Any
 
+Limit = float | bool | str
 _OPERATORS = {
     "<=": operator.le,
     "<": operator.lt,
@@ -15,38 +17,67 @@ _OPERATORS = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-_CONDITION = re.compile(r"^\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*$")
+_CONDITION = re.compile(r"\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
+_BOOLEANS = {"true": True, "false": False}
 
 
-def parse_condition(text: str) -> tuple[str, float | str]:
-    """`<= 0.1` -> ("<=", 0.1); ValueError where it is no condition."""
-    match = _CONDITION.match(text)
+def parse_condition(text: object) -> tuple[str, Limit]:
+    """`<= 0.1` -> ("<=", 0.1), `== true` -> ("==", True); ValueError where it is no condition."""
+    match = _CONDITION.fullmatch(text) if isinstance(text, str) else None
     if not match:
-        raise ValueError(f'write a condition such as "<= 0.1" or "== PASSED", not {text!r}')
-    sign, limit = match.groups()
+        given = repr(text) if isinstance(text, str) else _shown(text)
+        raise ValueError(f'write a condition such as "<= 0.1" or "== PASSED", not {given}')
+    sign, word = match.groups()
+    limit = _limit(word)
+    if limit != limit:
+        raise ValueError(f"nothing is {sign} {word}: write a number, such as {sign} 0.1")
+    if not isinstance(limit, float) and sign not in ("==", "!="):
+        raise ValueError(f"{sign} compares numbers, and {word!r} is none")
+    return sign, limit
+
+
+def _limit(word: str) -> Limit:
+    if word in _BOOLEANS:
+        return _BOOLEANS[word]
     try:
-        return sign, float(limit)
+        return float(word)
     except ValueError:
-        if sign not in ("==", "!="):
-            raise ValueError(f"{sign} compares numbers, and {limit!r} is none") from None
-        return sign, limit
+        return word
 
 
 def missed(gate: Mapping[str, str], result: Mapping[str, Any]) -> str:
     """Why `result` misses the gate, in one line; empty where it passes.
 
-    What is not a number (NaN, nothing at all) misses every condition on numbers.
+    A value of another type (NaN or nothing at all for a number, text for true) misses every
+    condition, and so does one that is not there.
     """
     reasons = []
     for name, text in gate.items():
         sign, limit = parse_condition(text)
-        value = result[name]
-        if not _holds(sign, value, limit):
-            reasons.append(f"{name} is {value}, the gate asks for {sign} {limit}")
+        asked = f"the gate asks for {sign} {_shown(limit)}"
+        if name not in result:
+            reasons.append(f"the result has no {name!r} (it has {', '.join(result)}): {asked}")
+        elif not _holds(sign, result[name], limit):
+            value = result[name]
+            quoted = isinstance(value, str) and not isinstance(limit, str)
+            shown = f'"{value}"' if quoted else _shown(value)
+            reasons.append(f"{name} is {shown}, {asked}")
     return "; ".join(reasons)
 
 
-def _holds(sign: str, value: Any, limit: float | str) -> bool:
-    if isinstance(limit, float) and (not isinstance(value, (int, float)) or value != value):
-        return False
-    return bool(_OPERATORS[sign](value, limit))
+def _holds(sign: str, value: Any, limit: Limit) -> bool:
+    comparable = type_of(value) == type_of(limit) and value == value
+    return comparable and bool(_OPERATORS[sign](value, limit))
+
+
+def type_of(value: object) -> str:
+    """The type of a value as people call it: only values of one type are compared."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    return "a text" if isinstance(value, str) else "no single value"
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

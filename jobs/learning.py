@@ -117,8 +117,8 @@ class TrainingSettings(ModelSettings):
         "modern",
         description="what completes `training`: modern adds speed perturbation, SpecAugment, a "
         "running mean of the weights and bfloat16 on GPUs; founding is the project's first recipe "
-        "(24 utterances a step, peak learning rate 1e-4, float32, 100,000 steps); plain is the "
-        "defaults listed here",
+        "(24 utterances a step, peak learning rate 1e-4, float32, 100,000 steps); plain adds "
+        "nothing. What is in force: `launch.py kinds NAME --preset PRESET`",
     )
 
     @model_validator(mode="after")
@@ -131,6 +131,10 @@ class TrainingSettings(ModelSettings):
     def recipe(self) -> Mapping[str, Any]:
         """What the preset says about `training`."""
         return PRESETS[self.preset]
+
+    def shape(self) -> Mapping[str, Any]:
+        """What the preset says about `model`."""
+        return {}
 
 
 class CTCSettings(TrainingSettings):

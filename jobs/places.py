@@ -24,7 +24,6 @@ def replace(value: Any, place: Place, new: Any) -> Any:
         return new
     head, rest = place[0], place[1:]
     if isinstance(value, (list, tuple)):
-        index = int(head)
-        return [replace(item, rest, new) if i == index else item for i, item in enumerate(value)]
+        return [replace(item, rest, new) if i == head else item for i, item in enumerate(value)]
     value = value if isinstance(value, dict) else {}
     return {**value, head: replace(value.get(head), rest, new)}

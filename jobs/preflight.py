@@ -18,12 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jobs import kinds
 from jobs.backends.slurm import ask, call, seconds
-from jobs.clusters import Cluster, directives, flags, request
+from jobs.clusters import Cluster, directives, flags, request, unfit
 from jobs.errors import ClusterError, nearest
-from jobs.spec import Pipeline, Resources, format_minutes
+from jobs.places import walk
+from jobs.spec import Pipeline, Resources, Space, Step, format_minutes
 
 _PARALLEL = 4  # questions to the controller at once
+_ELSEWHERE = "set TRAINYARD_RUNS to another folder"
 _FREE_GB = 1.0  # what a run takes beside its checkpoints: code, logs, records
 _FAULTS = {  # what --test-only says -> the part of the request that it means
     r"[Ii]nvalid partition": "partition",
@@ -38,13 +41,15 @@ _IN_SERVICE = re.compile(r"(allocated|idle|mixed|completing)[~#+!%$@^-]*")  # si
 
 def problems(pipeline: Pipeline, cluster: Cluster, runs: Path) -> list[str]:
     """Every problem found, each with what to write instead; none means that all is well."""
-    found = [*_disk(runs), *_setup(cluster)]
+    found = [*_disks(pipeline, runs), *_setup(cluster)]
     steps = {step.name: step.resources for step in pipeline.steps}
     by_problem: dict[str, list[str]] = {}
     for resources, names in _distinct(steps):
         for problem in _max_time(resources, cluster):
             by_problem.setdefault(problem, []).extend(names)
     if cluster.backend == "slurm":
+        if trouble := unfit(runs):
+            found.append(f"runs folder {trouble}: {_ELSEWHERE}")
         try:
             controller, distinct = _Controller(cluster.name), _distinct(steps)
             wanted = [directives(request(cluster, resources)) for resources, _ in distinct]
@@ -53,6 +58,8 @@ def problems(pipeline: Pipeline, cluster: Cluster, runs: Path) -> list[str]:
             for (resources, names), asked, answer in zip(distinct, wanted, said, strict=True):
                 for problem in controller.problems(resources, asked, answer):
                     by_problem.setdefault(problem, []).extend(names)
+            if not shutil.which("srun"):
+                found.append("srun is not on PATH, with which a job starts its step: put it there")
         except ClusterError as error:
             found.append(f"{error}; without Slurm: --cluster local")
     for problem, names in by_problem.items():
@@ -69,15 +76,35 @@ def _distinct(steps: Mapping[str, Resources]) -> list[tuple[Resources, list[str]
     return list(names.items())
 
 
-def _disk(runs: Path) -> Iterator[str]:
-    """Room for the run, on the file system where its folder will be."""
-    folder = next(parent for parent in (runs, *runs.parents) if parent.exists())
+def _disks(pipeline: Pipeline, runs: Path) -> Iterator[str]:
+    """Room for the run, and for what its steps put elsewhere."""
+    yield from _disk("runs folder", runs, _FREE_GB, "", _ELSEWHERE)
+    for step in pipeline.steps:
+        if (space := _space(step)) and space.bytes:
+            name, gigabytes = f"{step.name}: data folder", space.bytes / 1e9
+            yield from _disk(name, space.folder, gigabytes, f" for {space.what}", space.elsewhere)
+
+
+def _space(step: Step) -> Space | None:
+    """What a step takes outside of the run, where its kind knows and no setting is a reference."""
+    kind = kinds.load(step.kind)
+    if not hasattr(kind, "space") or any("${" in str(value) for _, value in walk(step.settings)):
+        return None
+    space: Space = kind.space(kind.Settings.model_validate(step.settings))
+    return space
+
+
+def _disk(name: str, path: Path, needed: float, use: str, elsewhere: str) -> Iterator[str]:
+    """Room of so many GB on the file system where a folder is, or will be."""
+    folder = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+    if not folder.is_dir():
+        yield f"{name} {path}: {folder} is not a folder: {elsewhere}"
+        return
     free = shutil.disk_usage(folder).free / 1e9
-    elsewhere = "set TRAINYARD_RUNS to another folder"
-    if not os.access(folder, os.W_OK):
-        yield f"runs folder {runs}: {folder} is not writable: {elsewhere}"
-    elif free < _FREE_GB:
-        yield f"runs folder {runs}: {free:.1f} GB free, {_FREE_GB:.1f} GB needed: {elsewhere}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield f"{name} {path}: {folder} is not writable: {elsewhere}"
+    elif free < needed:
+        yield f"{name} {path}: {free:.1f} GB free, {needed:.1f} GB needed{use}: {elsewhere}"
 
 
 def _setup(cluster: Cluster) -> Iterator[str]:
@@ -132,8 +159,8 @@ class _Controller:
 
     def problems(self, resources: Resources, wanted: Mapping[str, Any], said: str) -> list[str]:
         """Every reason to refuse one request, of which --test-only has said `said`."""
-        refusals = self._refusals(resources, wanted, said)
-        return [*refusals, *self._over_limit(resources, wanted)]
+        limits = self._over_limit(resources, wanted)
+        return [*self._refusals(resources, wanted, said), *limits, *self._closed(wanted)]
 
     def _chosen(self, wanted: Mapping[str, Any]) -> list[str]:
         """The partitions of a request that exist; the default one where it names none."""
@@ -150,6 +177,15 @@ class _Controller:
         if known and len(known) == len(limits) and resources.time * 60 > max(known):
             where = f"partition {','.join(chosen)}"
             yield _too_long(resources.time, int(max(known) // 60), where)
+
+    def _closed(self, wanted: Mapping[str, Any]) -> Iterator[str]:
+        """Partitions in which no job starts: sbatch queues for one that is DOWN all the same."""
+        states = {name: self.partitions[name].get("State", "UP") for name in self._chosen(wanted)}
+        if states and "UP" not in states.values():
+            closed = ", ".join(f"{name} is {state}" for name, state in states.items())
+            up = [name for name, facts in self.partitions.items() if facts.get("State") == "UP"]
+            advice = f"write one that is UP ({', '.join(up)})" if up else "wait: none is UP"
+            yield f"cluster {self.cluster}: partition {closed}, no job starts there: {advice}"
 
     def _refusals(
         self, resources: Resources, wanted: Mapping[str, Any], said: str
@@ -189,6 +225,7 @@ class _Controller:
         nodes, cpus, memory, gpus, states = zip(*(line.split("|") for line in lines), strict=True)
         found = _too_large(resources, f"partition {chosen}", nodes, cpus, memory, gpus)
         absent = "configuration" in said and not all(_IN_SERVICE.fullmatch(word) for word in states)
+        absent = absent or "inactive or drain" in said  # which partition, says _closed
         return found or ([] if absent else [f"Slurm would refuse it: {said}"])
 
 

@@ -10,19 +10,28 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from jobs import gate, kinds
 from jobs.errors import SpecError, nearest
 from jobs.places import Place, replace, walk
 from jobs.program import NAME as PROGRAM
-from jobs.spec import NAME, REFERENCE, Frozen, Pipeline, Present, Resources, Step
-from jobs.validation import ANYTHING, sample_of, validate
-from jobs.yaml12 import Document, parse, read
+from jobs.references import escaped, filled, references, unclosed
+from jobs.spec import NAME, Frozen, Pipeline, Present, Resources, Step
+from jobs.validation import ANYTHING, sample_of, shown, validate
+from jobs.yaml12 import DEEPEST, Document, parse, read
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _condition(text: object) -> object:
+    gate.parse_condition(text)
+    return text
+
+
+Condition = Annotated[str, BeforeValidator(_condition)]
 
 
 class StepFile(Frozen):
@@ -32,7 +41,7 @@ class StepFile(Frozen):
     settings: dict[str, Any] = Field({}, description="the kind's settings")
     resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
     needs: list[str] = Field([], description="steps that must have succeeded before this one")
-    gate: dict[str, str] = Field({}, description='conditions on the result: {wer: "<= 0.1"}')
+    gate: dict[str, Condition] = Field({}, description='conditions on the result: {wer: "<= 0.1"}')
 
 
 class PipelineFile(Frozen):
@@ -57,7 +66,7 @@ def read_pipeline(
     header = validate(document, PipelineFile, document.value, ())
     _stop(document)
     assert header is not None
-    default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())
+    default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())[:40]  # as long as NAME
     steps = _Steps(document, header.steps, folder or Path.cwd()).read()
     _stop(document)
     return Pipeline(
@@ -101,24 +110,58 @@ def _stop(document: Document) -> None:
 
 
 def _override(document: Document, text: str) -> None:
+    """Lay one `--set` over the document; where it cannot be, that is a mistake and nothing else."""
     path, equals, value = text.partition("=")
     keys = path.split(".")
     source = f"--set {text}"
-    if not equals or len(keys) < 2:
+    if not equals or len(keys) < 2 or not all(keys):
         document.mistakes.append(f"{source}: write step.setting=value")
         return
     given = parse(value, source)
-    document.mistakes += given.mistakes
     inside = keys[1] in StepFile.model_fields
-    place: Place = ("steps", keys[0], *([] if inside else ["settings"]), *keys[1:])
-    if not isinstance(document.value, dict) or keys[0] not in (document.value.get("steps") or {}):
-        names = (
-            (document.value or {}).get("steps") or {} if isinstance(document.value, dict) else {}
-        )
-        document.mistakes.append(f"{source}: no step {keys[0]!r}: {nearest(keys[0], names)}")
+    wanted = ["steps", keys[0], *([] if inside else ["settings"]), *keys[1:]]
+    try:
+        place = _place_of(document.value, wanted)
+    except ValueError as error:
+        given.mistakes.append(f"{source}: {error}")
+    document.mistakes += given.mistakes
+    if given.mistakes:
         return
     document.value = replace(document.value, place, given.value)
-    document.places[place] = source
+    kept = {at: line for at, line in document.places.items() if at[: len(place)] != place}
+    document.places = {**kept, place: source}
+
+
+def _place_of(value: Any, keys: Sequence[str]) -> Place:
+    """Where the keys of a `--set` lead; ValueError where that is inside something without parts."""
+    if len(keys) > DEEPEST:
+        raise ValueError(f"too many dots: at most {DEEPEST} values inside each other")
+    steps = value.get("steps") if isinstance(value, dict) else None
+    names = list(steps) if isinstance(steps, dict) else []
+    if keys[1] not in names:
+        raise ValueError(f"no step {keys[1]!r}: {nearest(keys[1], names)}")
+    place: Place = ()
+    for depth, key in enumerate(keys):
+        if isinstance(value, list):
+            index = _index(key, value, keys[:depth])
+            place, value = (*place, index), value[index]
+        elif value is None or isinstance(value, dict):
+            place, value = (*place, key), (value or {}).get(key)
+        else:
+            at = ".".join(keys[:depth])
+            raise ValueError(f"{at} is {shown(value)}, which has nothing inside: write {at}=value")
+    return place
+
+
+def _index(key: str, values: Sequence[Any], keys: Sequence[str]) -> int:
+    """The place in a list that a key means (ValueError where there is none)."""
+    index = int(key) if re.fullmatch("[0-9]{1,9}", key) else len(values)
+    if index < len(values):
+        return index
+    numbers = f"a number from 0 to {len(values) - 1} instead of {key!r}, or " if values else ""
+    raise ValueError(
+        f"{'.'.join(keys)} is a list of {len(values)}: write {numbers}the whole list: [a, b]"
+    )
 
 
 class _Steps:
@@ -138,47 +181,52 @@ class _Steps:
 
     def _read_one(self, name: str, raw: Any) -> None:
         place = ("steps", name)
-        if not re.match(NAME, name):
+        if not re.fullmatch(NAME, name):
             self.document.mistake(
                 place, "a step's name is lower-case letters, digits and _, and begins with a letter"
             )
-        step = validate(self.document, StepFile, raw, place)
+        named = raw.get("kind") if isinstance(raw, dict) else None
+        if isinstance(named, str) and named in kinds.NAMES:
+            self.kinds[name] = kinds.load(named)
+        step = validate(self.document, StepFile, raw, place, beside=self._blocks(name))
         if step is None:
             return
         self.files[name] = step
-        if step.kind in kinds.NAMES:
-            self.kinds[name] = kinds.load(step.kind)
-        else:
+        if name not in self.kinds:
             hint = nearest(step.kind, kinds.NAMES)
             self.document.mistake((*place, "kind"), f"no kind {step.kind!r}: {hint}")
 
+    def _blocks(self, name: str) -> dict[str, type[BaseModel]]:
+        """The blocks of a step, as far as they are known."""
+        kind = self.kinds.get(name)
+        return {"resources": Resources, **({"settings": kind.Settings} if kind else {})}
+
     def _order(self) -> list[str]:
         """Names so that every step follows its needs, otherwise in the file's order."""
-        order: list[str] = []
-        state: dict[str, str] = {}
+        left = {name: self._needs(name) for name in self.files}
+        order: dict[str, None] = {}
+        for first in self.files:
+            trail = [first]  # each step needs the one behind it
+            while trail:
+                need = next((need for need in left[trail[-1]] if need not in order), None)
+                if need is None:
+                    order[trail.pop()] = None
+                elif need in trail:
+                    left[trail[-1]].remove(need)
+                    circle = " -> ".join([*trail[trail.index(need) :], need])
+                    message = f"steps need each other in a circle: {circle}; take one need out"
+                    self.document.mistake(("steps", need, "needs"), message)
+                else:
+                    trail.append(need)
+        return list(order)
 
-        def visit(name: str, trail: tuple[str, ...]) -> None:
-            if state.get(name) == "open":
-                circle = " -> ".join([*trail[trail.index(name) :], name])
-                message = f"steps need each other in a circle: {circle}; take one need out"
-                self.document.mistake(("steps", name, "needs"), message)
-            if name in state:
-                return
-            state[name] = "open"
-            for index, need in enumerate(self.files[name].needs):
-                if need in self.files:
-                    visit(need, (*trail, name))
-                elif need not in self.raw:
-                    hint = nearest(need, [other for other in self.raw if other != name])
-                    self.document.mistake(
-                        ("steps", name, "needs", index), f"no step {need!r}: {hint}"
-                    )
-            state[name] = "done"
-            order.append(name)
-
-        for name in self.files:
-            visit(name, ())
-        return order
+    def _needs(self, name: str) -> list[str]:
+        """The steps that a step needs, as far as they exist."""
+        for index, need in enumerate(self.files[name].needs):
+            if need not in self.raw:
+                hint = nearest(need, [other for other in self.raw if other != name])
+                self.document.mistake(("steps", name, "needs", index), f"no step {need!r}: {hint}")
+        return [need for need in dict.fromkeys(self.files[name].needs) if need in self.files]
 
     def _check(self, name: str) -> Step | None:
         file, kind = self.files[name], self.kinds.get(name)
@@ -188,7 +236,11 @@ class _Steps:
         settings = self._settings(name, kind)
         base = kind.RESOURCES.model_dump(mode="json")
         resources = validate(
-            self.document, Resources, {**base, **file.resources}, (*place, "resources")
+            self.document,
+            Resources,
+            {**base, **file.resources},
+            (*place, "resources"),
+            beside=self._blocks(name),
         )
         self._gate(name, kind)
         if resources is None or settings is None:
@@ -203,37 +255,40 @@ class _Steps:
         )
 
     def _gate(self, name: str, kind: ModuleType) -> None:
+        """A gate on results that the kind has, against limits of their types."""
         fields = kind.Result.model_fields
         for key, text in self.files[name].gate.items():
             place = ("steps", name, "gate", key)
-            if key not in fields and kind.Result.model_config.get("extra") != "allow":
-                self.document.mistake(place, f"no such result: {nearest(key, fields)}")
-            try:
-                gate.parse_condition(text)
-            except ValueError as error:
-                self.document.mistake(place, str(error))
+            if key not in fields:
+                if kind.Result.model_config.get("extra") != "allow":
+                    self.document.mistake(place, f"no such result: {nearest(key, fields)}")
+                continue
+            sample, limit = sample_of(fields[key].annotation, False), gate.parse_condition(text)[1]
+            is_a, asked = gate.type_of(sample), gate.type_of(limit)
+            if sample != ANYTHING and is_a != asked:
+                self.document.mistake(place, f"{key} is {is_a}, and {text!r} is about {asked}")
 
     def _settings(self, name: str, kind: ModuleType) -> dict[str, Any] | None:
         """The kind's settings, complete with defaults, paths absolute, references as written."""
         place = ("steps", name, "settings")
         raw = self.files[name].settings
-        references: dict[Place, str] = {}
-        filled = raw
-        for inner, value in walk(raw):
-            if isinstance(value, str) and "${" in value:
-                references[inner] = value
-                filled = replace(filled, inner, self._sample(name, (*place, *inner), value))
-        model = validate(self.document, kind.Settings, filled, place, tuple(references))
+        written = {at: value for at, value in walk(raw) if isinstance(value, str) and "${" in value}
+        unknown = tuple(at for at, value in written.items() if references(value))
+        sample = raw
+        for inner, value in written.items():
+            sample = replace(sample, inner, self._sample(name, (*place, *inner), value))
+        blocks = self._blocks(name)
+        model = validate(self.document, kind.Settings, sample, place, unknown, blocks)
         if model is None:
             return None
         settings: dict[str, Any] = model.model_dump()
         for key, field in kind.Settings.model_fields.items():
             if any(isinstance(mark, Present) for mark in field.metadata):
-                self._present((*place, key), None if (key,) in references else settings[key])
+                self._present((*place, key), None if (key,) in unknown else settings[key])
         for inner, value in list(walk(settings)):
             if isinstance(value, Path):
-                settings = replace(settings, inner, str(self.folder / value.expanduser()))
-        for inner, value in references.items():
+                settings = replace(settings, inner, escaped(str(self.folder / value.expanduser())))
+        for inner, value in written.items():
             settings = replace(settings, inner, value)
         return settings
 
@@ -243,13 +298,11 @@ class _Steps:
             self.document.mistake(place, f"{path} does not exist: write a path that does")
 
     def _sample(self, name: str, place: Place, text: str) -> Any:
-        """A value of the type that the reference will have, for checking the settings now."""
-        samples = [self._target(name, place, match) for match in REFERENCE.findall(text)]
-        if REFERENCE.fullmatch(text):
-            return samples[0]
-        if not samples:
-            self.document.mistake(place, "write a reference as ${step.field}")
-        return REFERENCE.sub("x", text)
+        """A value of the type that the text will have, for checking the settings now."""
+        if unclosed(text):
+            message = "write a reference as ${step.field}, and $${ for the text ${ itself"
+            self.document.mistake(place, message)
+        return filled(text, lambda reference: self._target(name, place, reference))
 
     def _target(self, name: str, place: Place, reference: str) -> Any:
         step, _, field = reference.partition(".")

@@ -9,13 +9,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from jobs.clusters import TEMPLATES, Cluster, sbatch_text
+from jobs.clusters import TEMPLATES, Cluster, sbatch_text, unfit
 from jobs.errors import UserError
 from jobs.program import NAME
 from jobs.spec import Pipeline
 from jobs.store import Run, RunStore
 from jobs.submit import create, step_job
-from lact_asr.files import write_atomic
+from lact_asr.files import PRIVATE, write_atomic
 
 
 def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path, **facts: Any) -> Run:
@@ -23,6 +23,8 @@ def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path, **fac
 
     `facts` go into run.json.
     """
+    if said := unfit(target.absolute()):
+        raise UserError(f"--out: {said}: name a folder without it")
     if target.exists():
         raise UserError(f"{target} exists: name a folder that does not, or delete it")
     run = create(RunStore(target.absolute().parent), pipeline, cluster, given, target.name, **facts)
@@ -30,9 +32,9 @@ def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path, **fac
     for step in pipeline.steps:
         token = f"{step.name}.{secrets.token_hex(5)}"  # unlike that of any other rendering
         job = step_job(run, step.model_dump(mode="json"), token)
-        write_atomic(run.path / f"{step.name}.sbatch", sbatch_text(cluster, job))
+        write_atomic(run.path / f"{step.name}.sbatch", sbatch_text(cluster, job), PRIVATE)
         lines.append(shlex.join(["submit", step.name, token, *step.needs]))
     script = run.path / "submit_all.sh"
     write_atomic(script, "\n".join(lines) + "\n")
-    script.chmod(0o755)
+    script.chmod(0o700)
     return run

@@ -1,15 +1,27 @@
 """What the kinds accept, for people (`kinds`) and for editors (`schema`)."""
 
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from jobs import kinds
+from jobs.errors import UserError, nearest
+from jobs.places import Place
 from jobs.reading import PipelineFile, StepFile
+from jobs.references import PATTERN
 from jobs.spec import NAME, Resources
 
-_REFERENCE = {"type": "string", "pattern": r"\$\{[a-z0-9_]+\.[\w.-]+\}"}
+_REFERENCE = {"type": "string", "pattern": PATTERN}
+_NAMES = {  # JSON Schema's words -> those of a file's reader
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+}
 
 
 def json_schema() -> dict[str, Any]:
@@ -69,53 +81,97 @@ def summary(kind: ModuleType) -> str:
     return (kind.__doc__ or "").strip().splitlines()[0]
 
 
-def describe(name: str) -> dict[str, Any]:
-    """A kind as data: what it does, its settings and results with type, default and meaning."""
+def describe(name: str, preset: str = "") -> dict[str, Any]:
+    """A kind as data: what it does, its settings and results with type, default and meaning.
+
+    What a preset (the kind's own default one, if none is given) says of a setting stands in the
+    place of its default. UserError for a preset that the kind does not have.
+    """
     kind = kinds.load(name)
     return {
         "kind": name,
         "about": (kind.__doc__ or "").strip(),
-        "settings": list(_rows(kind.Settings)),
-        "result": list(_rows(kind.Result)),
+        "settings": _rows(kind.Settings, _in_force(name, kind.Settings, preset)),
+        "result": _rows(kind.Result, {}),
         "resources": kind.RESOURCES.model_dump(mode="json"),
     }
 
 
-def _rows(model: type[BaseModel], prefix: str = "") -> "list[dict[str, Any]]":
+def _in_force(name: str, settings: type[BaseModel], preset: str) -> dict[str, str]:
+    """Settings that a preset sets, by their places: their values, with the preset's name."""
+    field = settings.model_fields.get("preset")
+    if field is None:
+        if preset:
+            raise UserError(f"--preset {preset}: {name} has no presets: leave it out")
+        return {}
+    presets = get_args(field.annotation)
+    preset = preset or field.default
+    if preset not in presets:
+        raise UserError(f"no preset {preset!r} of {name}: {nearest(preset, presets)}")
+    chosen: Any = settings.model_construct(preset=preset)
+    said = {"training": chosen.recipe(), "model": chosen.shape()}
+    values = {".".join(map(str, place)): value for place, value in _leaves(said)}
+    return {place: f"{_shown(value)} (preset {preset})" for place, value in values.items()}
+
+
+def _leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """The values of blocks inside blocks; what is to change of a model is one value."""
+    if isinstance(value, Mapping) and place != ("model",):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*place, key))
+    elif value != {}:
+        yield place, value
+
+
+def _rows(
+    model: type[BaseModel], in_force: Mapping[str, str], prefix: str = ""
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
+    types = model.model_json_schema()["properties"]
+    for key, field in model.model_fields.items():
+        name, inner = f"{prefix}{key}", field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            rows += _rows(inner, f"{prefix}{name}.")
+            rows += _rows(inner, in_force, f"{name}.")
             continue
-        default = (
-            "required"
-            if field.is_required()
-            else _shown(field.get_default(call_default_factory=True))
-        )
+        default = "required" if field.is_required() else _shown(_default(field))
         rows.append(
             {
-                "name": prefix + name,
-                "type": _type_name(inner),
-                "default": default,
+                "name": name,
+                "type": _words(types[key]),
+                "default": in_force.get(name, default),
                 "about": field.description or "",
             }
         )
     return rows
 
 
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
+
+
 def _shown(value: Any) -> str:
-    return (
-        "" if value is None else str(value.model_dump() if isinstance(value, BaseModel) else value)
-    )
+    """A value as a file would have it."""
+    if value is None:
+        return ""
+    if isinstance(value, (str, Path)):
+        return str(value)
+    return json.dumps(value, default=str)
 
 
-def _type_name(annotation: Any) -> str:
-    text = (
-        annotation.__name__
-        if isinstance(annotation, type) and not getattr(annotation, "__args__", ())
-        else str(annotation)
-    )
-    for long, short in (("typing.", ""), ("pathlib.", ""), ("Literal", "one of ")):
-        text = text.replace(long, short)
-    return text
+def _words(schema: Mapping[str, Any]) -> str:
+    """A type in words, from its JSON Schema: what a file may say."""
+    if options := schema.get("anyOf"):
+        return " or ".join(map(_words, options))
+    if values := schema.get("enum", [schema["const"]] if "const" in schema else None):
+        return "one of " + ", ".join(map(str, values)) if len(values) > 1 else str(values[0])
+    name = schema.get("type", "anything")
+    if isinstance(name, list):
+        return " or ".join(_words({"type": each}) for each in name)
+    if "prefixItems" in schema:
+        return f"list ({', '.join(map(_words, schema['prefixItems']))})"
+    if name == "array":
+        return f"list of {_words(schema['items'])}" if schema.get("items") else "list"
+    if name == "object":
+        inner = schema.get("additionalProperties")
+        return f"mapping to {_words(inner)}" if isinstance(inner, dict) and inner else "mapping"
+    return "path" if schema.get("format") == "path" else _NAMES.get(name, name)

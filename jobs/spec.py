@@ -6,12 +6,13 @@ these from a file.
 """
 
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-NAME = r"^[a-z][a-z0-9_]{0,39}$"
-REFERENCE = re.compile(r"\$\{([^}]*)\}")  # ${step.field}: a field of another step's result
+NAME = r"^[a-z][a-z0-9_]{0,39}$"  # re.fullmatch: Python's `$` also matches before a last newline
 _UNITS = {"m": 1, "h": 60, "d": 1440}
 _TIME = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?$"
 
@@ -28,7 +29,7 @@ class Frozen(BaseModel):
 
 def parse_minutes(value: object) -> int:
     """Minutes in `90m`, `12h`, `2d` or `1d12h`; a bare number has no unit and is refused."""
-    if not isinstance(value, str) or not re.match(_TIME, value):
+    if not isinstance(value, str) or not re.fullmatch(_TIME, value):
         raise ValueError(
             f"write a time with its unit, such as 30m, 12h, 2d or 1d12h, not {value!r}"
         )
@@ -54,6 +55,20 @@ Minutes = Annotated[
 ]
 
 
+def check_variables(environment: Mapping[str, object], taken: Mapping[str, str]) -> None:
+    """ValueError with every name that no variable has, or that is taken: -> what to write."""
+    mistakes = [
+        f"{name!r} is no name of a variable: write letters, digits and _, no digit first"
+        for name in environment
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)
+    ]
+    mistakes += [
+        f"{name} is not set here: write {taken[name]}" for name in environment if name in taken
+    ]
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+
+
 class Resources(Frozen):
     """What one step asks of the cluster: one process per GPU, one per node without GPUs."""
 
@@ -72,6 +87,15 @@ class Resources(Frozen):
     def world_size(self) -> int:
         """Processes in the whole job."""
         return self.nodes * self.processes_per_node
+
+
+class Space(NamedTuple):
+    """Disk that a step will take outside of its run: a kind may have `space(settings) -> Space`."""
+
+    folder: Path
+    bytes: int  # free ones needed now, for what is not there yet
+    what: str  # "librispeech (train-clean-100, dev-clean)"
+    elsewhere: str  # what to write where they are not free
 
 
 class Step(Frozen):

@@ -20,6 +20,7 @@ the same file. Imports nothing heavy: `status` needs 60 ms in all.
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 from jobs import locks
 from jobs.errors import UserError
 from jobs.program import NAME
-from lact_asr.files import append_json, json_lines, read_json, write_atomic, write_json
+from lact_asr.files import PRIVATE, append_json, json_lines, read_json, write_atomic, write_json
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
 
@@ -56,7 +57,7 @@ class StepDir:
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Store what the worker will read."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "job.json", job)
+        write_json(self.path / "job.json", job, PRIVATE)
 
     def job(self) -> dict[str, Any]:
         """Kind, settings, resources, gate and needs of the step."""
@@ -192,7 +193,7 @@ class Run:
 
     def write_given(self, text: str) -> None:
         """Keep the pipeline file as it was given."""
-        write_atomic(self.given, text)
+        write_atomic(self.given, text, PRIVATE)
 
     def info(self) -> dict[str, Any]:
         """Resolved pipeline, cluster, user, host, commit, versions."""
@@ -202,7 +203,7 @@ class Run:
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Store `info()`."""
-        write_json(self.path / "run.json", info)
+        write_json(self.path / "run.json", info, PRIVATE)
         self._info = None
 
     def step(self, name: str) -> StepDir:
@@ -237,8 +238,13 @@ class Run:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run."""
-    return (path / "run.json").is_file()
+    """Whether a folder is a run (UserError for one that another user keeps closed)."""
+    try:
+        return stat.S_ISREG((path / "run.json").stat().st_mode)
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: it belongs to another user") from None
+    except OSError:  # there is none, or the name is too long for one
+        return False
 
 
 class RunStore:
@@ -252,9 +258,10 @@ class RunStore:
         return f"{pipeline}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
 
     def create(self, name: str) -> Run:
-        """A new, empty run."""
+        """A new, empty run, its owner's alone: settings and environments may hold passwords."""
         path = self.root / name
-        (path / "steps").mkdir(parents=True)
+        path.mkdir(mode=0o700, parents=True)
+        (path / "steps").mkdir()
         return Run(path)
 
     def runs(self) -> list[Run]:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import pwd
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -50,9 +51,33 @@ def create(
     """A new run with its snapshot and one job.json per step; nothing is submitted yet.
 
     `scheduler` tells which Slurm, or which machine, the run's jobs will be known to; `facts` are
-    further entries of run.json.
+    further entries of run.json. UserError where the disk does not take it; what was written of it
+    is removed.
     """
-    run = store.create(name)
+    try:
+        run = store.create(name)
+        try:
+            _fill(run, pipeline, cluster, given, scheduler, facts)
+        except (OSError, UserError):
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"{store.root / name} cannot be created: {error.strerror}: make room there, or name "
+            "another folder (TRAINYARD_RUNS, or --out of render)"
+        ) from None
+    return run
+
+
+def _fill(
+    run: Run,
+    pipeline: Pipeline,
+    cluster: Cluster,
+    given: str,
+    scheduler: Callable[[], str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Everything that a run has before its first job; run.json, which makes it one, last."""
     steps = [step.model_dump(mode="json") for step in pipeline.steps]
     with ThreadPoolExecutor(_PARALLEL) as pool:  # they wait for the disk, for git and for Slurm
         home, origin = pool.submit(scheduler), pool.submit(provenance, run.dirty)
@@ -77,7 +102,6 @@ def create(
             "steps": steps,
         }
     )
-    return run
 
 
 def user() -> str:

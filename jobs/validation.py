@@ -1,15 +1,17 @@
 """Values against a schema: pydantic's mistakes in our words, each at its line.
 
-Unknown keys come with the nearest valid name, missing ones with what they mean. A reference stands
-for a value that is known later: only its type counts now, not its bounds.
+Unknown keys come with their place or the nearest valid name, missing ones with what they mean. A
+reference stands for a value that is known later: only its type counts now, not its bounds.
 """
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from jobs.errors import nearest
+from jobs.keys import about, fields_at, meant
 from jobs.places import Place
 from jobs.yaml12 import Document
 
@@ -24,18 +26,22 @@ def validate(
     raw: Any,
     place: Place,
     references: tuple[Place, ...] = (),
+    beside: Mapping[str, type[BaseModel]] = MappingProxyType({}),
 ) -> _Model | None:
-    """`raw` as a `model`, or None where it is none and the document has its mistakes."""
+    """`raw` as a `model`, or None where it is none and the document has its mistakes.
+
+    Keys that are not the model's are looked for in the blocks `beside` it, too.
+    """
     if not isinstance(raw, dict):
         names = ", ".join(f"{name}: ..." for name in model.model_fields)
-        document.mistake(place, f"write a mapping here ({names}), not {_shown(raw)}")
+        document.mistake(place, f"write a mapping here ({names}), not {shown(raw)}")
         return None
     try:
         return model.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         wrong = [item for item in error.errors() if not _excused(item, raw, references)]
         for item in wrong:
-            at, message = _message(model, item)
+            at, message = _message(model, item, beside)
             document.mistake((*place, *at), message)
         return None if wrong else model.model_construct(**raw)
 
@@ -48,37 +54,26 @@ def _excused(item: Any, raw: Any, references: tuple[Place, ...]) -> bool:
     return item["input"] == ANYTHING or not of_type
 
 
-def _message(model: type[BaseModel], item: Any) -> tuple[Place, str]:
+def _message(
+    model: type[BaseModel], item: Any, beside: Mapping[str, type[BaseModel]]
+) -> tuple[Place, str]:
     at: Place = tuple(item["loc"])
     if item["type"] == "extra_forbidden":
-        names = _fields_at(model, at[:-1])
-        return at, f"unknown key {at[-1]!r}: {nearest(str(at[-1]), names)}"
+        key = str(at[-1])
+        return at, f"unknown key {key!r}: {meant(key, model, at[:-1], beside)}"
     if item["type"] == "missing":
-        field = _fields_at(model, at[:-1]).get(str(at[-1]))
-        about = f" ({field.description})" if field is not None and field.description else ""
-        return at, f"missing: write {at[-1]}: ...{about}"
+        field = fields_at(model, at[:-1]).get(str(at[-1]))
+        return at, f"missing: write {at[-1]}: ...{about(field) if field else ''}"
     message = item["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be greater", "write a number greater")
     message = message.replace("Input should be less", "write a number less")
     message = message.replace("Input should be", "write")
-    shown = "" if item["type"] == "value_error" else f", not {_shown(item['input'])}"
-    return at, f"{message}{shown}"
+    given = "" if item["type"] == "value_error" else f", not {shown(item['input'])}"
+    return at, f"{message}{given}"
 
 
-def _fields_at(model: type[BaseModel], place: Place) -> dict[str, Any]:
-    """The fields of the model that a place inside `model` leads to."""
-    for part in place:
-        field = model.model_fields.get(str(part))
-        inner = getattr(field, "annotation", None)
-        options = [inner, *getattr(inner, "__args__", ())]
-        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if found is None:
-            return {}
-        model = found
-    return dict(model.model_fields)
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as the file has it, shortened."""
     text = "nothing" if value is None else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -25,7 +25,7 @@ from jobs.failures import failure_class, sentence
 from jobs.fence import Attempt, Fence
 from jobs.job import Job
 from jobs.places import replace, walk
-from jobs.spec import REFERENCE
+from jobs.references import filled
 from jobs.store import StepDir
 from lact_asr.errors import DataError
 
@@ -272,7 +272,7 @@ def stuck(events: Sequence[Mapping[str, Any]], job: str) -> str:
 
 
 def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` with every `${step.field}` replaced by that step's result."""
+    """`settings` with every `${step.field}` replaced by that step's result, `$${` by `${`."""
 
     def value_of(reference: str) -> Any:
         name, _, field = reference.partition(".")
@@ -284,11 +284,8 @@ def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
         return value
 
     for place, value in list(walk(settings)):
-        if isinstance(value, str) and (whole := REFERENCE.fullmatch(value)):
-            settings = replace(settings, place, value_of(whole[1]))
-        elif isinstance(value, str) and "${" in value:
-            text = REFERENCE.sub(lambda match: str(value_of(match[1])), value)
-            settings = replace(settings, place, text)
+        if isinstance(value, str) and "${" in value:
+            settings = replace(settings, place, filled(value, value_of))
     return settings
 
 

@@ -16,6 +16,10 @@ from jobs.errors import SpecError
 from jobs.places import Place
 
 _LIMIT = 100_000  # values in a file: aliases of aliases grow exponentially
+DEEPEST = 50  # values inside values; ours are 6 deep, and Python counts calls up to 1,000
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # escapes can make them; no file system takes them
+_DIGITS = 3000  # Python writes integers of up to 4,300 decimal ones
+_TOO_DEEP = f"nested too deeply: at most {DEEPEST} values inside each other"
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 
@@ -31,7 +35,7 @@ for _name, _pattern in (
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
     ("float", rf"{_FLOAT}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
 ):
-    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), None)
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), None)
 
 
 @dataclass
@@ -68,6 +72,9 @@ def parse(text: str, name: str) -> Document:
         character = f"U+{error.character:04X}"
         document.mistakes.append(f"{name}:{line + 1}: not YAML text: {character} is not allowed")
         return document
+    except RecursionError:
+        document.mistakes.append(f"{name}:1: {_TOO_DEEP}")
+        return document
     if node is not None:
         document.value = _value(node, (), document, name, ())
     return document
@@ -86,6 +93,9 @@ def _value(
     document.places[place] = f"{name}:{node.start_mark.line + 1}"
     if id(node) in above:
         document.mistake(place, "an alias to something that it is part of: write the value out")
+        return None
+    if len(place) > DEEPEST:
+        document.mistakes.append(f"{document.places[place]}: {_TOO_DEEP}")
         return None
     if len(document.places) > _LIMIT:
         raise SpecError([f"{name}: more than {_LIMIT} values: write fewer, without nested aliases"])
@@ -111,6 +121,8 @@ def _mapping(
         line = f"{name}:{key_node.start_mark.line + 1}"
         if not isinstance(key, str):
             document.mistakes.append(f"{line}: a key must be text")
+        elif _NO_TEXT.search(key):
+            document.mistakes.append(f"{line}: {_no_text(key)}")
         elif key in values:
             document.mistake(place, f"{key!r} is written twice (again at {line}): keep one")
         else:
@@ -123,18 +135,27 @@ def _mapping(
 def _scalar(node: yaml.Node, place: Place, document: Document) -> Any:
     text, kind = node.value, node.tag.removeprefix(_TAG)
     if kind == "str":
+        if _NO_TEXT.search(text):
+            document.mistake(place, _no_text(text))
         return text
     if kind == "null":
         return None
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        return int(text, base)
+        if len(text) > _DIGITS:
+            document.mistake(place, f"a number of {len(text)} digits: write it shorter")
+            return None
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     if kind == "float":
         return float(re.sub(r"\.(inf|nan)", r"\1", text.lower()))
     document.mistake(place, f"the tag {node.tag!r} is not data: leave it out")
     return None
+
+
+def _no_text(text: str) -> str:
+    character = _NO_TEXT.findall(text)[0]
+    return f"U+{ord(character):04X} is not allowed in a text"
 
 
 def read(path: Path) -> Document:

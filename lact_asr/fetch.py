@@ -23,6 +23,7 @@ from lact_asr.errors import DataError, Stopped
 from lact_asr.files import read_json, write_json
 from lact_asr.locks import never
 from lact_asr.progress import Progress, size
+from lact_asr.room import arrived, part_of
 
 CHUNK = 1 << 16  # bytes between two looks at should_stop: 0.7 s at 100 kB/s
 TIMEOUT = (15, 30)  # seconds to connect, and without a byte
@@ -54,7 +55,7 @@ class Download:
     @property
     def part(self) -> Path:
         """Where the bytes wait until the checksum is right."""
-        return self.target.with_name(self.target.name + ".part")
+        return part_of(self.target)
 
     @property
     def version(self) -> Path:
@@ -64,10 +65,7 @@ class Download:
     @property
     def arrived(self) -> int:
         """Bytes on disk so far."""
-        for path in (self.target, self.part):
-            if path.exists():
-                return path.stat().st_size
-        return 0
+        return arrived(self.target)
 
 
 def fetch(download: Download) -> Path:

@@ -8,14 +8,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+PRIVATE = 0o600  # mode of a file that may hold passwords: its owner's alone
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` so that readers, and crashes, see the old file or the new, never half."""
+
+def write_atomic(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Write `content` so that readers, and crashes, see the old file or the new, never half.
+
+    The file gets the `mode`, as far as the umask allows.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{writer()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     with named(path):
         try:
-            with temporary.open("wb") as file:
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -31,9 +37,9 @@ def writer() -> str:
     return f"{os.uname().nodename}.{os.getpid()}"
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
     """Write `value` as indented JSON, atomically; paths become strings."""
-    write_atomic(path, json.dumps(value, indent=1, default=str, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=1, default=str, ensure_ascii=False) + "\n", mode)
 
 
 def read_json(path: Path) -> Any:

@@ -16,12 +16,10 @@ from lact_asr.audio import SUFFIXES
 from lact_asr.corpora import Subset
 from lact_asr.errors import DataError, Stopped
 from lact_asr.fetch import Download, fetch
-from lact_asr.files import read_json, write_json
+from lact_asr.files import write_json
 from lact_asr.locks import alone, never
 from lact_asr.progress import Progress, size
-
-MARKER = ".complete"
-_SLACK = 1.05  # unpacked bytes per archive byte: FLAC hardly compresses, small files waste blocks
+from lact_asr.room import MARKER, archive_of, folder_of, is_complete, wanted
 
 
 def obtain(
@@ -35,7 +33,7 @@ def obtain(
 
     Raises DataError, or Stopped when interrupted: the next call goes on from there.
     """
-    folder = root / "LibriSpeech" / subset.name
+    folder = folder_of(subset, root)
     root.mkdir(parents=True, exist_ok=True)
     with alone(root / f".{subset.name}.lock", should_stop):
         if is_complete(folder, subset):
@@ -46,7 +44,7 @@ def obtain(
                 " Move it away, or read it as it is with `source: folder`."
             )
         url = subset.url(mirror)
-        archive = root / f"{subset.name}.tar.gz"
+        archive = archive_of(subset, root)
         download = Download(
             url, archive, subset.checksum, subset.size, tries, should_stop=should_stop
         )
@@ -57,23 +55,14 @@ def obtain(
     return folder
 
 
-def is_complete(folder: Path, subset: Subset) -> bool:
-    """Whether this very archive was unpacked here, to its last utterance."""
-    try:
-        return bool(read_json(folder / MARKER)["checksum"] == subset.checksum)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
 def check_room(root: Path, subset: Subset, arrived: int) -> None:
     """DataError if the rest of the archive and the unpacked corpus do not fit under `root`."""
-    unpacked = int(subset.size * _SLACK)
-    missing = max(0, subset.size - arrived)
+    left, unpacked = wanted(subset, arrived)
     free = shutil.disk_usage(root).free
-    if missing + unpacked > free:
+    if left + unpacked > free:
         raise DataError(
-            f"{subset.name} needs {size(missing + unpacked)} free in {root}"
-            f" (archive {size(missing)}, unpacked {size(unpacked)}), there are {size(free)}."
+            f"{subset.name} needs {size(left + unpacked)} free in {root}"
+            f" (archive {size(left)}, unpacked {size(unpacked)}), there are {size(free)}."
             " Make room or set `root` to another disk."
         )
 

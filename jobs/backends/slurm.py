@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.errors import ClusterError, SubmitRefused
+from lact_asr.files import PRIVATE
 
 if TYPE_CHECKING:
     from jobs.clusters import Cluster
@@ -115,6 +116,7 @@ class SlurmBackend:
         from jobs.clusters import Cluster
 
         script = job.logs / f"{_SCRIPT}{job.token}.sh"
+        script.touch(PRIVATE)  # it has the cluster's environment in it
         script.write_text(_script(Cluster.model_validate(self.cluster), job, after, behind))
         found = _sbatch(script)
         script.rename(job.logs / f"{found}_submission.sh")

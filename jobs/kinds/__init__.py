@@ -2,7 +2,8 @@
 
 A kind has a docstring (its first line is what `launch.py kinds` prints), `RESOURCES` (what a step
 of it asks for unless the file says otherwise), `Settings`, `Result` and `run(settings, job) ->
-Result`. Nothing heavy is imported before `run`.
+Result`. One that takes much disk outside of its run has `space(settings)`, too. Nothing heavy is
+imported before `run`.
 """
 
 import importlib

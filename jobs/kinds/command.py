@@ -19,15 +19,16 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 
 from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
-from jobs.spec import Frozen, Resources
+from jobs.spec import Frozen, Resources, check_variables
 from lact_asr.files import read_json
 
 RESOURCES = Resources(time="1h", cpus=1, memory_gb=4)
 _SAVED = 75  # EX_TEMPFAIL: saved, to be started again
+_OURS = ("TRAINYARD_STEP", "TRAINYARD_RESULT", "TRAINYARD_POSITION")
 _LATE = 1.0  # seconds that the cluster's signal may come after the program's end
 _LOOK = 10.0  # seconds between two looks at whether a newer start has taken the step over
 Text = Annotated[
@@ -50,6 +51,12 @@ class Settings(Frozen):
         description="the program handles SIGUSR2, sent before the time limit: it saves and ends "
         "with status 75, and is started again; from other programs the signal is kept away",
     )
+
+    @field_validator("environment")
+    @classmethod
+    def _variables(cls, environment: dict[str, str]) -> dict[str, str]:
+        check_variables(environment, dict.fromkeys(_OURS, "nothing: the step sets it"))
+        return environment
 
 
 class Result(Frozen):

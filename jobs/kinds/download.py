@@ -17,9 +17,10 @@ from pydantic import Field, model_validator
 
 from jobs.errors import Interrupted
 from jobs.job import Job
-from jobs.spec import Frozen, Resources
+from jobs.spec import Frozen, Resources, Space
 from lact_asr.corpora import CORPORA, MIRROR, MIRRORS
 from lact_asr.errors import DataError, Stopped
+from lact_asr.room import peak
 from lact_asr.sentences import Synthetic
 
 if TYPE_CHECKING:
@@ -122,6 +123,17 @@ class Result(Frozen):
     hours: float = Field(description="of audio in train, dev and test together")
 
 
+def space(settings: Settings) -> Space:
+    """The disk that the subsets still take, at its peak; a small or a given corpus takes none."""
+    known, names = CORPORA.get(settings.source, {}), _wanted(settings)
+    return Space(
+        settings.root,
+        peak((known[name] for name in names if name in known), settings.root),
+        f"{settings.source} ({', '.join(names)}), archives and what is unpacked at the peak",
+        "write another root in its settings, or set TRAINYARD_DATA to another folder",
+    )
+
+
 def run(settings: Settings, job: Job) -> Result:
     """Bring what is missing, then write the manifests."""
     if job.world_size > 1:
@@ -136,11 +148,16 @@ def run(settings: Settings, job: Job) -> Result:
     return _write(home, subsets, parts, job)
 
 
+def _wanted(settings: Settings) -> list[str]:
+    """The subsets, in the order in which they come."""
+    return sorted({*settings.train, *settings.dev, *settings.test})
+
+
 def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]:
     """The folder for the manifests, and the utterances of each subset named."""
     from lact_asr.layout import scan
 
-    wanted = sorted({*settings.train, *settings.dev, *settings.test})
+    wanted = _wanted(settings)
     if settings.source == "synthetic":
         from lact_asr.synthesis import synthesise
 

@@ -30,16 +30,21 @@ class Settings(learning.CTCSettings):
         "stopping after 20 validations, augmentation, bfloat16 on GPUs; standard and emergency are "
         "the founding notes' two stable recipes (batch norm, two utterances a step, a clamp on the "
         "attention's output; 1e-4 and clipping at 1, then 1e-5, clipping at 0.5 and steps above a "
-        "norm of 10 dropped); plain is the defaults listed here",
+        "norm of 10 dropped); plain adds nothing. What is in force: `launch.py kinds "
+        "teacher --preset PRESET`",
     )
 
     def recipe(self) -> Mapping[str, Any]:
         """What the preset says about `training`."""
         return TEACHER[self.preset]["training"]
 
+    def shape(self) -> Mapping[str, Any]:
+        """What the preset says about `model`."""
+        return TEACHER[self.preset]["model"]
+
     def configuration(self, **changes: object) -> Any:
         """The teacher's own configuration: the preset's, then what is written, then `changes`."""
-        return super().configuration(**{**TEACHER[self.preset]["model"], **self.model, **changes})
+        return super().configuration(**{**self.shape(), **self.model, **changes})
 
 
 class Result(learning.Trained):

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from jobs import kinds
 from jobs.backends import StepJob
 from jobs.clusters import (
     TEMPLATES,
@@ -183,3 +185,84 @@ def test_a_step_imports_the_snapshot_from_whatever_folder_it_runs_in(tmp_path: P
     command = lines[-1][lines[-1].index(site.python) :]
     done = subprocess.run(["bash", "-c", f"{script}\n{command}"], capture_output=True, text=True)
     assert done.stdout == f"snapshot {tmp_path / 'steps' / 'train'}\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"array": "0-3"}, "'array' is not set here: write one step for each job"),
+        ({"arr": "0-3"}, "'arr' is not set here"),  # sbatch takes a beginning for the name
+        ({"gpus": 2}, "'gpus' is not set here: write resources in the pipeline file"),
+        ({"gpus_per_task": 1}, "'gpus-per-task' is not set here"),
+        ({"tasks-per-node": 2}, "write resources in the pipeline file"),
+        ({"export": "NONE"}, "'export' is not set here: write environment"),
+        ({"no_requeue": True}, "chains of steps depend on it"),
+        ({"help": True}, "'help' is not set here: write nothing"),
+        ({"test-only": True}, "'test-only' is not set here: write nothing"),
+        ({"parsable": True}, "write nothing"),
+        ({"clusters": "other"}, "log in where those jobs are to run"),
+        ({"nice": "7\n#SBATCH --array=0-3"}, "'nice': write its value on one line"),
+        ({"nice=7 --array": "0-3"}, "is no parameter: write one of `sbatch --help`"),
+        ({"": "0-3"}, "'' is no parameter"),
+        ({"--array": "0-3"}, "'--array' is no parameter"),
+    ],
+)
+def test_a_parameter_that_would_change_what_a_step_is_is_refused(
+    extra: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Cluster(extra=extra)
+    assert words in str(caught.value)
+
+
+def test_every_wrong_parameter_is_named_at_once_and_right_ones_are_taken() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Cluster(extra={"array": "0-3", "nice": 7, "wrap": "true"})
+    said = caught.value.errors()[0]["msg"]
+    assert "'array'" in said and "'wrap'" in said and "'nice'" not in said
+    fine = {"exclude": "n1", "exclusive": True, "mail-type": "END", "time-min": 5, "hint": "x"}
+    assert Cluster(extra=fine).extra == fine
+
+
+@pytest.mark.parametrize("field", ["partition", "account", "qos", "constraint", "gpu_type"])
+def test_a_name_of_the_site_is_on_one_line(field: str) -> None:
+    with pytest.raises(ValidationError, match="write it on one line"):
+        Cluster.model_validate({field: "gpu\n#SBATCH --array=0-3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("A B", "'A B' is no name of a variable"),
+        ("1A", "'1A' is no name of a variable"),
+        ("A\n", "is no name of a variable"),
+        ("A=1; rm x; B", "is no name of a variable"),
+        ("", "'' is no name of a variable"),
+        ("RANK", "RANK is not set here: write nothing"),
+        ("SLURM_JOB_ID", "SLURM_JOB_ID is not set here: write nothing: Slurm sets it"),
+        ("TRAINYARD_STEP", "the launcher sets it"),
+        ("PYTHONPATH", "write `export PYTHONPATH=...` in setup"),
+    ],
+)
+def test_a_variable_has_a_name_and_is_not_one_of_the_launchers(name: str, words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Cluster(environment={"GOOD": "1", name: "x"})
+    said = caught.value.errors()[0]["msg"]
+    assert words in said and "GOOD" not in said
+
+
+def test_a_variable_of_a_command_has_a_name_and_is_not_one_that_the_step_sets() -> None:
+    settings = kinds.load("command").Settings
+    with pytest.raises(ValidationError) as caught:
+        settings(argv=["x"], environment={"A-B": "1", "TRAINYARD_RESULT": "r", "PYTHONPATH": "p"})
+    assert "'A-B' is no name of a variable" in str(caught.value)
+    assert "TRAINYARD_RESULT is not set here: write nothing" in str(caught.value)
+    assert "PYTHONPATH is" not in str(caught.value)  # the program's own business
+
+
+def test_a_path_that_setup_exports_comes_behind_the_code_of_the_run(tmp_path: Path) -> None:
+    site = Cluster(setup=["export PYTHONPATH=/mine"], environment={"X": "$HOME"})
+    lines = parameters(site, step_job(tmp_path))["setup"]
+    script = "\n".join([*lines[:-1], 'echo "$PYTHONPATH $X"'])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout == f"{tmp_path / 'code'}:/mine $HOME\n"

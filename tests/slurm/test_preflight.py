@@ -1,15 +1,26 @@
 """The preflight asks a real Slurm, and says everything that is wrong at once."""
 
+import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs import preflight
+from jobs.backends.slurm import SlurmBackend
 from jobs.clusters import Cluster
+from jobs.errors import UserError
+from jobs.kinds import download as download_kind
 from jobs.preflight import problems
+from jobs.reading import read_pipeline
+from jobs.render import render
 from jobs.spec import Pipeline, Resources, Step
+from lact_asr.corpora import LIBRISPEECH
+from lact_asr.room import MARKER, folder_of
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.steps import put_on_path
+from tests.slurm.steps import as_stored, make_step, put_on_path
 
 
 def pipeline(**steps: dict[str, object]) -> Pipeline:
@@ -140,6 +151,142 @@ def test_too_little_disk_is_said_with_what_is_free(
     assert "GB free, 1000000000.0 GB needed: set TRAINYARD_RUNS" in found
 
 
+CORPUS = {
+    "source": "librispeech",
+    "train": ["train-clean-100", "train-clean-360", "train-other-500"],
+    "dev": ["dev-clean", "dev-other"],
+    "test": ["test-clean", "test-other"],
+}
+
+
+def download(folder: Path, root: Path, **changes: object) -> Pipeline:
+    """A pipeline that brings a corpus."""
+    step = {"kind": "download", "settings": {**CORPUS, "root": str(root), **changes}}
+    file = folder / "p.yaml"
+    file.write_text(json.dumps({"steps": {"corpus": step}}))
+    return read_pipeline(file)
+
+
+@pytest.mark.parametrize("folder", ["not/there/yet", "."])
+def test_a_corpus_that_does_not_fit_is_named_with_what_it_takes(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    where = small / folder
+    free = shutil.disk_usage(small).free
+    enlarged = {
+        name: replace(subset, size=subset.size * free // 10**10)
+        for name, subset in LIBRISPEECH.items()
+    }
+    monkeypatch.setattr(download_kind, "CORPORA", {"librispeech": enlarged})
+    site = Cluster(name="here", backend="local")
+    (found,) = problems(download(tmp_path, where), site, tmp_path)
+    needed = 94.96 * free / 1e10
+    said = re.fullmatch(
+        r"corpus: data folder (\S+): [\d.]+ GB free, ([\d.]+) GB needed for librispeech "
+        r"\((.*)\), archives and what is unpacked at the peak: write another root in its "
+        r"settings, or set TRAINYARD_DATA to another folder",
+        found,
+    )
+    assert said, found
+    assert Path(said[1]) == where.absolute() and "train-other-500" in said[3]
+    assert float(said[2]) == pytest.approx(needed, rel=0.01)
+    fits = download(tmp_path, where, train=["test-clean"], dev=["dev-clean"], test=["dev-clean"])
+    assert problems(fits, site, tmp_path) == []
+
+
+def test_a_corpus_that_is_there_or_given_or_small_needs_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Cluster(name="here", backend="local")
+    huge = {name: replace(one, size=10**18) for name, one in LIBRISPEECH.items()}
+    monkeypatch.setattr(download_kind, "CORPORA", {"librispeech": huge})
+    assert len(problems(download(tmp_path, tmp_path / "data"), site, tmp_path)) == 1
+    for subset in huge.values():
+        folder = folder_of(subset, tmp_path / "data")
+        folder.mkdir(parents=True)
+        (folder / MARKER).write_text(json.dumps({"checksum": subset.checksum}))
+    assert problems(download(tmp_path, tmp_path / "data"), site, tmp_path) == []
+    small = {"source": "synthetic", "train": [], "dev": [], "test": []}
+    assert problems(download(tmp_path, tmp_path / "other", **small), site, tmp_path) == []
+
+
+def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (found,) = ask(tmp_path / "file" / "runs", {"backend": "local"}, train={})
+    assert f"{tmp_path / 'file'} is not a folder: set TRAINYARD_RUNS" in found
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (found,) = ask(tmp_path / "gone", {"backend": "local"}, train={})
+    assert "is not a folder" in found
+    (found,) = problems(
+        download(tmp_path, tmp_path / "file" / "data"), Cluster(backend="local"), tmp_path
+    )
+    assert found.startswith("corpus: data folder") and "is not a folder: write another" in found
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("name", ["50%", "a\\b", "two\nlines"])
+def test_a_runs_folder_whose_name_slurm_would_change_is_refused(tmp_path: Path, name: str) -> None:
+    found = "".join(said := ask(tmp_path / name, {}, train={}))
+    assert len(said) == 1, said
+    assert found.startswith("runs folder ") and "Slurm does not take" in found
+    assert found.endswith("as it is: set TRAINYARD_RUNS to another folder") and "\n" not in found
+    assert ask(tmp_path / name, {"backend": "local"}, train={}) == []
+    with pytest.raises(UserError, match=r"Slurm does not take .* as it is: name a folder without"):
+        render(pipeline(train={}), Cluster(name="here"), "", tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_step_runs_in_a_folder_with_every_other_sign_in_its_name(
+    slurm: PrivateSlurm, backend: SlurmBackend, tmp_path: Path
+) -> None:
+    odd = tmp_path / "!\"#$&'()*+,-.:;<=>?@[]^_`{|}~ é\t"
+    assert ask(tmp_path / "fine", {}, train={}) == []
+    odd = Path(str(odd).rstrip())
+    assert ask(odd, {}, train={}) == []
+    step = make_step(odd, "odd", "echo heard")
+    job = backend.submit(step, [])
+    slurm.wait_for(lambda: slurm.state(job) in ("COMPLETED", "FAILED"))
+    assert slurm.state(job) == "COMPLETED"
+    assert "heard" in "".join(log.read_text() for log in step.logs.glob("*_log.out"))
+
+
+@pytest.mark.parametrize("state", ["DOWN", "DRAIN", "INACTIVE"])
+def test_a_partition_in_which_no_job_starts_is_said(
+    slurm: PrivateSlurm, tmp_path: Path, state: str
+) -> None:
+    slurm.run("scontrol", "update", "partitionname=short", f"state={state}")
+    try:
+        found = ask(tmp_path, {"partition": "short"}, train={"time": "2m"}, test={"time": "1h"})
+        assert found == [
+            f"cluster here: partition short is {state}, no job starts there: "
+            "write one that is UP (gpu, preempt)",
+            "test: resources.time 1h is over the limit of partition short: write 2m or less",
+        ]
+        assert ask(tmp_path, {"partition": "short,gpu"}, train={"time": "2m"}) == []
+    finally:
+        slurm.run("scontrol", "update", "partitionname=short", "state=UP")
+    assert ask(tmp_path, {"partition": "short"}, train={"time": "2m"}) == []
+
+
+@pytest.mark.usefixtures("slurm")
+def test_without_srun_everything_else_is_still_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "sbatch", "scontrol", "sinfo", "sacctmgr"):
+        found = shutil.which(name)
+        assert found
+        (programs / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(programs))
+    assert ask(tmp_path, {"account": "lub"}, train={}) == [
+        "srun is not on PATH, with which a job starts its step: put it there",
+        "cluster here: account 'lub' is not valid: did you mean 'lab'?",
+    ]
+
+
 def test_without_slurms_commands_the_local_cluster_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,3 +307,13 @@ def test_a_slurm_that_does_not_answer_is_one_problem(
     (tmp_path / "slurm.conf").write_text(dead)
     (found,) = ask(tmp_path, {}, train={})
     assert "Unable to contact slurm controller" in found
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_submitted_script_holds_the_environment_and_is_its_owners_alone(tmp_path: Path) -> None:
+    backend = SlurmBackend(as_stored(environment={"TOKEN": "hunter2"}))
+    step = make_step(tmp_path, "quiet")
+    backend.submit(step, [])
+    holding = [path for path in step.logs.iterdir() if b"hunter2" in path.read_bytes()]
+    assert holding
+    assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
