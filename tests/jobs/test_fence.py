@@ -1,5 +1,6 @@
 """Only the newest start of a step writes: the order of starts, and real processes that leave."""
 
+import os
 import signal
 import subprocess
 import threading
@@ -66,6 +67,21 @@ def test_a_job_that_dies_may_still_save_while_the_one_behind_it_waits(step: Step
     fence.enter(claim=True)
     step.add_submission("train.cccc")
     fence.check()
+
+
+def test_a_start_of_a_job_that_was_submitted_anew_leaves_before_the_new_one_begins(
+    step: StepDir,
+) -> None:
+    with pytest.raises(Superseded, match="was submitted anew"):
+        Fence(step, Attempt(OLD, "9", 0)).enter(claim=True)
+    assert step.claim() is None
+
+
+def test_rank_0_claims_the_folder_for_its_start(step: StepDir) -> None:
+    assert start(step, **of("8", NEW, restart=2)).wait(timeout=20) == 0
+    claim = step.claim()
+    assert (claim["token"], claim["job"], claim["restart"]) == (NEW, "8", 2)
+    assert claim["host"] == os.uname().nodename
 
 
 def test_ranks_of_one_start_are_no_rivals(step: StepDir) -> None:

@@ -114,13 +114,19 @@ def test_the_warning_before_the_time_limit_does_not_end_a_program(tmp_path: Path
     assert step.result() is not None
 
 
-def test_a_program_that_fails_after_the_warning_has_failed(tmp_path: Path) -> None:
-    step = make_step(tmp_path, ["sh", "-c", "sleep 1; exit 3"])
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [("exit 3", "ended with status 3"), ("kill -KILL $$", "was ended by signal 9")],
+)
+def test_a_program_that_fails_after_the_warning_has_failed(
+    tmp_path: Path, end: str, words: str
+) -> None:
+    step = make_step(tmp_path, ["sh", "-c", f"sleep 1; {end}"])
     process = start(step)
     _until(lambda: _child(process.pid))
     os.kill(process.pid, signal.SIGUSR2)
     assert process.wait(timeout=20) == 1
-    assert "sh ended with status 3" in step.failure()["message"]
+    assert words in step.failure()["message"]
     assert events(step) == ["started", "failed"]
 
 
