@@ -111,21 +111,21 @@ def logs(
     if not known and not follow:
         raise UserError(_no_log(run, step, queue, rank))
     _print(_last(list(known.values()), lines, wanted if pattern else None, rest=not follow))
-    troubles = _say_troubles(known, set())
+    troubles = _say_troubles(step, known, set())
     while follow:
         ended = _ended(run, step, queue)
         for log in _known(step, rank, known).values():
             _print(line for line in log.lines(rest=ended) if wanted(line))
-        troubles = _say_troubles(known, troubles)
+        troubles = _say_troubles(step, known, troubles)
         if ended:
             break
         time.sleep(_POLL)
     return int(bool(troubles))
 
 
-def _say_troubles(known: Mapping[Path, Log], said: set[str]) -> set[str]:
+def _say_troubles(step: StepDir, known: Mapping[Path, Log], said: set[str]) -> set[str]:
     """Say why files cannot be read, where that has not been said; all that has been said."""
-    troubles = {log.trouble for log in known.values() if log.trouble}
+    troubles = {*step.flaws.values(), *(log.trouble for log in known.values() if log.trouble)}
     for trouble in sorted(troubles - said):
         print(trouble, file=sys.stderr, flush=True)
     return troubles | said
@@ -149,7 +149,7 @@ def _no_log(run: Run, step: StepDir, queue: Queue, rank: int) -> str:
     """Why there is no log."""
     seen = view(run, queue)
     state, reason = seen.observed[step.name]
-    because = "; ".join(filter(None, [reason, seen.trouble]))
+    because = "; ".join(filter(None, [reason, *step.flaws.values(), seen.trouble]))
     ranks = ", ".join(step.ranks_with_log())
     return (
         f"{step.name} has no log of rank {rank}: {state.value}"
@@ -158,9 +158,7 @@ def _no_log(run: Run, step: StepDir, queue: Queue, rank: int) -> str:
     )
 
 
-def _last(
-    logs: list[Log], count: int, wanted: _Matcher | None, *, rest: bool
-) -> Iterable[str]:
+def _last(logs: list[Log], count: int, wanted: _Matcher | None, *, rest: bool) -> Iterable[str]:
     """The last `count` lines of all the logs, or of those that match."""
     if wanted is None:
         left = count
@@ -174,7 +172,7 @@ def _ended(run: Run, step: StepDir, queue: Queue) -> bool:
     """Whether a step has ended: its own files tell, and now and then the queue."""
     if step.has_ended():
         return True
-    return queue.is_due() and view(run, queue).observed[step.name].state not in ACTIVE
+    return queue.is_due and view(run, queue).observed[step.name].state not in ACTIVE
 
 
 def print_log(step: StepDir) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import logs
 from jobs.plan import ACTIVE, State
 from jobs.printing import one_line
-from jobs.states import Queue, View, view
+from jobs.states import ENDS, STARTS, Queue, View, view
 from jobs.store import Run
 from lact_asr.files import number
 
@@ -28,7 +28,6 @@ _COLOURS = {
 }
 _POLL = 1.0  # seconds between two looks at the files
 _WIDEST = 400  # characters of a line about one step
-_STARTS, _ENDS = ("started", "resumed"), ("interrupted", "finished", "failed")
 
 
 def describe(run: Run, queue: Queue) -> dict[str, Any]:
@@ -55,14 +54,14 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         seconds = job.elapsed or None
     progress = folder.progress() if record.events else {}
     last_line = ""
-    if latest and state in (State.FAILED, State.LOST) and not record.own_failure:
+    if latest and state in (State.FAILED, State.LOST) and not record.has_own_failure:
         last_line = logs.last_line(folder, latest.job)
     return {
         "step": step["name"],
         "kind": step["kind"],
         "state": state.value,
         "reason": reason.splitlines()[0] if reason else "",
-        "job": latest.job if latest else "",
+        "job": latest.job or (job.job if job else "") if latest else "",
         "submissions": len(record.tries),
         "seconds": None if seconds is None else round(seconds, 1),
         "progress": progress,
@@ -77,9 +76,9 @@ def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
     """Seconds the step has been running, over all its starts; None before the first."""
     total, since = 0.0, None
     for event in events:
-        if event["event"] in _STARTS and "host" in event:  # training reports what it resumed, too
+        if event["event"] in STARTS and "host" in event:  # training reports what it resumed, too
             since = event["time"]
-        elif event["event"] in _ENDS and since is not None:
+        elif event["event"] in ENDS and since is not None:
             total, since = total + event["time"] - since, None
     if since is not None and state is State.RUNNING:
         total += time.time() - since
@@ -119,7 +118,7 @@ def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
 
 def summary(step: Mapping[str, Any]) -> str:
     """The one line that matters of a step: why it failed, what it found, how far it is."""
-    said = [step["reason"], *step["unreadable"]]
+    said = list(dict.fromkeys([step["reason"], *step["unreadable"]]))
     if step["state"] == State.SUCCEEDED.value:
         said = [_headline(step["result"]), *step["unreadable"]]
     elif step["state"] == State.RUNNING.value:
