@@ -87,7 +87,9 @@ class StepDir:
         """A JSON object in which these keys hold text."""
         with self._noting(name) as path:
             found = read_object(path)
-            wrong = [key for key in texts if found and not isinstance(found.get(key), str)]
+            wrong = [
+                key for key in texts if found is not None and not isinstance(found.get(key), str)
+            ]
             if wrong:
                 raise Unreadable(path, f"{wrong[0]!r} is not a text in it")
             return found
@@ -233,7 +235,8 @@ class StepDir:
         times: dict[Path, float] = {}
         endings = (f"_{rank}_log.out", f"_{rank}_log.err")
         for file in [file for file in self._logs() if file.name.endswith(endings)]:
-            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            times[file] = 0.0
+            with contextlib.suppress(OSError):  # who reads it says what is wrong with it
                 times[file] = file.stat().st_mtime
         return sorted(times, key=lambda file: times[file])
 
@@ -381,24 +384,47 @@ def _of(facts: Mapping[str, Any], name: str, otherwise: _Fact) -> _Fact:
 
 
 def _run_facts(path: Path) -> dict[str, Any]:
-    """What run.json says; UserError where it is not whole."""
+    """What run.json says; UserError where something that every reader needs is not in it."""
     try:
         info = read_object(path) or {}
     except Unreadable as error:
         raise UserError(str(error)) from None
-    wanted = {"steps": list, "cluster": dict, "user": str, "pipeline": str}
-    wrong = [name for name, kind in wanted.items() if not isinstance(info.get(name), kind)]
-    if wrong or not all(map(_is_step, info["steps"])):
-        raise UserError(f"{path} cannot be read: {(wrong or ['steps'])[0]!r} is missing or wrong")
+    if wrong := next(_wrong_facts(info), ""):
+        raise UserError(f"{path} cannot be read: {wrong!r} is missing or wrong")
     return info
 
 
-def _is_step(step: object) -> bool:
-    """Whether a value has what every reader of a run's steps takes for granted."""
+def _wrong_facts(info: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of run.json that do not hold what they should."""
+    for name in ("pipeline", "user"):
+        if not isinstance(info.get(name), str):
+            yield name
+    if number(info.get("created")) is None:
+        yield "created"
+    if not isinstance(info.get("scheduler", ""), str):
+        yield "scheduler"
+    cluster = info.get("cluster")
+    words = [cluster.get(key) for key in ("name", "backend")] if isinstance(cluster, dict) else [0]
+    if not all(isinstance(word, str) for word in words):
+        yield "cluster"
+    steps, known = info.get("steps"), set[str]()
+    for step in steps if isinstance(steps, list) else [None]:
+        if not _is_step(step, known):
+            yield "steps"
+            return
+        known.add(step["name"])
+
+
+def _is_step(step: object, known: set[str]) -> bool:
+    """Whether a value describes a step whose folder can exist, behind steps that are known."""
+    if not isinstance(step, dict):
+        return False
+    name, kind, needs = step.get("name"), step.get("kind"), step.get("needs")
     return (
-        isinstance(step, dict)
-        and isinstance(step.get("name"), str)
-        and isinstance(step.get("kind"), str)
-        and isinstance(needs := step.get("needs"), list)
-        and all(isinstance(need, str) for need in needs)
+        isinstance(name, str)
+        and name.isprintable()
+        and Path(name).name == name
+        and isinstance(kind, str)
+        and isinstance(needs, list)
+        and all(isinstance(need, str) and need in known for need in needs)
     )

@@ -88,7 +88,7 @@ def _keeper(job: str) -> bool:
     try:
         process = psutil.Process(int(pid))
         return process.status() != psutil.STATUS_ZOMBIE and token in process.cmdline()
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError):  # ValueError: what is on record is no id of ours
         return False
 
 
