@@ -112,8 +112,8 @@ def table(status: Mapping[str, Any]) -> "Text":
 
 def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
     seconds = "" if step["seconds"] is None else duration(step["seconds"])
-    job = step["job"].split(".")[0]
-    return step["step"], step["kind"], step["state"], seconds, job, summary(step)
+    kind, job = one_line(step["kind"], 20), one_line(step["job"].split(".")[0], 20)
+    return step["step"], kind, step["state"], seconds, job, summary(step)
 
 
 def summary(step: Mapping[str, Any]) -> str:
