@@ -407,12 +407,19 @@ def _wrong_facts(info: Mapping[str, Any]) -> Iterator[str]:
     words = [cluster.get(key) for key in ("name", "backend")] if isinstance(cluster, dict) else [0]
     if not all(isinstance(word, str) for word in words):
         yield "cluster"
-    steps, known = info.get("steps"), set[str]()
-    for step in steps if isinstance(steps, list) else [None]:
+    steps = info.get("steps")
+    if not (isinstance(steps, list) and _are_steps(steps)):
+        yield "steps"
+
+
+def _are_steps(steps: list[Any]) -> bool:
+    """Whether each value describes a step behind steps that come before it."""
+    known: set[str] = set()
+    for step in steps:
         if not _is_step(step, known):
-            yield "steps"
-            return
+            return False
         known.add(step["name"])
+    return True
 
 
 def _is_step(step: object, known: set[str]) -> bool:

@@ -298,10 +298,10 @@ def test_a_step_that_nobody_submits_is_no_success_and_says_what_does(
 ) -> None:
     run = make_run(tmp_path)
     assert main(["status", str(run.path)]) == 1
-    assert "never submitted; to submit it: launch.py resume demo-1" in capsys.readouterr().out
+    assert "never submitted: launch.py resume" in capsys.readouterr().out
     with run.lock():  # somebody does
         assert main(["status", str(run.path)]) == 0
-        assert f"submitted by process {os.getpid()}" in capsys.readouterr().out
+        assert f"being submitted by process {os.getpid()}" in capsys.readouterr().out
 
 
 def test_a_line_that_a_crash_has_cut_hides_neither_the_one_before_nor_the_next(
