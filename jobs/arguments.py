@@ -83,7 +83,7 @@ def _add_for_pipelines(add: _Add) -> None:
 
 def _add_for_runs(add: _Add) -> None:
     """Commands about a run."""
-    status = add("status", "the state of every step; exit 1 where one has failed")
+    status = add("status", "the state of every step; exit 1 where one has ended without success")
     _add_run(status)
     status.add_argument("--watch", action="store_true", help="redraw until nothing is active")
     status.add_argument("--json", action="store_true", help="the same as data")

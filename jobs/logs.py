@@ -23,6 +23,9 @@ _POLL = 0.5  # seconds between two looks at the files
 _BLOCK = 1 << 16  # bytes read at once
 _LONGEST = 1 << 20  # bytes after which what has no end yet counts as a line
 
+# What srun adds to every bad end: "srun: Force Terminated StepId=17.0",
+# "srun: error: n1: task 0: Exited with exit code 1"
+_CHATTER = re.compile(r"srun: (?!error)|srun: error: .*: Exited with exit code")
 _Matcher = Callable[[str], object]  # true where a line is wanted
 
 
@@ -186,11 +189,13 @@ def last_line(step: StepDir, job: str, longest: int = 160) -> str:
 
     Its errors first: there Slurm says who was killed, and Python why it ended.
     """
-    for file in step.logs_of(job):
-        said = [one_line(line, longest) for line in _end(file).splitlines()]
-        if any(said):
-            return list(filter(None, said))[-1]
-    return ""
+    said = [
+        plain
+        for file in reversed(step.logs_of(job))
+        for line in _end(file).splitlines()
+        if (plain := one_line(line, longest))
+    ]
+    return next((line for line in reversed(said) if not _CHATTER.match(line)), "")
 
 
 def _end(path: Path) -> str:

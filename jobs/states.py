@@ -14,6 +14,7 @@ from jobs.plan import Evidence, Observed, observe_all
 from jobs.store import Run, StepDir, Submission
 
 _RARER, _RAREST = 1.5, 3.0  # factors of the time between two questions: 10, 15, 22, 30 s
+_SOON = 2.0  # seconds in which Slurm takes the steps behind a failed one out of the queue
 STARTS, ENDS = ("started", "resumed"), ("interrupted", "finished", "failed")
 
 
@@ -96,12 +97,19 @@ class Queue:
         self.asked = 0.0  # time of the last question, seconds since 1970
         self.trouble = ""
         self._pause = every  # seconds until the next question
+        self._failed: set[str] = set()
         self._answer: dict[str, JobState] = {}
 
     @property
     def is_due(self) -> bool:
         """Whether the queue may be asked again."""
         return time.time() - self.asked >= self._pause
+
+    def note_failed(self, names: set[str]) -> None:
+        """After another failure ask soon: no file tells what becomes of the steps behind it."""
+        if names - self._failed:
+            self._failed |= names
+            self._pause = min(self._pause, time.time() - self.asked + _SOON)
 
     def ask(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """The state of the job of each token (token -> id), as the last answer had it."""
@@ -141,6 +149,7 @@ def view(run: Run, queue: Queue, *, thorough: bool = False) -> View:
         _refuse_unreadable(first)
     answer = queue.ask(asked_about)
     records = {name: _read_ends(record) for name, record in first.items()}
+    queue.note_failed({name for name, record in records.items() if record.has_own_failure})
     evidence = {name: record.evidence(needs[name]) for name, record in records.items()}
     observed = observe_all(evidence, answer, queue.asked, busy)
     return View(records, observed, answer, queue.trouble if asked_about else "", busy)
