@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from jobs.backends import JobState, QueueState
 from jobs.backends.local import LocalBackend
-from jobs.states import Queue
+from jobs.states import Queue, view
+from tests.jobs.test_status import JOB, make_run, write
 
-JOBS = {"second.t1": "999999999.second.t1"}  # a process id that no machine has
+JOBS = {"second.t1": JOB}
 
 
 class Counted(LocalBackend):
@@ -41,16 +43,19 @@ def test_a_job_that_was_not_asked_about_is_asked_about_at_once() -> None:
     assert backend.asked == 2
 
 
-def test_after_a_failure_the_queue_is_asked_soon_and_once() -> None:
+def test_after_a_failure_the_queue_is_asked_soon_and_once(tmp_path: Path) -> None:
     """Slurm takes the steps behind it out of the queue, which no file tells."""
-    queue, end = Queue(Counted(), every=1000.0), time.monotonic() + 60.0
-    queue.ask(JOBS)
-    queue.note_failed(set())
-    assert not queue.is_due
-    queue.note_failed({"second"})
+    run, backend = make_run(tmp_path), Counted()
+    write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+    queue, end = Queue(backend, every=1000.0), time.monotonic() + 60.0
+    view(run, queue)
+    view(run, queue)
+    assert backend.asked == 1 and not queue.is_due
+    run.step("second").write_failure({"class": "error", "message": "it broke", "job": JOB})
+    view(run, queue)
     while not queue.is_due:
         assert time.monotonic() < end
         time.sleep(0.1)
     queue.ask(JOBS)
-    queue.note_failed({"second"})
+    view(run, queue)
     assert not queue.is_due
