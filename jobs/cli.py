@@ -65,13 +65,13 @@ def _when_stopped(say: str) -> Iterator[None]:
 
 
 def _looking(run: "Run") -> contextlib.AbstractContextManager[None]:
-    return _when_stopped(f"stopped looking; the run goes on: launch.py status {run.name}")
+    return _when_stopped(f"stopped looking; the run goes on: {NAME} status {run.name}")
 
 
 def _submitting(run: "Run") -> contextlib.AbstractContextManager[None]:
     return _when_stopped(
         f"stopped while submitting; what is in the queue stays there, and for the rest: "
-        f"launch.py resume {run.name}"
+        f"{NAME} resume {run.name}"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import logs
 from jobs.plan import ACTIVE, State
 from jobs.printing import one_line
+from jobs.program import NAME
 from jobs.states import ENDS, STARTS, Queue, View, view
 from jobs.store import Run
 from lact_asr.files import number
@@ -67,7 +68,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "progress": progress,
         "result": record.result,
         "last_line": last_line,
-        "more": f"launch.py logs {run.name}/{step['name']}" if last_line else "",
+        "more": f"{NAME} logs {run.name}/{step['name']}" if last_line else "",
         "unreadable": list(folder.flaws.values()),
     }
 
