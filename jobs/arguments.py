@@ -1,6 +1,7 @@
 """The words of the command line: commands, options, and the help that teaches them."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _add_for_pipelines(add: _Add) -> None:
 
 def _add_for_runs(add: _Add) -> None:
     """Commands about a run."""
-    status = add("status", "the state of every step; exit 1 where one has failed")
+    status = add("status", "the state of every step; exit 1 where one has ended without success")
     _add_run(status)
     status.add_argument("--watch", action="store_true", help="redraw until nothing is active")
     status.add_argument("--json", action="store_true", help="the same as data")
@@ -92,8 +93,10 @@ def _add_for_runs(add: _Add) -> None:
     logs.add_argument("step", metavar="RUN/STEP", help="the step; /STEP means the newest run")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the step ends")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this expression")
-    logs.add_argument("--rank", type=int, default=0, metavar="N", help="process (default 0)")
-    logs.add_argument("--lines", type=int, default=100, metavar="N", help="how many (default 100)")
+    logs.add_argument("--rank", type=_amount, default=0, metavar="N", help="process (default 0)")
+    logs.add_argument(
+        "--lines", type=_amount, default=100, metavar="N", help="how many (default 100)"
+    )
 
     cancel = add("cancel", "cancel a run, or a step and all behind it")
     cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="named always: no default")
@@ -147,6 +150,13 @@ def _add_for_checkpoints(add: _Add) -> None:
         "--limit", type=float, default=1e4, metavar="X", help="largest sound value (default 1e4)"
     )
     _add_one_step(diagnose, "diagnose")
+
+
+def _amount(text: str) -> int:
+    """0, 1, 2 ...; one that is too large for a count of lines means all of them."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0, 1, 2 ...")
+    return min(int(text[:30]), sys.maxsize)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

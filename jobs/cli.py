@@ -5,9 +5,11 @@ never shows a traceback, a bug always does. Each command imports what it needs a
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a log may hold what a terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = int(_COMMANDS[given.command](given))
         sys.stdout.flush()
@@ -36,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `launch.py logs ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print(f"stopped looking; the run goes on: {NAME} status", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
         return 130
 
 
@@ -48,6 +53,26 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def _when_stopped(say: str) -> Iterator[None]:
+    """What Ctrl-C means in here."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(say) from None
+
+
+def _looking(run: "Run") -> contextlib.AbstractContextManager[None]:
+    return _when_stopped(f"stopped looking; the run goes on: {NAME} status {run.name}")
+
+
+def _submitting(run: "Run") -> contextlib.AbstractContextManager[None]:
+    return _when_stopped(
+        f"stopped while submitting; what is in the queue stays there, and for the rest: "
+        f"{NAME} resume {run.name}"
+    )
 
 
 def _read(given: argparse.Namespace) -> "tuple[Pipeline, str]":
@@ -138,7 +163,7 @@ def _launch(
     run = create(store, pipeline, cluster, text, name, scheduler, **facts)
     print(run.path)
     backend = _backend_of(run)
-    with run.lock():
+    with _submitting(run), run.lock():
         todo = submit_pending(run, backend)
     return run, _report(run, backend, todo, wait)
 
@@ -153,9 +178,11 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
     if not wait:
         print(f"look: {NAME} status {run.name}\n      {NAME} logs {run.name}/STEP -f")
         return 0
-    from jobs.show import exit_code, watch
+    from jobs.states import Queue
+    from jobs.status import exit_code, watch
 
-    return exit_code(watch(run, backend))
+    with _looking(run):
+        return exit_code(watch(run, Queue(backend, backend.every)))
 
 
 def _check(given: argparse.Namespace) -> int:
@@ -177,15 +204,15 @@ def _kinds(given: argparse.Namespace) -> int:
         return 0
     if given.name not in kinds.NAMES:
         raise UserError(f"no kind {given.name!r}: {nearest(given.name, kinds.NAMES)}")
-    from jobs.show import print_kind
+    from jobs.printing import print_kind
 
     print_kind(describe(given.name, given.preset))
     return 0
 
 
 def _schema(given: argparse.Namespace) -> int:
+    from jobs.printing import print_json
     from jobs.schema import json_schema
-    from jobs.show import print_json
 
     print_json(json_schema())
     return 0
@@ -215,22 +242,25 @@ def _backend(cluster: "Mapping[str, Any]", scheduler: str = "", user: str = "") 
 
 
 def _status(given: argparse.Namespace) -> int:
-    from jobs import show
+    from jobs import status
+    from jobs.printing import print_json
+    from jobs.states import Queue
 
     run, backend = _open(given.run)
     if given.watch:
-        return show.exit_code(show.watch(run, backend))
-    status = show.describe(run, backend)
+        with _looking(run):
+            return status.exit_code(status.watch(run, Queue(backend, backend.every)))
+    found = status.describe(run, Queue(backend))
     if given.json:
-        show.print_json(status)
+        print_json(found)
     else:
-        show.print_status(status)
-    return show.exit_code(status)
+        status.print_status(found)
+    return status.exit_code(found)
 
 
 def _logs(given: argparse.Namespace) -> int:
-    from jobs import show
-    from jobs.states import Queue, view
+    from jobs.logs import logs
+    from jobs.states import Queue
     from jobs.store import RunStore
 
     run, step = RunStore().find_step(given.step)
@@ -238,15 +268,16 @@ def _logs(given: argparse.Namespace) -> int:
         names = ", ".join(f"{run.name}/{step['name']}" for step in run.steps())
         raise UserError(f"name a step: {names}")
     backend = _backend_of(run)
-    show.logs(
-        step,
-        lambda: view(run, Queue(backend)).observed[step.name],
-        rank=given.rank,
-        lines=given.lines,
-        pattern=given.grep,
-        follow=given.follow,
-    )
-    return 0
+    with _looking(run):
+        return logs(
+            run,
+            step,
+            Queue(backend, backend.every),
+            rank=given.rank,
+            lines=given.lines,
+            pattern=given.grep,
+            follow=given.follow,
+        )
 
 
 def _cancel(given: argparse.Namespace) -> int:
@@ -283,7 +314,7 @@ def _resume(given: argparse.Namespace) -> int:
 
     run, backend = _open(given.run)
     file = find_pipeline(given.file).absolute() if given.file else None
-    with run.lock():
+    with _submitting(run), run.lock():
         if file or given.set or given.redo:
             _mend(run, backend, file, given.set, given.redo)
         if given.fresh_code:
@@ -335,8 +366,8 @@ def _on_checkpoint(given: argparse.Namespace, kind: str, **settings: object) -> 
     import json
 
     from jobs.infer import one_step
+    from jobs.logs import print_log
     from jobs.reading import read_step
-    from jobs.show import print_log
 
     name, cluster = given.command, _cluster(given)
     file = one_step(

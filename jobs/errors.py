@@ -4,6 +4,7 @@ UserError          the user can mend it: what, where, what to write instead; no 
   SpecError        mistakes in a file, all of them at once, each with file:line
   ClusterError     the cluster refused, or a step failed: exit 1
     SubmitRefused  it refused a job, and nothing was queued
+    Elsewhere      the run belongs to another Slurm, or to another machine
 Interrupted        a kind has saved its work and wants to go on in the next allocation
 StepFailed         a kind, or its gate, has failed in a way that has a name
 Superseded         a newer start of the step has begun: this one leaves without writing
@@ -36,6 +37,10 @@ class ClusterError(UserError):
 
 class SubmitRefused(ClusterError):
     """The cluster has refused a job: nothing was queued."""
+
+
+class Elsewhere(ClusterError):
+    """The run belongs to another Slurm, or to another machine: here its job ids mean others."""
 
 
 class Interrupted(Exception):

@@ -35,7 +35,7 @@ def holder(path: Path) -> str:
     """`process 17 on login1` where somebody holds the lock, otherwise empty."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except OSError:  # not there, or not ours to open
         return ""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -38,12 +38,13 @@ _STATES = {
 
 
 class Evidence(NamedTuple):
-    """What the files say of one step; all but the first three mean its newest submission."""
+    """What the files say of one step; from `refused` on of its newest submission."""
 
     needs: tuple[str, ...] = ()
     succeeded: bool = False
     tried: bool = False  # an intent to submit is on record, and was not refused
     refused: str = ""  # what the cluster said against it
+    unreadable: str = ""  # why nobody can tell whether it was tried
     failure: str = ""  # "class: message"
     token: str = ""  # the name of its job
     job: str = ""  # id of its job; empty where the answer to its submission was never recorded
@@ -78,6 +79,8 @@ def observe(evidence: Evidence, queue: JobState | None, asked: float = 0.0) -> O
     """
     if evidence.succeeded:
         return Observed(State.SUCCEEDED)
+    if evidence.unreadable:
+        return Observed(State.LOST, evidence.unreadable)
     if not evidence.tried:
         reason = f"Slurm refused it: {evidence.refused}" if evidence.refused else ""
         return Observed(State.NEW, reason)

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jobs.backends import Backend, JobState
-from jobs.errors import ClusterError
+from jobs.errors import ClusterError, Elsewhere, UserError
 from jobs.plan import Evidence, Observed, observe_all
 from jobs.store import Run, StepDir, Submission
 
+_RARER, _RAREST = 1.5, 3.0  # factors of the time between two questions: 10, 15, 22, 30 s
+_SOON = 2.0  # seconds in which Slurm takes the steps behind a failed one out of the queue
 STARTS, ENDS = ("started", "resumed"), ("interrupted", "finished", "failed")
 
 
@@ -26,6 +28,12 @@ class Record(NamedTuple):
     events: list[dict[str, Any]]
 
     @property
+    def has_own_failure(self) -> bool:
+        """Whether the newest try has recorded how it failed."""
+        latest, failure = self.latest, self.failure
+        return bool(latest and failure and failure["job"] == latest.job)
+
+    @property
     def latest(self) -> Submission | None:
         """The newest try, or None for a step never submitted."""
         return self.tries[-1] if self.tries else None
@@ -35,14 +43,18 @@ class Record(NamedTuple):
         latest, failure, now = self.latest, self.failure, time.time()
         if latest is None or latest.refused:
             refused = latest.refused if latest else ""
-            return Evidence(needs=needs, succeeded=self.result is not None, refused=refused)
-        current = failure is not None and failure["job"] == latest.job
+            return Evidence(
+                needs=needs,
+                succeeded=self.result is not None,
+                refused=refused,
+                unreadable=self.folder.submissions_flaw,
+            )
         requested = latest.cancel_requested
         return Evidence(
             needs=needs,
             succeeded=self.result is not None,
             tried=True,
-            failure=f"{failure['class']}: {failure['message']}" if failure and current else "",
+            failure=_in_words(failure) if failure and self.has_own_failure else "",
             token=latest.token,
             job=latest.job,
             age=now - latest.time,
@@ -61,6 +73,10 @@ class Record(NamedTuple):
         return 0.0
 
 
+def _in_words(failure: Mapping[str, Any]) -> str:
+    return f"{failure['class']}: {failure['message']}"
+
+
 class View(NamedTuple):
     """A run at one moment."""
 
@@ -68,30 +84,49 @@ class View(NamedTuple):
     observed: Mapping[str, Observed]  # by step
     queue: Mapping[str, JobState]  # by token
     trouble: str = ""  # why the queue was not heard; empty where it was, or need not be asked
+    busy: str = ""  # who is submitting or cancelling at this moment
 
 
 class Queue:
-    """The queue's answers. It is asked at most once in `every` seconds: between two answers files
-    tell how a run goes on.
+    """The queue's answers. It is asked at most once in `every` seconds, and ever more rarely while
+    it says the same: between two answers files tell how a run goes on.
     """
 
     def __init__(self, backend: Backend, every: float = 0.0) -> None:
         self.backend, self.every = backend, every
         self.asked = 0.0  # time of the last question, seconds since 1970
         self.trouble = ""
+        self._pause = every  # seconds until the next question
+        self._failed: set[str] = set()
         self._answer: dict[str, JobState] = {}
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the queue may be asked again."""
+        return time.time() - self.asked >= self._pause
+
+    def note_failed(self, names: set[str]) -> None:
+        """After another failure ask soon: no file tells what becomes of the steps behind it."""
+        if names - self._failed:
+            self._failed |= names
+            self._pause = min(self._pause, time.time() - self.asked + _SOON)
 
     def ask(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """The state of the job of each token (token -> id), as the last answer had it."""
         if not jobs:
             return {}
         unasked = any(token not in self._answer for token in jobs) and not self.trouble
-        if unasked or time.time() - self.asked >= self.every:
+        if unasked or self.is_due:
+            before = {token: seen.state for token, seen in self._answer.items()}
             self.asked = time.time()
             try:
                 self._answer, self.trouble = self.backend.states(jobs), ""
-            except ClusterError as error:
+            except Elsewhere as error:
                 self._answer, self.trouble = {}, str(error)
+            except ClusterError as error:
+                self._answer, self.trouble = {}, f"Slurm does not answer: {error}"
+            same = before == {token: seen.state for token, seen in self._answer.items()}
+            self._pause = min(_RARER * self._pause, _RAREST * self.every) if same else self.every
         return {token: self._answer[token] for token in jobs if token in self._answer}
 
 
@@ -110,11 +145,21 @@ def view(run: Run, queue: Queue, *, thorough: bool = False) -> View:
         for each in record.tries
         if _is_open(each, record, thorough)
     }
+    if thorough:
+        _refuse_unreadable(first)
     answer = queue.ask(asked_about)
     records = {name: _read_ends(record) for name, record in first.items()}
+    queue.note_failed({name for name, record in records.items() if record.has_own_failure})
     evidence = {name: record.evidence(needs[name]) for name, record in records.items()}
     observed = observe_all(evidence, answer, queue.asked, busy)
-    return View(records, observed, answer, queue.trouble if asked_about else "")
+    return View(records, observed, answer, queue.trouble if asked_about else "", busy)
+
+
+def _refuse_unreadable(records: Mapping[str, Record]) -> None:
+    """UserError where nobody can tell what has been submitted: it may be alive."""
+    flaws = [flaw for record in records.values() if (flaw := record.folder.submissions_flaw)]
+    if flaws:
+        raise UserError("\n".join([*flaws, "nothing is done beside jobs that may be alive"]))
 
 
 def _is_open(each: Submission, record: Record, thorough: bool) -> bool:

@@ -20,18 +20,29 @@ the same file. Imports nothing heavy: `status` needs 60 ms in all.
 
 import contextlib
 import os
-import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from jobs import locks
 from jobs.errors import UserError
 from jobs.program import NAME
-from lact_asr.files import PRIVATE, append_json, json_lines, read_json, write_atomic, write_json
+from lact_asr.errors import Unreadable
+from lact_asr.files import (
+    PRIVATE,
+    append_json,
+    json_lines,
+    number,
+    read_json,
+    read_object,
+    write_atomic,
+    write_json,
+)
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
+_SUBMISSIONS = "submissions.jsonl"
+_Fact = TypeVar("_Fact", str, bool)
 
 
 class Submission(NamedTuple):
@@ -46,13 +57,44 @@ class Submission(NamedTuple):
 
 
 class StepDir:
-    """The folder of one step."""
+    """The folder of one step.
+
+    A file that cannot be read counts as absent, so that it hides nothing else; `flaws` has, by the
+    file's name, a sentence that says so.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
         self.logs = path / "logs"
         self.claim_lock = path / ".attempt.lock"
+        self.flaws: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def _noting(self, name: str) -> Iterator[Path]:
+        """Read a file; why that cannot be done goes into `flaws`."""
+        self.flaws.pop(name, None)
+        try:
+            yield self.path / name
+        except Unreadable as error:
+            self.flaws[name] = str(error)
+
+    def _lines(self, name: str, tail: int = 0) -> list[dict[str, Any]]:
+        with self._noting(name) as path:
+            return list(json_lines(path, tail))
+        return []
+
+    def _object(self, name: str, *texts: str) -> dict[str, Any] | None:
+        """A JSON object in which these keys hold text."""
+        with self._noting(name) as path:
+            found = read_object(path)
+            wrong = [
+                key for key in texts if found is not None and not isinstance(found.get(key), str)
+            ]
+            if wrong:
+                raise Unreadable(path, f"{wrong[0]!r} is not a text in it")
+            return found
+        return None
 
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Store what the worker will read."""
@@ -69,8 +111,8 @@ class StepDir:
         return StepDir(self.path.parent / name)
 
     def result(self) -> dict[str, Any] | None:
-        """The result, where the step has succeeded."""
-        return _read(self.path / "result.json")
+        """The result, where the step has succeeded; one that cannot be read is no success."""
+        return self._object("result.json")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Success: the last thing a step does."""
@@ -78,7 +120,7 @@ class StepDir:
 
     def claim(self) -> dict[str, Any] | None:
         """The newest start of the step: token, job, restart, host and time."""
-        return _read(self.path / "attempt.json")
+        return self._object("attempt.json")
 
     def write_claim(self, claim: Mapping[str, Any]) -> None:
         """A start of the step begins, while `claim_lock` is held."""
@@ -94,7 +136,13 @@ class StepDir:
 
     def failure(self) -> dict[str, Any] | None:
         """How the step failed, where it has: class, message, traceback, host, rank, job."""
-        return _read(self.path / "failure.json")
+        return self._object("failure.json", "class", "message", "job")
+
+    def has_ended(self) -> bool:
+        """Whether the newest submission has recorded how it ended."""
+        latest, failure = self.latest(), self.failure()
+        own = latest is not None and failure is not None and failure["job"] == latest.job
+        return own or self.result() is not None
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
         """Record a failure; the first rank of a job to fail has the true reason and stays."""
@@ -126,16 +174,23 @@ class StepDir:
     def submissions(self) -> list[Submission]:
         """Every try at submitting this step, oldest first."""
         tries: dict[str, Submission] = {}
-        for line in json_lines(self.path / "submissions.jsonl"):
-            known = tries.get(line["token"], Submission(line["token"], line["time"]))
-            asked = line["time"] if line.get("cancel_requested") else known.cancel_requested
-            tries[line["token"]] = known._replace(
-                job=line.get("job", known.job),
-                cancel_requested=asked,
-                ended=line.get("ended", known.ended),
-                refused=line.get("refused", known.refused),
+        for line in self._lines(_SUBMISSIONS):
+            token, at = _of(line, "token", ""), number(line.get("time"))
+            if not token or at is None:
+                continue
+            known = tries.get(token, Submission(token, at))
+            tries[token] = known._replace(
+                job=_of(line, "job", known.job),
+                cancel_requested=at if line.get("cancel_requested") else known.cancel_requested,
+                ended=_of(line, "ended", known.ended),
+                refused=_of(line, "refused", known.refused),
             )
         return list(tries.values())
+
+    @property
+    def submissions_flaw(self) -> str:
+        """Why nobody can tell what was submitted; empty where that is known."""
+        return self.flaws.get(_SUBMISSIONS, "")
 
     def latest(self) -> Submission | None:
         """The newest try, or None for a step never submitted."""
@@ -150,7 +205,7 @@ class StepDir:
         asked again.
         """
         lasting = not facts or "cancel_requested" in facts
-        append_json(self.path / "submissions.jsonl", {"token": token, **facts}, sync=lasting)
+        append_json(self.path / _SUBMISSIONS, {"token": token, **facts}, sync=lasting)
 
     def add_metrics(self, metrics: Mapping[str, object]) -> None:
         """Append one line of metrics."""
@@ -158,12 +213,12 @@ class StepDir:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics."""
-        return list(json_lines(self.path / "metrics.jsonl"))
+        return self._lines("metrics.jsonl")
 
     def progress(self) -> dict[str, Any]:
         """The newest value of each metric near the end of metrics.jsonl."""
         newest: dict[str, Any] = {}
-        for line in json_lines(self.path / "metrics.jsonl", _TAIL):
+        for line in self._lines("metrics.jsonl", _TAIL):
             newest.update(line)
         return newest
 
@@ -173,12 +228,36 @@ class StepDir:
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened to the step, oldest first."""
-        return list(json_lines(self.path / "events.jsonl"))
+        lines = self._lines("events.jsonl")
+        return [line for line in lines if _of(line, "event", "") and number(line.get("time"))]
 
     def log_files(self, rank: int) -> list[Path]:
         """The log files of one rank, oldest first: standard output and error of each job."""
-        files = [*self.logs.glob(f"*_{rank}_log.out"), *self.logs.glob(f"*_{rank}_log.err")]
-        return sorted(files, key=lambda file: file.stat().st_mtime)
+        times: dict[Path, float] = {}
+        endings = (f"_{rank}_log.out", f"_{rank}_log.err")
+        for file in [file for file in self._logs() if file.name.endswith(endings)]:
+            times[file] = 0.0
+            with contextlib.suppress(OSError):  # who reads it says what is wrong with it
+                times[file] = file.stat().st_mtime
+        return sorted(times, key=lambda file: times[file])
+
+    def logs_of(self, job: str) -> list[Path]:
+        """Where rank 0 of a job has written: standard error, then standard output."""
+        return [self.logs / f"{job}_0_log.{ending}" for ending in ("err", "out")]
+
+    def ranks_with_log(self) -> list[str]:
+        """The ranks that have a log."""
+        return sorted({file.name.split("_")[-2] for file in self._logs() if "_log." in file.name})
+
+    def _logs(self) -> list[Path]:
+        with self._noting("logs") as folder:
+            try:
+                return list(folder.iterdir())
+            except FileNotFoundError:
+                return []
+            except OSError as error:
+                raise Unreadable(folder, error.strerror) from None
+        return []
 
 
 class Run:
@@ -198,7 +277,7 @@ class Run:
     def info(self) -> dict[str, Any]:
         """Resolved pipeline, cluster, user, host, commit, versions."""
         if self._info is None:
-            self._info = read_json(self.path / "run.json")
+            self._info = _run_facts(self.path / "run.json")
         return self._info
 
     def write_info(self, info: Mapping[str, Any]) -> None:
@@ -238,12 +317,14 @@ class Run:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run (UserError for one that another user keeps closed)."""
+    """Whether a folder is a run, be it one that cannot be read (UserError for one that another user
+    keeps closed).
+    """
     try:
-        return stat.S_ISREG((path / "run.json").stat().st_mode)
+        return (path / "run.json").exists()
     except PermissionError:
         raise UserError(f"{path} cannot be read: it belongs to another user") from None
-    except OSError:  # there is none, or the name is too long for one
+    except OSError:  # no name that a file could have
         return False
 
 
@@ -290,18 +371,73 @@ class RunStore:
     def find_step(self, text: str | None) -> tuple[Run, StepDir | None]:
         """The run, and the step where `RUN/STEP` names one (UserError otherwise)."""
         head, slash, name = (text or "").rstrip("/").rpartition("/")
-        if not slash or is_run(Path(text or "")):
+        folder = Path(text or "").absolute()
+        if folder.parent.name == "steps" and is_run(folder.parents[1]):
+            head, name = str(folder.parents[1]), folder.name
+        elif not slash or is_run(folder):
             return self.find(text), None
-        run = self.find(head)
+        run = self.find(head.removesuffix("/steps"))
         names = [step["name"] for step in run.steps()]
         if name not in names:
             raise UserError(f"{run.name} has no step {name!r}: its steps are {', '.join(names)}")
         return run, run.step(name)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _of(facts: Mapping[str, Any], name: str, otherwise: _Fact) -> _Fact:
+    """A fact, where it is of the right type."""
+    value = facts.get(name)
+    return value if isinstance(value, type(otherwise)) else otherwise
+
+
+def _run_facts(path: Path) -> dict[str, Any]:
+    """What run.json says; UserError where something that every reader needs is not in it."""
     try:
-        value: dict[str, Any] = read_json(path)
-    except FileNotFoundError:
-        return None
-    return value
+        info = read_object(path) or {}
+    except Unreadable as error:
+        raise UserError(str(error)) from None
+    if wrong := next(_wrong_facts(info), ""):
+        raise UserError(f"{path} cannot be read: {wrong!r} is missing or wrong")
+    return info
+
+
+def _wrong_facts(info: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of run.json that do not hold what they should."""
+    for name in ("pipeline", "user"):
+        if not isinstance(info.get(name), str):
+            yield name
+    if number(info.get("created")) is None:
+        yield "created"
+    if not isinstance(info.get("scheduler", ""), str):
+        yield "scheduler"
+    cluster = info.get("cluster")
+    words = [cluster.get(key) for key in ("name", "backend")] if isinstance(cluster, dict) else [0]
+    if not all(isinstance(word, str) for word in words):
+        yield "cluster"
+    steps = info.get("steps")
+    if not (isinstance(steps, list) and _are_steps(steps)):
+        yield "steps"
+
+
+def _are_steps(steps: list[Any]) -> bool:
+    """Whether each value describes a step behind steps that come before it."""
+    known: set[str] = set()
+    for step in steps:
+        if not _is_step(step, known):
+            return False
+        known.add(step["name"])
+    return True
+
+
+def _is_step(step: object, known: set[str]) -> bool:
+    """Whether a value describes a step whose folder can exist, behind steps that are known."""
+    if not isinstance(step, dict):
+        return False
+    name, kind, needs = step.get("name"), step.get("kind"), step.get("needs")
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and Path(name).name == name
+        and isinstance(kind, str)
+        and isinstance(needs, list)
+        and all(isinstance(need, str) and need in known for need in needs)
+    )

@@ -6,6 +6,8 @@ them, `Misfit`, is a checkpoint that does not fit the settings.
 configured; its class is what a remedy answers.
 """
 
+from pathlib import Path
+
 
 class DataError(Exception):
     """Something in the data is wrong; the message says what, where and what to do."""
@@ -13,6 +15,13 @@ class DataError(Exception):
 
 class Misfit(DataError):
     """A checkpoint of another model, vocabulary, objective or optimiser than the present ones."""
+
+
+class Unreadable(DataError):
+    """A file that is there and cannot be read: which, and why."""
+
+    def __init__(self, path: Path, why: str | None) -> None:
+        super().__init__(f"{path} cannot be read: {why}")
 
 
 class Stopped(Exception):

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, synced, then renamed."""
+"""Files that are whole or absent: written under a temporary name, synced, then renamed.
+
+What is read may have been cut, emptied or replaced by somebody: that is an `Unreadable`.
+"""
 
 import contextlib
 import json
@@ -8,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lact_asr.errors import Unreadable
+
 PRIVATE = 0o600  # mode of a file that may hold passwords: its owner's alone
+_LARGEST = 1e15  # no amount, time or loss of ours is larger; a comparison with NaN is false
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o666) -> None:
@@ -47,18 +53,42 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None where there is no file, Unreadable for anything else."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unreadable(path, error.strerror) from None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise Unreadable(path, "it is not JSON" if data.strip() else "it is empty") from None
+    if not isinstance(value, dict):
+        raise Unreadable(path, "it is not a JSON object")
+    return value
+
+
 def append_line(path: Path, line: str, sync: bool = True) -> None:
     """Append one line in a single write, so that lines of two writers do not mix.
 
-    With `sync` it outlives a crash of the machine, which takes 4 ms or more.
+    A line that a crash has cut stays alone. With `sync` the new one outlives a crash of the
+    machine, which takes 4 ms or more.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, line.encode() + b"\n")
+        os.write(descriptor, _cut(descriptor) + line.encode() + b"\n")
         if sync:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _cut(descriptor: int) -> bytes:
+    """The newline that the last line lacks."""
+    size = os.fstat(descriptor).st_size
+    return b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
 
 
 def append_json(path: Path, values: Mapping[str, object], sync: bool = True) -> None:
@@ -78,21 +108,37 @@ def named(path: Path) -> Iterator[None]:
 
 
 def json_lines(path: Path, tail: int = 0) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file, or those in its last `tail` bytes; none where there is no file.
+    """The JSON objects in the lines of a file, or of its last `tail` bytes; none without a file.
 
-    A line that a crash has cut is left out.
+    What is no object, such as a line that a crash has cut, is left out. Unreadable where the file
+    cannot be read at all.
     """
     try:
-        with path.open("rb") as file:
-            if tail and file.seek(0, os.SEEK_END) > tail:
-                file.seek(-tail, os.SEEK_END)
-                file.readline()
-            else:
-                file.seek(0)
-            lines = file.read().split(b"\n")
+        data = _tail(path, tail) if tail else path.read_bytes()
     except FileNotFoundError:
         return
-    for line in lines:
-        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-            if line:
-                yield json.loads(line)
+    except OSError as error:
+        raise Unreadable(path, error.strerror) from None
+    for line in filter(None, data.split(b"\n")):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value
+
+
+def _tail(path: Path, size: int) -> bytes:
+    """The whole lines in the last `size` bytes of a file."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) > size:
+            file.seek(-size, os.SEEK_END)
+            file.readline()
+        else:
+            file.seek(0)
+        return file.read()
+
+
+def number(value: object) -> float | None:
+    """A number from a JSON file that one can reckon with; None for null, NaN, text and the like."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < _LARGEST else None

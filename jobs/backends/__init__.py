@@ -68,6 +68,8 @@ class SubmitUnclear(Exception):
 class Backend(Protocol):
     """What every cluster can do. A job is ours when it carries our token, whatever its id."""
 
+    every: float  # seconds at least between two questions of somebody who only looks
+
     def identity(self) -> str:
         """Which scheduler answers here: job ids and process ids mean nothing to any other."""
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs.backends import JobState, QueueState, StepJob
-from jobs.errors import ClusterError
+from jobs.errors import Elsewhere
 from jobs.snapshot import entry
 from jobs.store import StepDir
 
@@ -29,6 +29,8 @@ _GRACE = 10.0  # seconds between SIGTERM and SIGKILL: time for a checkpoint
 
 class LocalBackend:
     """The backend of this machine; `home` is the machine that a run belongs to."""
+
+    every = 1.0
 
     def __init__(self, home: str = "") -> None:
         self.home = home
@@ -63,7 +65,7 @@ class LocalBackend:
     def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """Running when the keeper has workers; an ended keeper has failed, unless files differ."""
         if self.home and (here := self.identity()) != self.home:
-            raise ClusterError(f"this run belongs to {self.home}, and here is {here}: log in there")
+            raise Elsewhere(f"this run belongs to {self.home}, and here is {here}: log in there")
         return {token: _state(job or _keeper_of(token)) for token, job in jobs.items()}
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -86,7 +88,7 @@ def _keeper(job: str) -> bool:
     try:
         process = psutil.Process(int(pid))
         return process.status() != psutil.STATUS_ZOMBIE and token in process.cmdline()
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError):  # ValueError: what is on record is no id of ours
         return False
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.backends import JobState, QueueState, StepJob, SubmitUnclear
-from jobs.errors import ClusterError, SubmitRefused
+from jobs.errors import ClusterError, Elsewhere, SubmitRefused
 from lact_asr.files import PRIVATE
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ class SlurmBackend:
     Slurm the same ids are other people's jobs. Without them (a new run) nothing is compared.
     """
 
+    every = 10.0  # an administrator blocks whoever asks each second
+
     def __init__(
         self, cluster: "Cluster | Mapping[str, Any]", home: str = "", owner: str = ""
     ) -> None:
@@ -148,7 +150,7 @@ class SlurmBackend:
 
     def _check_home(self, here: str) -> None:
         if here != self.home:
-            raise ClusterError(
+            raise Elsewhere(
                 f"this run belongs to the Slurm {self.home}, and here is {here}, where its job ids "
                 f"mean other jobs: log in there, or set SLURM_CONF to its slurm.conf"
             )

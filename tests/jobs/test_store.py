@@ -13,7 +13,10 @@ from jobs.store import Run, RunStore, StepDir
 
 def make_run(root: Path, name: str) -> Run:
     run = RunStore(root).create(name)
-    run.write_info({"name": name, "steps": [{"name": "train", "needs": []}]})
+    steps = [{"name": "train", "kind": "command", "needs": []}]
+    cluster = {"name": "local", "backend": "local"}
+    facts = {"pipeline": "p", "user": "me", "created": 1.0, "cluster": cluster}
+    run.write_info({**facts, "steps": steps})
     return run
 
 

@@ -104,7 +104,7 @@ def test_cancelling_a_step_cancels_all_behind_it_and_resume_brings_them_back(
     launcher.wait_for_states(one="running")
     assert launcher("cancel", "/two") == "cancelled: two, three\n"
     assert launcher.queued() == ["beside", "one"]
-    status = launcher.status(code=0)
+    status = launcher.status(code=1)
     assert status["two"]["state"] == status["three"]["state"] == "cancelled"
     assert status["two"]["reason"] == "by launch.py cancel"
     launcher("resume")

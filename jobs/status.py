@@ -1,0 +1,230 @@
+"""What a user sees of a run: the status table, the same as JSON, and waiting.
+
+Whatever a file holds or lacks, and whether Slurm answers or not, each step is shown with what is
+known of it. `status` must stay cheap (60 ms): rich is imported only where something is drawn.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jobs import logs
+from jobs.plan import ACTIVE, State
+from jobs.printing import one_line
+from jobs.program import NAME
+from jobs.states import ENDS, STARTS, Queue, View, view
+from jobs.store import Run
+from lact_asr.files import number
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_COLOURS = {
+    "state": "bold",  # the heading
+    State.SUCCEEDED.value: "green",
+    State.RUNNING.value: "cyan",
+    State.FAILED.value: "bold red",
+    State.CANCELLED.value: "yellow",
+    State.LOST.value: "bold magenta",
+}
+_POLL = 1.0  # seconds between two looks at the files
+_WIDEST = 400  # characters of a line about one step
+
+
+def describe(run: Run, queue: Queue) -> dict[str, Any]:
+    """The status of a run as data: what `status --json` prints."""
+    seen, info = view(run, queue), run.info()
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "pipeline": info["pipeline"],
+        "cluster": info["cluster"]["name"],
+        "created": info["created"],
+        "trouble": seen.trouble,
+        "busy": seen.busy,
+        "steps": [_describe_step(run, step, seen) for step in info["steps"]],
+    }
+
+
+def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, Any]:
+    record, (state, reason) = seen.records[step["name"]], seen.observed[step["name"]]
+    latest, folder = record.latest, record.folder
+    job = seen.queue.get(latest.token) if latest else None
+    seconds = _seconds_run(record.events, state)
+    if seconds is None and job is not None:
+        seconds = job.elapsed or None
+    progress = folder.progress() if record.events else {}
+    last_line = ""
+    if latest and state in (State.FAILED, State.LOST) and not record.has_own_failure:
+        last_line = logs.last_line(folder, latest.job)
+    return {
+        "step": step["name"],
+        "kind": step["kind"],
+        "state": state.value,
+        "reason": reason.splitlines()[0] if reason else "",
+        "job": latest.job or (job.job if job else "") if latest else "",
+        "submissions": len(record.tries),
+        "seconds": None if seconds is None else round(seconds, 1),
+        "progress": progress,
+        "result": record.result,
+        "last_line": last_line,
+        "more": f"{NAME} logs {run.name}/{step['name']}" if last_line else "",
+        "unreadable": list(folder.flaws.values()),
+    }
+
+
+def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
+    """Seconds the step has been running, over all its starts; None before the first."""
+    total, since = 0.0, None
+    for event in events:
+        if event["event"] in STARTS and "host" in event:  # training reports what it resumed, too
+            since = event["time"]
+        elif event["event"] in ENDS and since is not None:
+            total, since = total + event["time"] - since, None
+    if since is not None and state is State.RUNNING:
+        total += time.time() - since
+    return total if events else None
+
+
+def exit_code(status: Mapping[str, Any]) -> int:
+    """0 where all has succeeded, or goes on and nothing has ended otherwise; else 1."""
+    states = {State(step["state"]) for step in status["steps"]}
+    good = {State.SUCCEEDED, *ACTIVE, *([State.NEW] if status["busy"] else [])}
+    return int(not states <= good)
+
+
+def table(status: Mapping[str, Any]) -> "Text":
+    """The status in columns; 100 steps take 5 ms so, 50 ms as a Table of rich."""
+    from rich.text import Text
+
+    rows = [("step", "kind", "state", "time", "job", "what"), *map(_row, status["steps"])]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    drawn = Text.assemble((f"{status['run']} on {status['cluster']}", "italic"))
+    for row in rows:
+        step, kind, state, *rest = (
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        )
+        drawn.append(f"\n{step}{kind}").append(state, _COLOURS.get(row[2]))
+        drawn.append("".join(rest).rstrip())
+    if trouble := _trouble(status):
+        drawn.append(f"\n{trouble}", "yellow")
+    return drawn
+
+
+def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
+    seconds = "" if step["seconds"] is None else duration(step["seconds"])
+    kind, job = one_line(step["kind"], 20), one_line(step["job"].split(".")[0], 20)
+    return step["step"], kind, step["state"], seconds, job, summary(step)
+
+
+def summary(step: Mapping[str, Any]) -> str:
+    """The one line that matters of a step: why it failed, what it found, how far it is."""
+    said = list(dict.fromkeys([step["reason"], *step["unreadable"]]))
+    if step["state"] == State.SUCCEEDED.value:
+        said = [_headline(step["result"]), *step["unreadable"]]
+    elif step["state"] == State.RUNNING.value:
+        said.insert(0, _progress(step["progress"]))
+    if step["last_line"]:
+        said.append(f"its log ends: {step['last_line']} ({step['more']})")
+    return one_line("; ".join(filter(None, said)), _WIDEST)
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    """The results people look for: verdict, error rates, amounts."""
+    parts = [str(result["verdict"])] if "verdict" in result else []
+    for name in ("wer", "cer"):
+        if (rate := number(result.get(name))) is not None:
+            parts.append(f"{name.upper()} {100 * rate:.2f} %")
+    for name in ("steps", "utterances", "hours"):
+        if (amount := number(result.get(name))) is not None:
+            parts.append(f"{amount:g} {name}")
+    return ", ".join(parts)
+
+
+def _progress(newest: Mapping[str, Any]) -> str:
+    """How far a step is; a loss that is not finite is null in its metrics."""
+    found = {name: number(value) for name, value in newest.items()}
+    step, total, loss = found.get("step"), found.get("total_steps"), found.get("loss")
+    wer, left = found.get("wer"), found.get("seconds_left")
+    parts = []
+    if step is not None and total:
+        parts.append(f"{step:.0f}/{total:.0f} ({100 * step // total:.0f} %)")
+    if "loss" in newest:
+        parts.append("loss not finite" if loss is None else f"loss {loss:.3f}")
+    if dropped := found.get("steps_skipped"):
+        parts.append(f"{dropped:.0f} steps dropped")
+    if wer is not None:
+        parts.append(f"WER {100 * wer:.1f} %")
+    if left is not None:
+        parts.append(f"{duration(left)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`12s`, `3m05s`, `2h07m`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}s" if whole < 10 else f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def print_status(status: Mapping[str, Any]) -> None:
+    """Draw the table on standard output; in a file or a pipe each step stays on one line."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(status), soft_wrap=not console.is_terminal)
+
+
+def watch(run: Run, queue: Queue) -> dict[str, Any]:
+    """Redraw the table until no step is active; the last status."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not console.is_terminal:
+        return _print_changes(run, queue)
+    status = describe(run, queue)
+    with Live(table(status), console=console, auto_refresh=False) as live:
+        while _active(status):
+            time.sleep(_POLL)
+            status = describe(run, queue)
+            live.update(table(status), refresh=True)
+    return status
+
+
+def _print_changes(run: Run, queue: Queue) -> dict[str, Any]:
+    """A line for each change of state: what a log file can hold. The last status."""
+    known: dict[str, str] = {}
+    while True:
+        status = describe(run, queue)
+        for name, (state, line) in _lines(status).items():
+            if known.get(name, "") != state:
+                known[name] = state
+                print(f"{time.strftime('%H:%M:%S')}  {line}".rstrip(), flush=True)
+        if not _active(status):
+            print_status(status)
+            return status
+        time.sleep(_POLL)
+
+
+def _lines(status: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """What is printed when it changes, and as which line: the states, and whether Slurm answers."""
+    lines = {
+        step["step"]: (step["state"], f"{step['step']:<16} {step['state']}  {summary(step)}")
+        for step in status["steps"]
+    }
+    silent = "yes" if status["trouble"] else ""
+    return {"": (silent, _trouble(status) or "Slurm answers again"), **lines}
+
+
+def _trouble(status: Mapping[str, Any]) -> str:
+    said = one_line(status["trouble"], _WIDEST)
+    return f"Slurm does not answer: {said}" if said else ""
+
+
+def _active(status: Mapping[str, Any]) -> bool:
+    """Whether anything may still change without anybody's doing."""
+    return any(State(step["state"]) in ACTIVE for step in status["steps"]) or bool(status["busy"])

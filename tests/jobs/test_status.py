@@ -1,0 +1,336 @@
+"""What `status` and `logs` say, whatever the files of a run hold or lack."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.backends.local import LocalBackend
+from jobs.cli import main
+from jobs.states import Queue
+from jobs.status import describe, exit_code, summary, table
+from jobs.store import Run, RunStore, StepDir
+from jobs.submit import user
+
+JOB = "999999999.second.t1"  # a process id that no machine has
+SOUND: dict[str, list[dict[str, Any]]] = {
+    "submissions.jsonl": [{"time": 5.0, "token": "second.t1"}, {"time": 6.0, "token": "second.t1"}],
+    "events.jsonl": [
+        {"time": 6.0, "event": "started", "host": "n1", "job": JOB},
+        {"time": 7.0, "event": "interrupted", "job": JOB},
+        {"time": 8.0, "event": "resumed", "host": "n1", "job": JOB},
+    ],
+    "metrics.jsonl": [
+        {"time": 9.0, "step": 3, "total_steps": 10, "loss": 1.5, "seconds_left": 70.0, "wer": 0.5},
+        {"time": 9.5, "steps_skipped": 2},
+    ],
+    "failure.json": [{"class": "error", "message": "it broke", "job": JOB, "time": 9.0}],
+    "result.json": [{"verdict": "good", "wer": 0.25, "steps": 3, "hours": 0.5}],
+}
+SOUND["submissions.jsonl"][1] |= {"job": JOB, "cancel_requested": True, "ended": False}
+WRONG = [
+    *("null", "true", '"x"', '"\\ud800\\u001b[31m\\u0007"', "[]", "{}", "-1", "0"),
+    *("1e308", "NaN", "1" * 400),
+]
+DAMAGED = [
+    *(b"", b"\n\n", b"null", b"[]", b"{}", b'"text"', b"12", b'{"time": 5.0, "tok', b"NaN"),
+    *(b"\xff\xfe\x00\x80binary\x00", b"[" * 100_000, b"1" * 5000, b'{"a": ' * 50_000),
+]
+
+
+def make_run(root: Path, name: str = "demo-1", second: str = "second") -> Run:
+    """A run on this machine: `first` has succeeded, files tell of `second`."""
+    run = RunStore(root).create(name)
+    steps = [
+        {"name": "first", "kind": "command", "needs": []},
+        {"name": second, "kind": "train", "needs": ["first"]},
+    ]
+    run.write_info(
+        {
+            "name": name,
+            "pipeline": "demo",
+            "cluster": {"name": "local", "backend": "local"},
+            "created": 1.0,
+            "user": "me",
+            "steps": steps,
+        }
+    )
+    for step in steps:
+        run.step(str(step["name"])).write_job(step)
+    run.step("first").write_result({"wer": 0.125})
+    return run
+
+
+def write(step: StepDir, name: str, lines: list[dict[str, Any]]) -> None:
+    (step.path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_sound(step: StepDir, *but: str) -> None:
+    """All files of a step, but some: with a result it has succeeded, without one it has failed."""
+    for name, lines in SOUND.items():
+        if name not in but:
+            write(step, name, lines)
+    (step.logs / f"{JOB}_0_log.out").write_text("a line of its log\n")
+
+
+def look(run: Run, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    """The steps of a run after every command that looks at it; none may end in a traceback."""
+    assert main(["status", str(run.path)]) in (0, 1)
+    shown = capsys.readouterr().out
+    assert "first" in shown and "WER 12.50 %" in shown
+    assert main(["status", str(run.path), "--watch"]) in (0, 1)
+    assert main(["logs", f"{run.path}/{run.steps()[1]['name']}"]) in (0, 1, 2)
+    capsys.readouterr()
+    assert main(["status", "--json", str(run.path)]) in (0, 1)
+    status = json.loads(capsys.readouterr().out)
+    assert status["steps"][0]["state"] == "succeeded"
+    return {step["step"]: step for step in status["steps"]}
+
+
+def test_a_loss_that_is_not_finite_is_said_with_the_steps_dropped(tmp_path: Path) -> None:
+    """What the trainer writes then: JSON has no NaN, so loss and norm are null."""
+    run = make_run(tmp_path)
+    write_sound(run.step("second"), "result.json")
+    metrics = {"step": 40, "total_steps": 100, "loss": None, "grad_norm": None, "steps_skipped": 14}
+    write(run.step("second"), "metrics.jsonl", [{"step": 20, "loss": 3.0}, metrics])
+    step = describe(run, Queue(LocalBackend()))["steps"][1]
+    said = summary({**step, "state": "running", "reason": "", "last_line": ""})
+    assert said == "40/100 (40 %), loss not finite, 14 steps dropped"
+
+
+@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("data", DAMAGED, ids=lambda data: repr(data[:12]))
+def test_a_damaged_file_hides_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes
+) -> None:
+    run = make_run(tmp_path)
+    write_sound(run.step("second"), *([] if name == "result.json" else ["result.json"]))
+    (run.step("second").path / name).write_bytes(data)
+    step = look(run, capsys)["second"]
+    if name == "failure.json" or (name == "result.json" and data != b"{}"):
+        assert f"{name} cannot be read: " in step["unreadable"][0], step
+        assert step["state"] != "succeeded"
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_value_of_the_wrong_type_hides_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = make_run(tmp_path)
+    step = run.step("second")
+    write_sound(step, *([] if name == "result.json" else ["result.json"]))
+    for number, line in enumerate(SOUND[name]):
+        for key in line:
+            for value in ["absent", *WRONG]:
+                lines = [json.dumps(each) for each in SOUND[name]]
+                others = {other: line[other] for other in line if other != key}
+                lines[number] = json.dumps(others)
+                if value != "absent":
+                    lines[number] = json.dumps({**others, key: "?"}).replace('"?"', value)
+                (step.path / name).write_text("\n".join(lines) + "\n")
+                status = describe(run, Queue(LocalBackend()))
+                assert "first" in table(status).plain and exit_code(status) in (0, 1)
+                table(status).plain.encode()  # no half characters
+                assert "\x1b" not in table(status).plain
+    look(run, capsys)
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def replace_by_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("name", [*SOUND, f"logs/{JOB}_0_log.out"])
+@pytest.mark.parametrize("replace", [replace_by_folder, replace_by_link_to_itself])
+def test_what_is_no_file_is_said_with_its_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, replace: Callable[[Path], None]
+) -> None:
+    run = make_run(tmp_path)
+    write_sound(run.step("second"), *([] if name == "result.json" else ["result.json"]))
+    path = run.step("second").path / name
+    replace(path)
+    step = look(run, capsys)["second"]
+    if "log" in name:
+        assert main(["logs", f"{run.path}/second"]) in (1, 2)
+        assert f"{path} cannot be read: " in capsys.readouterr().err or path.is_symlink()
+    else:
+        assert [each for each in step["unreadable"] if f"{path} cannot be read: " in each]
+    assert step["state"] != "succeeded"
+
+
+def test_a_step_folder_that_is_a_file_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    folder = run.step("second").path
+    folder.rename(tmp_path / "away")
+    folder.write_text("")
+    step = look(run, capsys)["second"]
+    assert step["state"] == "lost"
+    assert step["reason"] == f"{folder}/submissions.jsonl cannot be read: Not a directory"
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root reads everything, so tests that root runs become somebody else for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter; pytest's own is for its user alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("name", [*SOUND, "logs", ".", f"logs/{JOB}_0_log.out"])
+def test_what_may_not_be_read_is_said_with_its_path(
+    open_folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = make_run(open_folder)
+    write_sound(run.step("second"), *([] if name == "result.json" else ["result.json"]))
+    look(run, capsys)  # imports what it needs while it may
+    path = run.step("second").path / name
+    path.chmod(0)
+    try:
+        with as_nobody():
+            step = look(run, capsys)["second"]
+            assert main(["logs", f"{run.path}/second"]) in (0, 1, 2)
+    finally:
+        path.chmod(0o755)
+    said = capsys.readouterr().err + "\n".join(step["unreadable"])
+    assert f"{path} cannot be read: Permission denied" in said or name == "."
+    if name == ".":
+        assert f"{path}/result.json cannot be read: Permission denied" in said
+    assert step["state"] != "succeeded"
+
+
+def test_resume_does_nothing_where_it_cannot_tell_what_was_submitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    facts = run.info()
+    run.write_info({**facts, "user": user()})
+    (run.step("second").path / "submissions.jsonl").mkdir()
+    assert main(["resume", str(run.path)]) == 2
+    assert "submissions.jsonl cannot be read: Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=lambda data: repr(data[:12]))
+def test_a_damaged_run_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes
+) -> None:
+    run = make_run(tmp_path)
+    (run.path / "run.json").write_bytes(data)
+    for command in (["status"], ["status", "--json"], ["status", "--watch"], ["logs"]):
+        what = f"{run.path}/second" if command == ["logs"] else str(run.path)
+        assert main([*command, what]) == 2
+        assert f"{run.path}/run.json cannot be read: " in capsys.readouterr().err
+
+
+def test_a_run_with_a_key_missing_or_wrong_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    sound = run.info()
+    texts = [json.dumps({k: v for k, v in sound.items() if k != key}) for key in sound]
+    texts += [
+        json.dumps({**sound, key: "?"}).replace('"?"', value) for key in sound for value in WRONG
+    ]
+    for field in sound["steps"][0]:
+        for value in WRONG:
+            step = json.dumps({**sound["steps"][0], field: "?"}).replace('"?"', value)
+            texts.append(json.dumps({**sound, "steps": "?"}).replace('"?"', f"[{step}]"))
+    for field in sound["cluster"]:
+        for value in WRONG:
+            cluster = json.dumps({**sound["cluster"], field: "?"}).replace('"?"', value)
+            texts.append(json.dumps({**sound, "cluster": "?"}).replace('"?"', cluster))
+    for text in texts:
+        (run.path / "run.json").write_text(text)
+        if main(["status", "--json", str(run.path)]) == 2:
+            assert "run.json cannot be read: " in capsys.readouterr().err, text
+        main(["status", str(run.path)])
+        main(["logs", f"{run.path}/first"])
+
+
+def test_names_of_240_characters_are_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_RUNS", str(tmp_path))
+    run = make_run(tmp_path, "r" * 240, "s" * 240)
+    write_sound(run.step("s" * 240), "result.json")
+    assert look(run, capsys)["s" * 240]["state"] == "failed"
+    assert main(["status", "n" * 300]) == 2
+    assert "no run begins with" in capsys.readouterr().err
+
+
+def test_an_empty_result_is_no_success_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    (run.step("second").path / "result.json").touch()
+    assert main(["status", str(run.path)]) == 1
+    assert f"{run.path}/steps/second/result.json cannot be read: it is empty" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_step_that_nobody_submits_is_no_success_and_says_what_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    assert main(["status", str(run.path)]) == 1
+    assert "never submitted: launch.py resume" in capsys.readouterr().out
+    with run.lock():  # somebody does
+        assert main(["status", str(run.path)]) == 0
+        assert f"being submitted by process {os.getpid()}" in capsys.readouterr().out
+
+
+def test_a_line_that_a_crash_has_cut_hides_neither_the_one_before_nor_the_next(
+    tmp_path: Path,
+) -> None:
+    step = StepDir(tmp_path)
+    step.add_submission("t1")
+    with (tmp_path / "submissions.jsonl").open("a") as file:
+        file.write('{"time": 6.0, "token": "t1", "jo')
+    step.add_submission("t2")
+    assert [each.token for each in step.submissions()] == ["t1", "t2"]
+
+
+def test_the_last_line_of_the_log_says_what_no_file_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    write_sound(run.step("second"), "result.json", "failure.json", "submissions.jsonl")
+    write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+    log = run.step("second").logs / f"{JOB}_0_log.err"
+    log.write_bytes(
+        b"one\n\x1b[31mOut of memory: \x07Killed\x1b[0m\tprocess" + b"!" * 500 + b"\n\n"
+    )
+    step = look(run, capsys)["second"]
+    assert step["last_line"].startswith("Out of memory: Killed process!!!")
+    assert len(step["last_line"]) == 160
+    main(["status", str(run.path)])
+    row = capsys.readouterr().out.splitlines()[3]
+    assert "its log ends: Out of memory: Killed process" in row
+    assert "(launch.py logs demo-1/second)" in row
+    (run.step("second").logs / f"{JOB}_0_log.err").write_text("\n")
+    assert look(run, capsys)["second"]["last_line"] == "a line of its log"
