@@ -15,9 +15,9 @@ from jobs.errors import ClusterError, UserError, nearest
 from jobs.places import walk
 from jobs.program import NAME
 from jobs.spec import Pipeline
-from jobs.states import View
+from jobs.states import Record, View
 from jobs.store import Run
-from jobs.submit import alive, end, look_closely, settle
+from jobs.submit import Living, alive, end, look_closely, settle
 
 Step = Mapping[str, Any]  # as run.json has it
 
@@ -122,9 +122,10 @@ def mend(run: Run, backend: Backend, plan: Mending, **facts: Any) -> None:
     Cut short, the same command again does the rest.
     """
     seen = look_closely(run, backend)
-    _refuse_running(run, seen, plan.touched)
     living = alive(seen, [name for name in run.names() if name in plan.touched])
-    trouble = end(run, backend, living)
+    at_work = [each for each in living if not _is_leaving(seen.records[each.step])]
+    _refuse_running(run, seen, at_work)
+    trouble = end(run, backend, at_work)
     if left := settle(run, backend, living):
         names = ", ".join(sorted({each.step for each in left}))
         raise ClusterError(
@@ -138,11 +139,16 @@ def mend(run: Run, backend: Backend, plan: Mending, **facts: Any) -> None:
     run.write_info({**run.info(), **facts, "steps": plan.steps})
 
 
-def _refuse_running(run: Run, seen: View, touched: set[str]) -> None:
+def _is_leaving(record: Record) -> bool:
+    """Whether a step has recorded its end: its job is in the queue for a second more."""
+    return record.result is not None or record.has_own_failure
+
+
+def _refuse_running(run: Run, seen: View, living: Sequence[Living]) -> None:
     """UserError for steps at work: what they have done would be mixed with what they will do."""
     running = {
         each.step
-        for each in alive(seen, [name for name in run.names() if name in touched])
+        for each in living
         if seen.queue[each.submission.token].state is QueueState.RUNNING
         and not each.submission.cancel_requested
     }

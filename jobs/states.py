@@ -133,8 +133,9 @@ class Queue:
 def view(run: Run, queue: Queue, *, thorough: bool = False) -> View:
     """Read the files of a run and ask the queue about the jobs that have not recorded an end.
 
-    A `thorough` question is also about jobs that have recorded a failure and may still be ending,
-    and about all earlier ones that may be alive: nothing is submitted beside a living job.
+    A `thorough` question is also about jobs that have recorded an end and may still be leaving, a
+    second after it, and about all earlier ones that may be alive: nothing is submitted beside a
+    living job.
     """
     needs = {step["name"]: tuple(step["needs"]) for step in run.steps()}
     busy = "" if thorough else run.busy()  # who asks thoroughly holds the lock
@@ -164,12 +165,12 @@ def _refuse_unreadable(records: Mapping[str, Record]) -> None:
 
 def _is_open(each: Submission, record: Record, thorough: bool) -> bool:
     """Whether only the queue can tell how this try is."""
-    if each.ended or each.refused or record.result is not None:
+    if each.ended or each.refused:
         return False
-    if thorough or each.cancel_requested:
-        return True
-    failed = record.failure is not None and record.failure["job"] == each.job
-    return each is record.tries[-1] and not failed
+    newest = each is record.tries[-1]
+    if record.result is not None:
+        return thorough and newest
+    return bool(thorough or each.cancel_requested) or (newest and not record.has_own_failure)
 
 
 def _read(folder: StepDir) -> Record:

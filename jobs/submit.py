@@ -338,7 +338,7 @@ def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Ca
     for step in run.steps():
         if names is None or step["name"] in names or set(step["needs"]) & set(doomed):
             doomed.append(step["name"])
-    living = alive(seen, doomed)
+    living = alive(seen, [name for name in doomed if seen.records[name].result is None])
     trouble = end(run, backend, living)
     left = {each.step for each in settle(run, backend, living)}
     touched = {each.step for each in living}

@@ -178,7 +178,7 @@ def test_a_setup_line_that_fails_is_told_by_the_log(launcher: Launcher) -> None:
     file = launcher.write({"one": sh("")})
     launcher("run", file, "--cluster", str(site), "--wait", code=1)
     step = launcher.status(code=1)["one"]
-    assert "module" in step["last_line"] and "not found" in step["last_line"]
+    assert step["last_line"] == "one: its setup failed with status 127: module load cuda/99"
     assert step["reason"] == "exit status not 0"
 
 
