@@ -20,7 +20,6 @@ from lact_asr import checkpoint
 from lact_asr.errors import DataError
 from tests.conftest import REPOSITORY
 
-
 COMPLETE = {"environment": {}, "folder": None, "handles_warning": False}  # as the launcher writes
 
 
