@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import external
 from jobs.errors import Superseded
 from jobs.fence import Attempt, Fence
 from jobs.job import Job, no_signal
@@ -157,9 +158,9 @@ def test_one_of_several_ranks_that_leaves_ends_the_others(step: StepDir) -> None
 def test_a_program_whose_step_is_taken_over_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_LOOK", 0.05)
+    monkeypatch.setattr(external, "_LOOK", 0.05)
     started: list[subprocess.Popen[bytes]] = []
-    monkeypatch.setattr(command.subprocess, "Popen", _noting(started))
+    monkeypatch.setattr(external.subprocess, "Popen", _noting(started))
 
     def fence() -> None:
         raise Superseded("goes on elsewhere")

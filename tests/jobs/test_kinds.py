@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +203,7 @@ def test_a_kind_writes_nothing_once_a_newer_start_has_its_folder(
             "synthetic": {"utterances": 10, "test_utterances": 1},
         },
     }
-    job = replace(told(tmp_path / "step")[0], fence=fence)
+    job = told(tmp_path / "step")[0]._replace(fence=fence)
     with pytest.raises(Superseded):
         run(name, job, **given[name])
     left = [path.name for path in tmp_path.rglob("*") if path.suffix != ".json"]

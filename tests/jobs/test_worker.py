@@ -20,13 +20,15 @@ from lact_asr import checkpoint
 from lact_asr.errors import DataError
 from tests.conftest import REPOSITORY
 
+COMPLETE = {"environment": {}, "folder": None, "handles_warning": False}  # as the launcher writes
+
 
 def make_step(folder: Path, argv: list[str], **more: Any) -> StepDir:
     step = StepDir(folder)
     resources = {"time": "1h", "nodes": 1, "gpus": 0, "cpus": 1, "memory_gb": 1}
     job = {
         "kind": "command",
-        "settings": {"argv": argv},
+        "settings": {**COMPLETE, "argv": argv},
         "resources": resources,
         "gate": {},
         "needs": [],
@@ -55,6 +57,25 @@ def test_a_step_leaves_a_result_and_its_events(tmp_path: Path) -> None:
     assert start(step).wait() == 0
     assert step.result()["x"] == 1
     assert events(step) == ["started", "finished"]
+
+
+def test_a_program_without_references_runs_without_pydantic_and_one_with_them_is_checked(
+    tmp_path: Path,
+) -> None:
+    """pydantic takes 0.1 s; a list in the place of a word is what it finds."""
+    before = make_step(tmp_path / "before", ["true"])
+    before.write_result({"word": "hello", "words": ["a", "b"]})
+    blocked = "import sys; sys.modules['pydantic'] = None; from jobs.worker import main; main()"
+    for name, argv in (("plain", ["echo", "hello"]), ("filled", ["echo", "${before.word}"])):
+        step = make_step(tmp_path / name, argv)
+        done = subprocess.run(
+            [sys.executable, "-c", blocked, step.path], cwd=REPOSITORY, capture_output=True
+        )
+        assert (step.result() is not None) == (done.returncode == 0) == (name == "plain"), done
+        assert start(step).wait() == 0
+    wrong = make_step(tmp_path / "wrong", ["echo", "${before.words}"])
+    assert start(wrong).wait() == 1
+    assert "argv.1: Input should be a valid string" in wrong.failure()["message"]
 
 
 def test_a_step_that_has_its_result_is_not_run_again(tmp_path: Path) -> None:
@@ -135,7 +156,7 @@ def test_a_bash_program_traps_the_warning_if_it_says_so_and_states_how_far_it_ca
 ) -> None:
     save = 'trap "echo 7 > $TRAINYARD_POSITION; exit 75" USR2'
     argv = ["bash", "-c", f"{save}; touch {tmp_path}/ready; while :; do sleep 0.1; done"]
-    step = make_step(tmp_path, argv, settings={"argv": argv, "handles_warning": True})
+    step = make_step(tmp_path, argv, settings={**COMPLETE, "argv": argv, "handles_warning": True})
     process = start(step)
     _until((tmp_path / "ready").exists)
     for pid in (process.pid, _child(process.pid)):

@@ -26,7 +26,12 @@ def make_step(
         {
             "name": name,
             "kind": "command",
-            "settings": {"argv": ["bash", "-c", script], "environment": {}, "folder": None},
+            "settings": {
+                "argv": ["bash", "-c", script],
+                "environment": {},
+                "folder": None,
+                "handles_warning": False,
+            },
             "resources": wanted.model_dump(mode="json"),
             "needs": [],
             "gate": {},
