@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lact_asr import checkpoint
+from lact_asr import checkpoint, parallel
 from lact_asr.errors import TrainingFailed
 from lact_asr.incidents import BREAKER
+from lact_asr.manifest import read_manifest
 from lact_asr.objective import CTCObjective, Loss
 from lact_asr.retreat import newest_sound
-from tests.lact_asr.small import Diary, run, tiny, tones
+from tests.lact_asr.ranks import in_ranks
+from tests.lact_asr.small import Diary, manifest, run, tiny, tones
 from tests.lact_asr.test_training import Poisoned
 
 WILD = {"learning_rate": 4e3}  # a million times the sane one: at a thousand this model still learns
@@ -47,6 +49,23 @@ def test_checkpoints_with_weights_that_drop_every_step_are_put_aside(tmp_path):
     assert checkpoint.find(tmp_path) != aside
     kept = checkpoint.load(aside / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in broken.model.state_dict().items())
+
+
+def given_up(folder: Path) -> None:
+    """Two ranks, of which one has no finite loss after six steps; what each is told."""
+    world = parallel.start()
+    broken = Poisoned(tiny(), at=range(7, 999) if world.rank else ())
+    with pytest.raises(TrainingFailed) as caught:
+        run(folder, read_manifest(folder / "tones.jsonl"), broken, batch_seconds=2.0, **LONG)
+    (folder / f"{world.rank}.txt").write_text(str(caught.value).rpartition(". ")[2])
+
+
+def test_ranks_give_up_together_and_agree_on_where_to_go_on(tmp_path):
+    manifest(tmp_path)
+    assert in_ranks(given_up, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
+    said = {(tmp_path / f"{rank}.txt").read_text() for rank in range(2)}
+    assert said == {"The next start goes on from step 4"}
+    assert numbered(tmp_path) == ["00000002", "00000004"]
 
 
 def test_of_checkpoints_in_a_rise_none_is_sound():

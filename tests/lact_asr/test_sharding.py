@@ -15,7 +15,7 @@ from lact_asr.objective import CTCObjective
 from lact_asr.recipe import CTCConfig
 from lact_asr.resume import resume
 from tests.lact_asr.ranks import in_ranks
-from tests.lact_asr.small import manifest, run, settings, tiny
+from tests.lact_asr.small import VOCABULARY, manifest, run, settings, tiny
 from tests.lact_asr.test_resume import assert_same_bits
 from tests.lact_asr.test_steps import gradient_of, relative
 
@@ -101,7 +101,7 @@ def test_one_process_goes_on_with_what_two_have_split(tmp_path):
     objective = student()
     optimizer = optim.build(objective, settings(**GIVEN).optim)
     average = Average(objective.model, 0.9)
-    state, _ = resume(path, objective, optimizer, trainer["corpus"], average)
+    state, _ = resume(path, objective, VOCABULARY, optimizer, trainer["corpus"], average)
     found = objective.model.state_dict()
     assert state.step == 6
     assert all(torch.equal(found[name], value) for name, value in saved.items())
