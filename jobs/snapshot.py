@@ -15,6 +15,8 @@ from jobs.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # a checkout, site-packages/trainyard or a snapshot
 PARTS = ("jobs", "lact_asr", "distill", "slurm_templates", "launch.py")
+# or `git diff` writes the index anew (2.39, --no-optional-locks or not), and may die meanwhile
+_LOOKING = ("-c", "diff.autoRefreshIndex=false")
 _VERSIONS = ("trainyard", "torch", "torchaudio", "submitit")
 
 
@@ -71,10 +73,14 @@ def _version(name: str) -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    """Output of a git command; empty where this is no checkout or git is missing."""
+    """Output of a git command, which only looks; empty without a checkout or without git."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, errors="replace"
+            ["git", *_LOOKING, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            errors="replace",
         )
     except FileNotFoundError:
         return ""

@@ -221,8 +221,7 @@ def _lines(status: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _trouble(status: Mapping[str, Any]) -> str:
-    said = one_line(status["trouble"], _WIDEST)
-    return f"Slurm does not answer: {said}" if said else ""
+    return one_line(status["trouble"], _WIDEST)
 
 
 def _active(status: Mapping[str, Any]) -> bool:

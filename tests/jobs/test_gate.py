@@ -127,7 +127,9 @@ def test_every_condition_on_every_value_is_judged(text: str, value: object) -> N
 def test_a_step_is_judged_by_what_its_program_wrote_in_a_sentence(
     tmp_path: Path, gate: dict[str, str], status: int, words: str
 ) -> None:
-    program = """echo '{"ok": true, "loss": NaN}' > "$TRAINYARD_RESULT"; test "$${HOME}" """
+    program = (
+        """echo '{"ok": true, "loss": NaN}' > "$TRAINYARD_RESULT"; test "$${HOME}" = "$HOME" """
+    )
     step = make_step(tmp_path, ["sh", "-c", program], gate=gate)
     process = start(step)
     _, said = process.communicate()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import snapshot
 from jobs.errors import UserError
 from jobs.store import RunStore
 from tests.conftest import REPOSITORY
@@ -125,3 +126,20 @@ def test_a_run_of_another_user_is_passed_over_or_named(foreign: tuple[Path, Path
         RunStore(open_.parent).find(closed.name)
     with pytest.raises(UserError, match="no run begins with"):
         RunStore(open_.parent).find("x" * 300)
+
+
+def test_looking_at_the_commit_writes_nothing_into_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`git diff` refreshes the index: killed meanwhile, it left a lock that stopped each commit."""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(tmp_path)]
+    (tmp_path / "file").write_text("as it was\n")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    os.utime(tmp_path / "file", (1, 1))  # the index no longer knows that it is the same
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    monkeypatch.setattr(snapshot, "ROOT", tmp_path)
+    found = snapshot.provenance(tmp_path / "dirty.diff")
+    assert found["commit"] and found["dirty"] is False
+    assert index.read_bytes() == before

@@ -292,6 +292,8 @@ def test_an_escaped_brace_is_a_text_and_excuses_no_mistake(tmp_path: Path) -> No
     text = COMMAND + "  b:\n    kind: train\n    settings: {train: x, dev: y, stage: '$${a.b}'}\n"
     with pytest.raises(SpecError, match=r'valid boolean, not "\$\{a\.b\}"'):
         read(tmp_path, text)
+    with pytest.raises(SpecError, match=r"'characters' or 'bpe', not \"\$\{a\.b\}\""):
+        read(tmp_path, text.replace("stage", "vocabulary"))
     with pytest.raises(SpecError, match=r"and \$\$\{ for the text \$\{ itself"):
         read(tmp_path, COMMAND.replace("[x]", '["${HOME"]'))
     with pytest.raises(SpecError, match=r"write a reference as"):
