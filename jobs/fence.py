@@ -52,10 +52,10 @@ class Fence:
 
         An sbatch that outlives a killed launcher, or a slow controller, may bring a job into the
         queue after `resume` had looked for it and submitted the step anew: that one is newer, even
-        before it has started.
+        before it has started. A submission that the cluster has refused is no job.
         """
-        latest = self.step.latest()
-        if latest and self._order(Attempt(latest.token, "", 0))[0] > self._order(self.attempt)[0]:
+        tokens = [each.token for each in self.step.submissions() if not each.refused]
+        if self.attempt.token in tokens[:-1]:
             raise Superseded("was submitted anew")
         if not claim:
             return self.check()
