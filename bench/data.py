@@ -22,11 +22,11 @@ import torch
 
 from bench.harness import Row, rounds, show, write
 from bench.machine import machine
-from lact_asr.batching import epoch_plan
-from lact_asr.data import Corpus, whole_corpus
-from lact_asr.layout import scan
-from lact_asr.loading import loader
-from lact_asr.text import Vocabulary
+from lact_asr.data.batch_plan import epoch_plan
+from lact_asr.data.dataset import Corpus, whole_corpus
+from lact_asr.data.librispeech import scan
+from lact_asr.data.loader import loader
+from lact_asr.text.vocabulary import Vocabulary
 
 GOAL = 1 / 0.85  # processor time, ours / bare
 

@@ -3,10 +3,10 @@
     python -m bench.distill [--pairs mini_librispeech librispeech_base] [--clip 15] [--rounds 5]
 
 The pairs are the teachers and students of those pipelines (random weights: time does not depend on
-them). Both ways take the step of `lact_asr.steps` on the same noise, in turns; the cache is filled
-before, on disk, and read inside the step. Peak memory is that of one step in a fresh process, above
-what Python and torch take. On a GPU: bf16, wall time, and --batch-seconds as in the pipelines;
-without one: processor time of one thread.
+them). Both ways take the step of `lact_asr.training.train_step` on the same noise, in turns; the
+cache is filled before, on disk, and read inside the step. Peak memory is that of one step in a
+fresh process, above what Python and torch take. On a GPU: bf16, wall time, and --batch-seconds as
+in the pipelines; without one: processor time of one thread.
 """
 
 import argparse
@@ -25,22 +25,24 @@ from torch import nn
 from bench.harness import Row, rounds, show, write
 from bench.machine import device, machine, precision, seconds
 from bench.train_step import high_water, in_fresh_process, noise
-from distill import config as distill_config
-from distill.caching import fill, form_of, identity
-from distill.config import DistillConfig, TeacherConfig
-from distill.families import FAMILIES, count_parameters
+from distill.cache.filling import fill, form_of, identity
+from distill.cache.teacher import Cached
+from distill.config import models as distill_config
+from distill.config.distillation import DistillConfig
+from distill.config.models import TeacherConfig
+from distill.models.registry import FAMILIES, count_parameters
 from distill.objective import DistillObjective
-from distill.recall import Cached
-from distill.sources import Live, Source
-from lact_asr import config as lact_config
-from lact_asr import optim, steps
-from lact_asr.audio import RATE
-from lact_asr.config import ModelConfig, OptimConfig, TrainingConfig
-from lact_asr.data import Batch
-from lact_asr.manifest import Utterance
-from lact_asr.model import Recogniser
-from lact_asr.parallel import World
-from lact_asr.text import Vocabulary
+from distill.teachers import Live, Source
+from lact_asr.config import model as lact_config
+from lact_asr.config.model import ModelConfig
+from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.data.audio import RATE
+from lact_asr.data.batch import Batch
+from lact_asr.data.manifest import Utterance
+from lact_asr.distributed.processes import World
+from lact_asr.model.recogniser import Recogniser
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training import optim, train_step
 
 VOCABULARY = Vocabulary.characters()
 WAYS = ("cached", "live")
@@ -110,12 +112,12 @@ def stepper(way: str, folder: Path, pair: Pair, lesson: Batch) -> Callable[[], N
     )
     settings = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
     optimizer = optim.build(objective, settings.optim)
-    called, setting = steps.Called(objective), steps.Setting(settings, World(), device())
+    called, setting = train_step.Called(objective), train_step.Setting(settings, World(), device())
 
     def step() -> None:
         batch = lesson.to(device())
         objective.begin_step([batch], World().all_sum)
-        outcome = steps.take(called, optimizer, [batch], 0.5, setting, False, {})
+        outcome = train_step.take(called, optimizer, [batch], 0.5, setting, False, {})
         assert outcome.taken, f"{way}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
 
     return step

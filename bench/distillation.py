@@ -5,10 +5,10 @@
         --teacher W/off --work DIR [--steps N] [--arm ARM] [--seed N]
 
 Both arms have the same student, recipe, batches and steps, three seeds each; the distilled one also
-learns from what the teacher says, read from a cache (`distill.cache`) that is filled first. The
-speakers whose error rates are shown have been heard by nobody, the teacher neither. Started again
-it goes on where it was stopped. Writes bench/results/NAME.json and .svg once all have finished;
-`--report` only writes them.
+learns from what the teacher says, read from a cache (`distill.cache.format`) that is filled first.
+The speakers whose error rates are shown have been heard by nobody, the teacher neither. Started
+again it goes on where it was stopped. Writes bench/results/NAME.json and .svg once all have
+finished; `--report` only writes them.
 
 What came of it on 4.6 h of speech (medians of 3 seeds, distilled / alone; the teachers are those of
 bench.learn without updates at step 1,826 and with them at the end; no seed differs in a sign):
@@ -37,22 +37,24 @@ from bench.curves import svg
 from bench.harness import Row, show, write
 from bench.learn import SPEAKERS, Numbers, curve
 from bench.machine import device, machine, precision
-from distill.caching import fill, form_of, identity
-from distill.config import DistillConfig
-from distill.families import FAMILIES, count_parameters
+from distill.cache.filling import fill, form_of, identity
+from distill.cache.teacher import Cached
+from distill.config.distillation import DistillConfig
+from distill.models.registry import FAMILIES, count_parameters
 from distill.objective import DistillObjective
-from distill.recall import Cached
-from lact_asr import checkpoint
-from lact_asr.config import ModelConfig, OptimConfig, TrainingConfig
-from lact_asr.data import whole_corpus
-from lact_asr.files import append_json, read_json, write_atomic, write_json
-from lact_asr.layout import hold_out, scan
-from lact_asr.manifest import Utterance
-from lact_asr.model import Recogniser
-from lact_asr.parallel import World
-from lact_asr.text import Vocabulary
-from lact_asr.training import CTCObjective, Objective, fit
-from lact_asr.validation import Validation, validate
+from lact_asr.config.model import ModelConfig
+from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.data.dataset import whole_corpus
+from lact_asr.data.librispeech import hold_out, scan
+from lact_asr.data.manifest import Utterance
+from lact_asr.distributed.processes import World
+from lact_asr.model.recogniser import Recogniser
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training import checkpoint
+from lact_asr.training.objective import CTCObjective, Objective
+from lact_asr.training.trainer import fit
+from lact_asr.training.validation import Validation, validate
+from lact_asr.utils.files import append_json, read_json, write_atomic, write_json
 
 SEEDS = (0, 1, 2)
 ARMS = {"alone": "texts only", "distilled": "texts and teacher"}

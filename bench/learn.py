@@ -2,13 +2,13 @@
 
     python -m bench.learn --data mini_librispeech/train-clean-5 --work DIR [--steps N] [NAME ...]
 
-Trains `ours`, `ours without updates` and a plain transformer through `lact_asr.training.fit` with
-one recipe, seed and order of batches; parameters agree within 2 %. Four speakers are held out:
-error rates are those of all their utterances, greedy, at equal steps, and the difference at the end
-comes with a bootstrap interval. Each model has a folder in
-DIR and goes on where it was stopped (interrupt it, or start it again), so the three may also run
-beside each other by name; without names all are trained, and bench/results/learn.json and learn.svg
-are written. `--report` writes them from what is there. On a GPU the arithmetic is bf16.
+Trains `ours`, `ours without updates` and a plain transformer through
+`lact_asr.training.trainer.fit` with one recipe, seed and order of batches; parameters agree within
+2 %. Four speakers are held out: error rates are those of all their utterances, greedy, at equal
+steps, and the difference at the end comes with a bootstrap interval. Each model has a folder in DIR
+and goes on where it was stopped (interrupt it, or start it again), so the three may also run beside
+each other by name; without names all are trained, and bench/results/learn.json and learn.svg are
+written. `--report` writes them from what is there. On a GPU the arithmetic is bf16.
 """
 
 import argparse
@@ -24,15 +24,17 @@ from bench.curves import svg
 from bench.harness import RESULTS, Row, show, write
 from bench.machine import device, machine, precision
 from bench.peers import equal, parameters
-from lact_asr import checkpoint
-from lact_asr.config import ModelConfig, OptimConfig, TrainingConfig
-from lact_asr.files import append_json, json_lines, read_json, write_atomic
-from lact_asr.layout import hold_out, scan
-from lact_asr.manifest import Utterance
-from lact_asr.model import Recogniser
-from lact_asr.text import Vocabulary
-from lact_asr.training import CTCObjective, fit
-from lact_asr.transcribe import transcribe
+from lact_asr.config.model import ModelConfig
+from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.data.librispeech import hold_out, scan
+from lact_asr.data.manifest import Utterance
+from lact_asr.decoding.transcribe import transcribe
+from lact_asr.model.recogniser import Recogniser
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training import checkpoint
+from lact_asr.training.objective import CTCObjective
+from lact_asr.training.trainer import fit
+from lact_asr.utils.files import append_json, json_lines, read_json, write_atomic
 
 SPEAKERS = 4  # held out
 SHAPE = {

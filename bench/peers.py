@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lact_asr.attention import ROTARY_BASE, rotate
-from lact_asr.config import HOP, Frozen, ModelConfig
-from lact_asr.fast_weights import wide
-from lact_asr.features import LogMel, valid
-from lact_asr.mix import RMSNorm
-from lact_asr.model import EPS, CTCOutput, Encoder, Recogniser, SwiGLU
+from lact_asr.config.base import Frozen
+from lact_asr.config.model import HOP, ModelConfig
+from lact_asr.model.fast_weights import wide
+from lact_asr.model.features import LogMel
+from lact_asr.model.interface import CTCOutput
+from lact_asr.model.lact_layer import RMSNorm
+from lact_asr.model.masks import valid
+from lact_asr.model.recogniser import EPS, Encoder, Recogniser, SwiGLU
+from lact_asr.model.window_attention import ROTARY_BASE, rotate
 
 
 class PeerConfig(Frozen):

@@ -20,10 +20,10 @@ from typing import Any
 
 from bench.harness import Row, command, rounds, show, write
 from bench.machine import machine
-from jobs.spec import Resources
+from jobs.pipeline import Resources
 from jobs.store import StepDir
-from lact_asr.layout import scan
-from lact_asr.manifest import write_manifest
+from lact_asr.data.librispeech import scan
+from lact_asr.data.manifest import write_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 UTTERANCES = 104_014

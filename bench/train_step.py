@@ -3,11 +3,11 @@
     python -m bench.train_step [--size small] [--clips 16 35 120] [--rounds 5]
 
 Ours, torchaudio's Conformer and a plain transformer (bench/peers.py) take the same step, the one of
-`lact_asr.steps`: features, forward, CTC, backward, clipping, AdamW, on noise with 14 labels a
-second. They take turns; a batch holds the same audio at every length, so what grows from 16 s to
-120 s is the price of length. Peak memory is that of one step in a fresh process, above what Python
-and torch take. On a GPU: bf16, wall time, and sizes base, improved, large are within reach; without
-one: processor time of one thread.
+`lact_asr.training.train_step`: features, forward, CTC, backward, clipping, AdamW, on noise with 14
+labels a second. They take turns; a batch holds the same audio at every length, so what grows from
+16 s to 120 s is the price of length. Peak memory is that of one step in a fresh process, above what
+Python and torch take. On a GPU: bf16, wall time, and sizes base, improved, large are within reach;
+without one: processor time of one thread.
 """
 
 import argparse
@@ -26,13 +26,14 @@ from torch import nn
 from bench.harness import Row, rounds, show, write
 from bench.machine import device, machine, matmul_peak, precision, seconds
 from bench.peers import equal, parameters
-from lact_asr import optim, steps
-from lact_asr.audio import RATE
-from lact_asr.config import SIZES, ModelConfig, OptimConfig, TrainingConfig
-from lact_asr.data import Batch
-from lact_asr.model import Recogniser
-from lact_asr.objective import CTCObjective
-from lact_asr.parallel import World
+from lact_asr.config.model import SIZES, ModelConfig
+from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.data.audio import RATE
+from lact_asr.data.batch import Batch
+from lact_asr.distributed.processes import World
+from lact_asr.model.recogniser import Recogniser
+from lact_asr.training import optim, train_step
+from lact_asr.training.objective import CTCObjective
 
 SYMBOLS = 29
 LABELS = 14  # a second of read speech
@@ -69,10 +70,10 @@ def stepper(name: str, size: str, batch: Batch) -> Callable[[], float]:
     objective = CTCObjective(model(name, size).to(device()).train())
     config = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
     optimizer = optim.build(objective, config.optim)
-    called, setting = steps.Called(objective), steps.Setting(config, World(), device())
+    called, setting = train_step.Called(objective), train_step.Setting(config, World(), device())
 
     def step() -> float:
-        outcome = steps.take(called, optimizer, [batch], 0.0, setting, False, {})
+        outcome = train_step.take(called, optimizer, [batch], 0.0, setting, False, {})
         assert outcome.taken, f"{name}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
         return outcome.loss
 

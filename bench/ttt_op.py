@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.harness import Row, rounds, show, write
 from bench.machine import bandwidth, device, machine, matmul_peak, precision, seconds
-from lact_asr.lact import test_time_training
+from lact_asr.model.ttt import test_time_training
 
 
 @dataclass(frozen=True)

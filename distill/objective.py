@@ -1,14 +1,14 @@
-"""Distillation as an objective of `lact_asr.training.fit`: any family teaches any family.
+"""Distillation as an objective of `lact_asr.training.trainer.fit`: any family teaches any family.
 
-What the teacher says comes from a source (`distill.sources`): the model itself, or its cache.
+What the teacher says comes from a source (`distill.teachers`): the model itself, or its cache.
 
     total = (1 - alpha) CTC + kd_weight(progress) KD + sum of curriculum(progress) weight hint
 
-Hints are losses on hidden states (`distill.hints`); what is taught can be balanced against CTC
-(`distill.balancing`). CTC counts per label token, KD and hints per valid frame, over all
-micro-batches and processes of a step. The loop divides by one weight, the labels, so what is
-summed over frames is brought to it by labels / frames of the whole step, which `begin_step` learns
-before the first forward pass: lengths are arithmetic, no model is run for them.
+Hints are losses on hidden states (`distill.losses.hints`); what is taught can be balanced against
+CTC (`distill.losses.balancing`). CTC counts per label token, KD and hints per valid frame, over all
+micro-batches and processes of a step. The loop divides by one weight, the labels, so what is summed
+over frames is brought to it by labels / frames of the whole step, which `begin_step` learns before
+the first forward pass: lengths are arithmetic, no model is run for them.
 
 Shapes: B batch, S student frames, T teacher frames, V vocabulary.
 """
@@ -21,27 +21,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from distill import losses, mapping, schedules
-from distill.alignment import average, frame_rate, taught
-from distill.balancing import Balancer
-from distill.config import DistillConfig
-from distill.hints import Hints
-from distill.outputs import Outputs
-from distill.projector import LogitProjector
-from distill.router import evenness
-from distill.sources import Source, widths
-from distill.vocabularies import check_vocabularies
-from lact_asr.data import Batch
-from lact_asr.errors import DataError
-from lact_asr.features import valid
-from lact_asr.journal import relative
-from lact_asr.model import CTCOutput
-from lact_asr.objective import EXPECTED, Loss, ctc_losses, listen, sees
-from lact_asr.text import Vocabulary
+from distill.config.distillation import DistillConfig
+from distill.losses import functions as losses
+from distill.losses import layer_map, schedules
+from distill.losses.balancing import Balancer
+from distill.losses.hints import Hints
+from distill.losses.kd import Outputs
+from distill.losses.projector import LogitProjector
+from distill.losses.router import evenness
+from distill.losses.time_grid import average, frame_rate, taught
+from distill.losses.vocabularies import check_vocabularies
+from distill.teachers import Source, widths
+from lact_asr.data.batch import Batch
+from lact_asr.model.ctc_loss import ctc_losses
+from lact_asr.model.forward import listen, sees
+from lact_asr.model.interface import CTCOutput
+from lact_asr.model.masks import valid
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training.logger import relative
+from lact_asr.training.objective import EXPECTED, Loss
+from lact_asr.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from lact_asr.journal import Journal
-    from lact_asr.steps import Outcome
+    from lact_asr.training.logger import Journal
+    from lact_asr.training.train_step import Outcome
 
 SCALES_RATE = 10.0  # learned scales, as a multiple: at the student's rate not there in 600 steps
 LOOK = 100  # steps between lines about the weights and the router
@@ -234,19 +237,19 @@ class DistillObjective:
         lines.append(f"[TOTAL] Loss: {total:.4f}, Components: {1 + len(names)}")
         return lines
 
-    def _pairs(self, sample: Batch | None) -> mapping.Pairs:
+    def _pairs(self, sample: Batch | None) -> layer_map.Pairs:
         """The layer map; what it rests on is printed where it is by likeness."""
         here, there = len(widths(self.model)), len(self.source.widths)
         wanted = self.config.layer_map
         if wanted == "uniform":
-            return mapping.uniform(here, there)
+            return layer_map.uniform(here, there)
         if wanted != "cka":
-            return mapping.check(wanted, here, there)
+            return layer_map.check(wanted, here, there)
         if sample is None:
             raise ValueError("layer_map cka needs a sample batch to look at")
         likeness = self._likeness(sample)
-        pairs = mapping.best_monotone(likeness)
-        print(mapping.table(likeness, pairs), flush=True)
+        pairs = layer_map.best_monotone(likeness)
+        print(layer_map.table(likeness, pairs), flush=True)
         return pairs
 
     @torch.no_grad()
@@ -258,7 +261,7 @@ class DistillObjective:
         teacher = self.source(sample, self.config.temperature)
         mask = valid(self._frames(sample), student.log_probs.shape[1])
         onto = lambda x: average(x.float(), teacher.lengths, mask.shape[1], self.ratio)
-        return mapping.similarities(student.hidden, [onto(x) for x in teacher.hidden], mask)
+        return layer_map.similarities(student.hidden, [onto(x) for x in teacher.hidden], mask)
 
     def _frames(self, batch: Batch) -> Tensor:
         """Student frames of each utterance that the teacher speaks for, (B,)."""

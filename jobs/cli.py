@@ -18,10 +18,10 @@ from jobs.errors import ClusterError, UserError, nearest
 from jobs.program import NAME
 
 if TYPE_CHECKING:
-    from jobs.backends import Backend
-    from jobs.clusters import Cluster
-    from jobs.plan import Submit
-    from jobs.spec import Pipeline
+    from jobs.backends.base import Backend
+    from jobs.cluster import Cluster
+    from jobs.pipeline import Pipeline
+    from jobs.scheduling.plan import Submit
     from jobs.store import Run
 
 
@@ -77,8 +77,8 @@ def _submitting(run: "Run") -> contextlib.AbstractContextManager[None]:
 
 def _read(given: argparse.Namespace) -> "tuple[Pipeline, str]":
     """The pipeline of a command line, and the text of its file."""
-    from jobs.reading import read_pipeline
-    from jobs.shipped import find_pipeline
+    from jobs.reading.pipeline_file import read_pipeline
+    from jobs.reading.shipped import find_pipeline
 
     file = find_pipeline(given.file)
     pipeline = _only(read_pipeline(file, given.set), getattr(given, "only", None))
@@ -87,7 +87,7 @@ def _read(given: argparse.Namespace) -> "tuple[Pipeline, str]":
 
 def _only(pipeline: "Pipeline", names: Sequence[str] | None) -> "Pipeline":
     """Some steps of a pipeline, with all that they need."""
-    from jobs.plan import restrict
+    from jobs.scheduling.plan import restrict
 
     if not names:
         return pipeline
@@ -113,14 +113,14 @@ def _known_steps(names: Sequence[str], known: Sequence[str] | dict[str, tuple[st
 
 
 def _cluster(given: argparse.Namespace) -> "Cluster":
-    from jobs.clusters import load_cluster
+    from jobs.cluster import load_cluster
 
     return load_cluster(given.cluster)
 
 
 def _preflight(pipeline: "Pipeline", cluster: "Cluster") -> None:
     """ClusterError with everything the cluster would refuse, before anything exists."""
-    from jobs.preflight import problems
+    from jobs.backends.slurm.preflight import problems
     from jobs.store import RunStore
 
     found = problems(pipeline, cluster, RunStore().root)
@@ -129,7 +129,7 @@ def _preflight(pipeline: "Pipeline", cluster: "Cluster") -> None:
 
 
 def _dry_run(pipeline: "Pipeline", cluster: "Cluster") -> int:
-    from jobs.plan import State, plan
+    from jobs.scheduling.plan import State, plan
 
     needs = {step.name: step.needs for step in pipeline.steps}
     print(f"{pipeline.name} on {cluster.name}: nothing is submitted")
@@ -149,11 +149,11 @@ def _launch(
     pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool, **facts: Any
 ) -> "tuple[Run, int]":
     """Submit a new run; the run and the exit code. `facts` go into run.json."""
+    from jobs.scheduling.submit import create, submit_pending
     from jobs.store import RunStore
-    from jobs.submit import create, submit_pending
 
     if cluster.backend == "slurm":
-        from jobs.backends.slurm import load_early
+        from jobs.backends.slurm.backend import load_early
 
         load_early()
     _preflight(pipeline, cluster)
@@ -178,7 +178,7 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
     if not wait:
         print(f"look: {NAME} status {run.name}\n      {NAME} logs {run.name}/STEP -f")
         return 0
-    from jobs.states import Queue
+    from jobs.scheduling.observe import Queue
     from jobs.status import exit_code, watch
 
     with _looking(run):
@@ -195,7 +195,7 @@ def _check(given: argparse.Namespace) -> int:
 
 def _kinds(given: argparse.Namespace) -> int:
     from jobs import kinds
-    from jobs.schema import describe, summary
+    from jobs.reading.json_schema import describe, summary
 
     if not given.name:
         for name in kinds.NAMES:
@@ -212,7 +212,7 @@ def _kinds(given: argparse.Namespace) -> int:
 
 def _schema(given: argparse.Namespace) -> int:
     from jobs.printing import print_json
-    from jobs.schema import json_schema
+    from jobs.reading.json_schema import json_schema
 
     print_json(json_schema())
     return 0
@@ -233,7 +233,7 @@ def _backend_of(run: "Run") -> "Backend":
 
 def _backend(cluster: "Mapping[str, Any]", scheduler: str = "", user: str = "") -> "Backend":
     if cluster["backend"] == "slurm":
-        from jobs.backends.slurm import SlurmBackend
+        from jobs.backends.slurm.backend import SlurmBackend
 
         return SlurmBackend(cluster, scheduler, user)
     from jobs.backends.local import LocalBackend
@@ -244,7 +244,7 @@ def _backend(cluster: "Mapping[str, Any]", scheduler: str = "", user: str = "") 
 def _status(given: argparse.Namespace) -> int:
     from jobs import status
     from jobs.printing import print_json
-    from jobs.states import Queue
+    from jobs.scheduling.observe import Queue
 
     run, backend = _open(given.run)
     if given.watch:
@@ -260,7 +260,7 @@ def _status(given: argparse.Namespace) -> int:
 
 def _logs(given: argparse.Namespace) -> int:
     from jobs.logs import logs
-    from jobs.states import Queue
+    from jobs.scheduling.observe import Queue
     from jobs.store import RunStore
 
     run, step = RunStore().find_step(given.step)
@@ -281,8 +281,8 @@ def _logs(given: argparse.Namespace) -> int:
 
 
 def _cancel(given: argparse.Namespace) -> int:
+    from jobs.scheduling.submit import cancel
     from jobs.store import RunStore
-    from jobs.submit import cancel
 
     store = RunStore()
     if not given.run:
@@ -308,9 +308,9 @@ def _cancel(given: argparse.Namespace) -> int:
 
 
 def _resume(given: argparse.Namespace) -> int:
-    from jobs.shipped import find_pipeline
+    from jobs.reading.shipped import find_pipeline
+    from jobs.scheduling.submit import submit_pending
     from jobs.snapshot import copy_code
-    from jobs.submit import submit_pending
 
     run, backend = _open(given.run)
     file = find_pipeline(given.file).absolute() if given.file else None
@@ -330,9 +330,9 @@ def _mend(
 
     The overrides it was started with go on holding for its own file, and not for a new one.
     """
-    from jobs.clusters import Cluster
-    from jobs.mend import mend, mending
-    from jobs.reading import read_pipeline
+    from jobs.cluster import Cluster
+    from jobs.reading.pipeline_file import read_pipeline
+    from jobs.scheduling.mend import mend, mending
 
     info = run.info()
     overrides = [*([] if file else info.get("overrides", [])), *overrides]
@@ -365,9 +365,9 @@ def _diagnose(given: argparse.Namespace) -> int:
 def _on_checkpoint(given: argparse.Namespace, kind: str, **settings: object) -> int:
     import json
 
-    from jobs.infer import one_step
     from jobs.logs import print_log
-    from jobs.reading import read_step
+    from jobs.one_step import one_step
+    from jobs.reading.pipeline_file import read_step
 
     name, cluster = given.command, _cluster(given)
     file = one_step(

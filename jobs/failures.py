@@ -4,7 +4,7 @@ import errno
 import re
 from collections.abc import Iterator
 
-from lact_asr.errors import DataError
+from lact_asr.utils.errors import DataError
 
 _ADVICE = {
     errno.ENOSPC: "make room, then `launch.py resume`",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lact_asr.locks import unrivalled
+from lact_asr.utils.locks import unrivalled
 
 
 def no_signal() -> int | None:

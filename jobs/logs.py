@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jobs.errors import UserError
-from jobs.plan import ACTIVE
 from jobs.printing import one_line
-from jobs.states import Queue, view
+from jobs.scheduling.observe import Queue, view
+from jobs.scheduling.plan import ACTIVE
 from jobs.store import Run, StepDir
 
 _POLL = 0.5  # seconds between two looks at the files

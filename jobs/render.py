@@ -9,13 +9,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from jobs.clusters import TEMPLATES, Cluster, sbatch_text, unfit
+from jobs.backends.slurm.sbatch import sbatch_text
+from jobs.cluster import TEMPLATES, Cluster, unfit
 from jobs.errors import UserError
+from jobs.pipeline import Pipeline
 from jobs.program import NAME
-from jobs.spec import Pipeline
+from jobs.scheduling.submit import create, step_job
 from jobs.store import Run, RunStore
-from jobs.submit import create, step_job
-from lact_asr.files import PRIVATE, write_atomic
+from lact_asr.utils.files import PRIVATE, write_atomic
 
 
 def render(pipeline: Pipeline, cluster: Cluster, given: str, target: Path, **facts: Any) -> Run:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs import logs
-from jobs.plan import ACTIVE, State
 from jobs.printing import one_line
 from jobs.program import NAME
-from jobs.states import ENDS, STARTS, Queue, View, view
+from jobs.scheduling.observe import ENDS, STARTS, Queue, View, view
+from jobs.scheduling.plan import ACTIVE, State
 from jobs.store import Run
-from lact_asr.files import number
+from lact_asr.utils.files import number
 
 if TYPE_CHECKING:
     from rich.text import Text

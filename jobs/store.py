@@ -28,8 +28,8 @@ from typing import Any, NamedTuple, TypeVar
 from jobs import locks
 from jobs.errors import UserError
 from jobs.program import NAME
-from lact_asr.errors import Unreadable
-from lact_asr.files import (
+from lact_asr.utils.errors import Unreadable
+from lact_asr.utils.files import (
     PRIVATE,
     append_json,
     json_lines,

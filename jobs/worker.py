@@ -17,15 +17,16 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-from jobs import external, gate, kinds
+from jobs import gate, kinds
 from jobs.errors import Interrupted, StepFailed, Superseded, UserError
 from jobs.failures import failure_class, sentence
 from jobs.fence import Attempt, Fence
 from jobs.job import Job
-from jobs.places import replace, walk
-from jobs.references import filled
+from jobs.kinds import _external
+from jobs.reading.paths import replace, walk
+from jobs.reading.references import filled
 from jobs.store import StepDir
-from lact_asr.errors import DataError
+from lact_asr.utils.errors import DataError
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
 _PATIENCE = 3  # time limits met without progress after which a step is not started again
@@ -111,7 +112,7 @@ class _Process:
         given = resolve(self.step, described["settings"])
         if described["kind"] == "command" and given == described["settings"]:
             # checked on the login node, by this very code: the 0.1 s of pydantic are saved
-            result = external.run(SimpleNamespace(**given), self._job())
+            result = _external.run(SimpleNamespace(**given), self._job())
         else:
             result = _checked_and_run(described["kind"], given, self._job())
         if reason := gate.missed(described["gate"], result):

@@ -15,10 +15,10 @@ from bench.learn import SHAPE, compared, curve, model, settings
 from bench.peers import equal, parameters
 from bench.train_step import NAMES, noise, stepper
 from bench.ttt_op import cases
-from lact_asr.config import SIZES, ModelConfig
-from lact_asr.files import append_json
-from lact_asr.model import Recogniser
-from lact_asr.text import Vocabulary
+from lact_asr.config.model import SIZES, ModelConfig
+from lact_asr.model.recogniser import Recogniser
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.utils.files import append_json
 from tests.conftest import REPOSITORY
 
 TINY = ModelConfig(hidden=64, layers=2, attention_heads=2, lact_heads=1, mlp=96, conv_layers=2)

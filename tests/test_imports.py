@@ -16,9 +16,10 @@ from tests.conftest import REPOSITORY
 # What a folder holds, from the top floor down; what shares a floor does not import each other. The
 # files of a folder that is not named here may import each other, as long as no circle comes of it.
 FLOORS = {
-    "": "launch -> jobs -> distill -> lact_asr",
-    "jobs": "cli -> logs -> render, status -> scheduling -> backends -> cluster, worker -> "
-    "one_step, reading -> kinds, store -> arguments, errors, gate, job, pipeline, show, snapshot",
+    "": "trainyard, launch -> jobs -> distill -> lact_asr",
+    "jobs": "cli -> status -> logs, render -> one_step, scheduling -> backends -> worker -> "
+    "cluster, fence -> reading, store -> arguments, kinds, locks, snapshot -> errors, failures, "
+    "gate, job, pipeline, printing, program",
     "jobs.backends": "slurm -> local -> base",
     "distill": "objective -> cache -> language_model, teachers -> losses, models -> config",
     "lact_asr": "diagnosis -> training -> decoding -> model -> data -> distributed -> text -> "

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jobs.backends import JobState, QueueState, StepJob
+from jobs.backends.base import JobState, QueueState, StepJob
 from jobs.errors import Elsewhere
 from jobs.snapshot import entry
 from jobs.store import StepDir

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 NAMES = tuple(
-    sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__")
+    sorted(
+        file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_")
+    )
 )
 
 

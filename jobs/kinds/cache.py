@@ -11,8 +11,8 @@ from pydantic import Field
 
 from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
-from jobs.spec import Frozen, Resources
-from lact_asr.recipe import Speeds
+from jobs.pipeline import Frozen, Resources
+from lact_asr.config.augment import Speeds
 
 RESOURCES = Resources(time="4h", cpus=4, memory_gb=32)
 
@@ -60,14 +60,15 @@ class Result(Frozen):
 
 def run(settings: Settings, job: Job) -> Result:
     """Hear what has not been heard yet."""
-    from distill import caching
-    from distill.families import FAMILIES
-    from lact_asr import checkpoint, parallel
-    from lact_asr.manifest import read_manifest
+    from distill.cache import filling
+    from distill.models.registry import FAMILIES
+    from lact_asr.data.manifest import read_manifest
+    from lact_asr.distributed import processes
+    from lact_asr.training import checkpoint
 
     teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
     utterances = read_manifest(settings.manifest)
-    form = caching.form_of(
+    form = filling.form_of(
         teacher,
         vocabulary,
         kept=settings.top_k,
@@ -75,8 +76,8 @@ def run(settings: Settings, job: Job) -> Result:
         hidden=settings.hidden,
         precision=settings.precision,
     )
-    folder, world = job.directory / "cache", parallel.start()
-    filled = caching.fill(
+    folder, world = job.directory / "cache", processes.start()
+    filled = filling.fill(
         folder,
         teacher,
         vocabulary,

@@ -16,9 +16,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 
-from jobs import external
 from jobs.job import Job
-from jobs.spec import Frozen, Resources, check_variables
+from jobs.kinds import _external
+from jobs.pipeline import Frozen, Resources, check_variables
 
 RESOURCES = Resources(time="1h", cpus=1, memory_gb=4)
 _OURS = ("TRAINYARD_STEP", "TRAINYARD_RESULT", "TRAINYARD_POSITION")
@@ -60,4 +60,4 @@ class Result(Frozen):
 
 def run(settings: Settings, job: Job) -> Result:
     """Run the program on every rank; rank 0's JSON file becomes the result."""
-    return Result(**external.run(settings, job))
+    return Result(**_external.run(settings, job))

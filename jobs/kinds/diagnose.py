@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from jobs import listening
 from jobs.errors import StepFailed
 from jobs.job import Job
-from jobs.spec import Frozen, Resources
-from lact_asr.files import write_json
+from jobs.kinds import _inference
+from jobs.pipeline import Frozen, Resources
+from lact_asr.utils.files import write_json
 
 if TYPE_CHECKING:
-    from lact_asr.data import Batch
-    from lact_asr.text import Vocabulary
+    from lact_asr.data.batch import Batch
+    from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="30m", cpus=2, memory_gb=16)
 
 
-class Settings(listening.ListeningSettings):
+class Settings(_inference.ListeningSettings):
     """Which model, with what in its batch."""
 
     utterances: int = Field(
@@ -57,11 +57,11 @@ class Result(Frozen):
 
 def run(settings: Settings, job: Job) -> Result:
     """Walk one batch through the model, print and store what was seen."""
-    from distill.families import FAMILIES
-    from lact_asr import checkpoint
-    from lact_asr.diagnose import diagnose, table
-    from lact_asr.objective import sees
-    from lact_asr.parallel import World
+    from distill.models.registry import FAMILIES
+    from lact_asr.diagnosis.diagnose import diagnose, table
+    from lact_asr.distributed.processes import World
+    from lact_asr.model.forward import sees
+    from lact_asr.training import checkpoint
 
     if job.world_size > 1:
         raise StepFailed("settings", "diagnose runs as one process: write nodes: 1, gpus: 0 or 1")
@@ -92,13 +92,13 @@ def _batch(
     settings: Settings, vocabulary: "Vocabulary", shape: "tuple[int, ...] | None"
 ) -> "Batch":
     """The chosen utterances as one batch; StepFailed where one is unknown or unreadable."""
-    from lact_asr.data import Reader, whole_corpus
+    from lact_asr.data.dataset import Reader, whole_corpus
 
-    offered = listening.utterances(settings)
+    offered = _inference.utterances(settings)
     chosen = [each for each in offered if each.id in settings.ids]
     if missing := sorted(set(settings.ids) - {each.id for each in chosen}):
         raise StepFailed("settings", f"ids: no utterance {', '.join(missing)}")
-    chosen = chosen or listening.spread(offered, settings.utterances)
+    chosen = chosen or _inference.spread(offered, settings.utterances)
     batch = Reader(whole_corpus(chosen, vocabulary, shape))[range(len(chosen))]
     if batch.unreadable:
         named = "; ".join(f"{identity}: {why}" for identity, why in batch.unreadable)

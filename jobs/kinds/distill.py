@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from distill.config import DistillConfig
-from jobs import learning
+from distill.config.distillation import DistillConfig
 from jobs.job import Job
-from jobs.spec import Resources
+from jobs.kinds import _training
+from jobs.pipeline import Resources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
-    from distill.sources import Source
-    from lact_asr.data import Batch
-    from lact_asr.manifest import Utterance
-    from lact_asr.text import Vocabulary
+    from distill.teachers import Source
+    from lact_asr.data.batch import Batch
+    from lact_asr.data.manifest import Utterance
+    from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 
 
-class Settings(learning.TrainingSettings):
+class Settings(_training.TrainingSettings):
     """Who teaches whom, on what, and how."""
 
     teacher: Path = Field(description="the teacher's checkpoint, of any family")
@@ -37,34 +37,34 @@ class Settings(learning.TrainingSettings):
         "the `cache` step's speeds, or training.augment.speeds: [1.0]",
     )
     family: Literal["lact", "baseline"] = Field("lact", description="model family of the student")
-    size: str = learning.size_field("lact", "baseline")
-    model: dict[str, Any] = learning.changes_field("lact", "baseline")
+    size: str = _training.size_field("lact", "baseline")
+    model: dict[str, Any] = _training.changes_field("lact", "baseline")
     vocabulary: Literal["teacher", "characters", "bpe"] = Field(
         "teacher",
         description="what the student writes with: as the teacher does, or otherwise, which takes "
         "distill.target: projector or distill.kd: sequence",
     )
-    vocabulary_size: int = learning.vocabulary_size_field()
+    vocabulary_size: int = _training.vocabulary_size_field()
     distill: DistillConfig = Field(
         DistillConfig(), description="what is learned from the teacher, and how much it counts"
     )
 
 
-class Result(learning.Trained):
+class Result(_training.Trained):
     """The trained student."""
 
 
 def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
-    from distill.families import FAMILIES
+    from distill.models.registry import FAMILIES
     from distill.objective import DistillObjective
-    from lact_asr import checkpoint
+    from lact_asr.training import checkpoint
 
     teacher, written, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
-    parts = learning.utterances(settings)
+    parts = _training.utterances(settings)
     own = settings.vocabulary != "teacher"
-    vocabulary = learning.vocabulary(settings, parts[0], job) if own else written
-    student = learning.fresh_model(settings, vocabulary, parts[0], job)
+    vocabulary = _training.vocabulary(settings, parts[0], job) if own else written
+    student = _training.fresh_model(settings, vocabulary, parts[0], job)
     source = _source(settings, teacher, written, parts[0])
     objective = DistillObjective(
         student,
@@ -73,7 +73,7 @@ def run(settings: Settings, job: Job) -> Result:
         vocabulary=vocabulary,
         sample=_sample(settings, parts[0], vocabulary, source.sees),
     )
-    trained = learning.fit(objective, settings, parts, vocabulary, job)
+    trained = _training.fit(objective, settings, parts, vocabulary, job)
     return Result(**trained.model_dump())
 
 
@@ -86,7 +86,7 @@ def _sample(
     """The utterances that a layer map by likeness is made from, the shortest of the training."""
     if settings.distill.layer_map != "cka" or not settings.distill.layerwise_weight:
         return None
-    from lact_asr.data import Reader, whole_corpus
+    from lact_asr.data.dataset import Reader, whole_corpus
 
     shortest = sorted(train, key=lambda each: (each.duration, each.id))
     chosen = shortest[: settings.distill.cka_utterances]
@@ -98,11 +98,11 @@ def _source(
 ) -> "Source":
     """The teacher, or its cache, checked to be this teacher's and to hold what will be asked."""
     if settings.cache is None:
-        from distill.sources import Live
+        from distill.teachers import Live
 
         return Live(teacher, vocabulary)
-    from distill.caching import identity
-    from distill.recall import Cached
+    from distill.cache.filling import identity
+    from distill.cache.teacher import Cached
 
     source, training = Cached(settings.cache, identity(teacher, vocabulary)), settings.training
     identities = [each.id for each in train if each.duration <= training.max_duration]

@@ -17,14 +17,14 @@ from pydantic import Field, model_validator
 
 from jobs.errors import Interrupted
 from jobs.job import Job
-from jobs.spec import Frozen, Resources, Space
-from lact_asr.corpora import CORPORA, MIRROR, MIRRORS
-from lact_asr.errors import DataError, Stopped
-from lact_asr.room import peak
-from lact_asr.sentences import Synthetic
+from jobs.pipeline import Frozen, Resources, Space
+from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
+from lact_asr.data.disk_space import peak
+from lact_asr.data.synthetic.sentences import Synthetic
+from lact_asr.utils.errors import DataError, Stopped
 
 if TYPE_CHECKING:
-    from lact_asr.manifest import Utterance
+    from lact_asr.data.manifest import Utterance
 
     Utterances = list[Utterance]
     Part = tuple[str, Utterances]  # the manifest's name, without .jsonl, and what it lists
@@ -155,11 +155,11 @@ def _wanted(settings: Settings) -> list[str]:
 
 def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]:
     """The folder for the manifests, and the utterances of each subset named."""
-    from lact_asr.layout import scan
+    from lact_asr.data.librispeech import scan
 
     wanted = _wanted(settings)
     if settings.source == "synthetic":
-        from lact_asr.synthesis import synthesise
+        from lact_asr.data.synthetic.corpus import synthesise
 
         made = synthesise(settings.synthetic, settings.root)
         return made / "manifests", {part: scan(made / part) for part in PARTS}
@@ -172,9 +172,9 @@ def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]
 
 def _from_openslr(name: str, home: Path, settings: Settings, job: Job) -> "Utterances":
     """A subset of LibriSpeech, listed once: a manifest that is there is not written again."""
-    from lact_asr.layout import scan
-    from lact_asr.manifest import read_manifest
-    from lact_asr.unpack import obtain
+    from lact_asr.data.archive import obtain
+    from lact_asr.data.librispeech import scan
+    from lact_asr.data.manifest import read_manifest
 
     subset = CORPORA[settings.source][name]
     folder = obtain(subset, settings.root, settings.mirror, settings.retries, job.should_stop)
@@ -184,7 +184,7 @@ def _from_openslr(name: str, home: Path, settings: Settings, job: Job) -> "Utter
 
 def _parts(settings: Settings, subsets: "dict[str, Utterances]") -> "dict[str, Part]":
     """Train, dev and test: a name for the manifest, and the utterances."""
-    from lact_asr.layout import hold_out
+    from lact_asr.data.librispeech import hold_out
 
     parts: dict[str, Part] = {}
     for part in PARTS:
@@ -216,7 +216,7 @@ def _write(
     home: Path, subsets: "dict[str, Utterances]", parts: "dict[str, Part]", job: Job
 ) -> Result:
     """One manifest per subset and per part; a part that is a subset shares its manifest."""
-    from lact_asr.manifest import write_manifest
+    from lact_asr.data.manifest import write_manifest
 
     lists = {**subsets, **dict(parts.values())}
     manifests = {name: home / f"{name}.jsonl" for name in lists}

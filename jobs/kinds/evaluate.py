@@ -14,13 +14,13 @@ from pydantic import Field
 
 from jobs.errors import StepFailed
 from jobs.job import Job
-from jobs.listening import ListeningSettings, spread, utterances
-from jobs.spec import Frozen, Resources
-from lact_asr.files import write_atomic, write_json
+from jobs.kinds._inference import ListeningSettings, spread, utterances
+from jobs.pipeline import Frozen, Resources
+from lact_asr.utils.files import write_atomic, write_json
 
 if TYPE_CHECKING:
-    from lact_asr.manifest import Utterance
-    from lact_asr.transcribe import Transcription
+    from lact_asr.data.manifest import Utterance
+    from lact_asr.decoding.transcribe import Transcription
 
 _COUNTS = ("wer", "cer", "substitutions", "deletions", "insertions", "words")
 RESOURCES = Resources(time="2h", cpus=2, memory_gb=16)
@@ -55,7 +55,7 @@ class Result(Frozen):
 
 def run(settings: Settings, job: Job) -> Result:
     """Transcribe, store, print and score."""
-    from lact_asr.metrics import score
+    from lact_asr.decoding.metrics import score
 
     if job.world_size > 1:
         raise StepFailed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
@@ -100,7 +100,7 @@ class _Heard:
 
     def rates(self) -> tuple[float | None, float | None]:
         """WER and CER, of an utterance with a reference."""
-        from lact_asr.metrics import score
+        from lact_asr.decoding.metrics import score
 
         if not self.reference:
             return None, None
@@ -125,16 +125,16 @@ class _Heard:
 
 
 def _reference(utterance: "Utterance") -> str:
-    from lact_asr.text import normalise
+    from lact_asr.text.normalize import normalise
 
     return normalise(utterance.text)
 
 
 def _transcribed(settings: Settings, chosen: "list[Utterance]", job: Job) -> "Transcription":
-    from distill.families import FAMILIES
-    from lact_asr import checkpoint
-    from lact_asr.parallel import World
-    from lact_asr.transcribe import transcribe
+    from distill.models.registry import FAMILIES
+    from lact_asr.decoding.transcribe import transcribe
+    from lact_asr.distributed.processes import World
+    from lact_asr.training import checkpoint
 
     path = checkpoint.find(settings.checkpoint)
     model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
@@ -152,7 +152,7 @@ def _transcribed(settings: Settings, chosen: "list[Utterance]", job: Job) -> "Tr
 
 
 def _show_worst(heard: "Sequence[_Heard]", count: int, file: Path) -> None:
-    from lact_asr.metrics import worst
+    from lact_asr.decoding.metrics import worst
 
     ids, references = [each.id for each in heard], [each.reference for each in heard]
     mistakes = worst(ids, references, [each.text for each in heard], count)

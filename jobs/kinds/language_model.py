@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from distill.lm_config import LM_SIZES, LanguageModelConfig, LMDistillConfig, LMTrainingConfig
-from jobs import learning
+from distill.config.language_model import (
+    LM_SIZES,
+    LanguageModelConfig,
+    LMDistillConfig,
+    LMTrainingConfig,
+)
 from jobs.errors import Interrupted
 from jobs.job import Job
-from jobs.spec import Frozen, Present, Resources
+from jobs.kinds import _training
+from jobs.pipeline import Frozen, Present, Resources
 
 if TYPE_CHECKING:
-    from distill.lm import LanguageModel
-    from lact_asr.manifest import Utterance
-    from lact_asr.text import Vocabulary
+    from distill.language_model.model import LanguageModel
+    from lact_asr.data.manifest import Utterance
+    from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="4h", cpus=2, memory_gb=16)
 
@@ -46,8 +51,8 @@ class Settings(Frozen):
         description="what is predicted: characters, or bpe, frequent pieces of words learned from "
         "the training texts; a teacher brings its own",
     )
-    vocabulary_size: int = learning.vocabulary_size_field()
-    init_from: Annotated[Path | None, Present()] = learning.init_from_field()
+    vocabulary_size: int = _training.vocabulary_size_field()
+    init_from: Annotated[Path | None, Present()] = _training.init_from_field()
     teacher: Path | None = Field(None, description="checkpoint of a language model to learn from")
     distill: LMDistillConfig = Field(
         LMDistillConfig(), description="what is learned from the teacher, and how much it counts"
@@ -84,18 +89,18 @@ def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
     import torch
 
-    from distill.families import count_parameters
-    from distill.lm import LanguageModel, LMObjective
-    from distill.lm_training import Texts, fit_texts, held_out
-    from lact_asr import parallel
-    from lact_asr.manifest import read_manifest
+    from distill.language_model.model import LanguageModel, LMObjective
+    from distill.language_model.trainer import Texts, fit_texts, held_out
+    from distill.models.registry import count_parameters
+    from lact_asr.data.manifest import read_manifest
+    from lact_asr.distributed import processes
 
     train, dev = read_manifest(settings.train), read_manifest(settings.dev)
     teacher, vocabulary = _teacher(settings, train, job)
     torch.manual_seed(settings.training.seed)
     model = LanguageModel(settings.configuration(), len(vocabulary))
-    learning.begin(model, vocabulary, settings.init_from, job)
-    with learning.going_on(job):
+    _training.begin(model, vocabulary, settings.init_from, job)
+    with _training.going_on(job):
         done = fit_texts(
             LMObjective(model, settings.training.chunk, teacher, settings.distill),
             [each.text for each in train],
@@ -110,10 +115,10 @@ def run(settings: Settings, job: Job) -> Result:
         )
     if not done.finished:
         raise Interrupted(done.step)
-    learning.require_best(done.checkpoint, done.step, settings.dev)
+    _training.require_best(done.checkpoint, done.step, settings.dev)
     told = None
     if teacher:
-        world = parallel.start()
+        world = processes.start()
         texts = Texts([each.text for each in dev], vocabulary, settings.training.batch_tokens)
         told = held_out(teacher, texts, world, world.device())[0]
     return Result(
@@ -130,10 +135,10 @@ def _teacher(
     settings: Settings, train: "Sequence[Utterance]", job: Job
 ) -> "tuple[LanguageModel | None, Vocabulary]":
     """The teacher, if there is one, and the vocabulary to write with."""
-    from distill.lm import LM_FAMILIES
-    from lact_asr import checkpoint
+    from distill.language_model.model import LM_FAMILIES
+    from lact_asr.training import checkpoint
 
     if settings.teacher is None:
-        return None, learning.vocabulary(settings, train, job)
+        return None, _training.vocabulary(settings, train, job)
     teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), LM_FAMILIES)
     return teacher, vocabulary

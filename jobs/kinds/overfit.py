@@ -10,22 +10,22 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs import learning
 from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
-from jobs.spec import Frozen, Resources
-from lact_asr.config import OverfitConfig
+from jobs.kinds import _training
+from jobs.pipeline import Frozen, Resources
+from lact_asr.config.overfit import OverfitConfig
 
 RESOURCES = Resources(time="1h", cpus=2, memory_gb=8)
 
 
-class Settings(learning.ModelSettings, OverfitConfig):
+class Settings(_training.ModelSettings, OverfitConfig):
     """Which model, on what, and how strict."""
 
     manifest: Path = Field(description="manifest to choose the utterances from")
     family: Literal["lact", "teacher", "baseline"] = Field("lact", description="model family")
-    size: str = learning.size_field("lact", "teacher", "baseline")
-    model: dict[str, Any] = learning.changes_field("lact", "teacher", "baseline")
+    size: str = _training.size_field("lact", "teacher", "baseline")
+    model: dict[str, Any] = _training.changes_field("lact", "teacher", "baseline")
 
 
 class Result(Frozen):
@@ -44,11 +44,11 @@ class Result(Frozen):
 
 def run(settings: Settings, job: Job) -> Result:
     """Judge a fresh model; without dropout, which would only blur the picture."""
-    from distill.families import FAMILIES
-    from lact_asr.manifest import read_manifest
-    from lact_asr.overfit import FAILED, overfit
-    from lact_asr.parallel import World
-    from lact_asr.text import Vocabulary
+    from distill.models.registry import FAMILIES
+    from lact_asr.data.manifest import read_manifest
+    from lact_asr.diagnosis.overfit import FAILED, overfit
+    from lact_asr.distributed.processes import World
+    from lact_asr.text.vocabulary import Vocabulary
 
     if job.world_size > 1:
         raise StepFailed("settings", "overfit runs as one process: write nodes: 1, gpus: 0 or 1")

@@ -8,21 +8,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from distill.presets import TEACHER
-from jobs import learning
+from distill.config.presets import TEACHER
 from jobs.job import Job
-from jobs.spec import Resources
+from jobs.kinds import _training
+from jobs.pipeline import Resources
 
 Preset = Literal["recommended", "standard", "emergency", "plain"]
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 
 
-class Settings(learning.CTCSettings):
+class Settings(_training.CTCSettings):
     """Which teacher, on what, and how."""
 
     family: Literal["teacher"] = Field("teacher", description="the teacher's family of models")
-    size: str = learning.size_field("teacher")
-    model: dict[str, Any] = learning.changes_field("teacher")
+    size: str = _training.size_field("teacher")
+    model: dict[str, Any] = _training.changes_field("teacher")
     preset: Preset = Field(  # type: ignore[assignment]  # names of its own
         "recommended",
         description="what completes `training` and `model`: recommended is learning rate 1e-4 "
@@ -47,10 +47,10 @@ class Settings(learning.CTCSettings):
         return super().configuration(**{**self.shape(), **self.model, **changes})
 
 
-class Result(learning.Trained):
+class Result(_training.Trained):
     """The trained teacher."""
 
 
 def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
-    return Result(**learning.learn(settings, job).model_dump())
+    return Result(**_training.learn(settings, job).model_dump())

@@ -8,27 +8,27 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs import learning
 from jobs.job import Job
-from jobs.spec import Resources
+from jobs.kinds import _training
+from jobs.pipeline import Resources
 
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 
 
-class Settings(learning.CTCSettings):
+class Settings(_training.CTCSettings):
     """Which model, on what, and how."""
 
     family: Literal["lact", "baseline"] = Field(
         "lact", description="lact is the recogniser; baseline a plain convolutional network"
     )
-    size: str = learning.size_field("lact", "baseline")
-    model: dict[str, Any] = learning.changes_field("lact", "baseline")
+    size: str = _training.size_field("lact", "baseline")
+    model: dict[str, Any] = _training.changes_field("lact", "baseline")
 
 
-class Result(learning.Trained):
+class Result(_training.Trained):
     """The trained recogniser."""
 
 
 def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
-    return Result(**learning.learn(settings, job).model_dump())
+    return Result(**_training.learn(settings, job).model_dump())

@@ -8,19 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.config import DistillConfig
+from distill.config.distillation import DistillConfig
 from distill.objective import DistillObjective
-from distill.sources import Live
-from lact_asr import optim, parallel, steps
-from lact_asr.config import OptimConfig, TrainingConfig
-from lact_asr.data import Batch
-from lact_asr.errors import TrainingFailed
-from lact_asr.features import valid
-from lact_asr.incidents import BREAKER
-from lact_asr.objective import CTCObjective
-from lact_asr.training import fit
-from tests.distill.parts import VOCABULARY, batch, part, tiny_baseline, tiny_teacher, utterances
-from tests.lact_asr.ranks import in_ranks
+from distill.teachers import Live
+from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.data.batch import Batch
+from lact_asr.distributed import processes
+from lact_asr.model.masks import valid
+from lact_asr.training import optim, train_step
+from lact_asr.training.guard import BREAKER
+from lact_asr.training.objective import CTCObjective
+from lact_asr.training.trainer import fit
+from lact_asr.utils.errors import TrainingFailed
+from tests.distill.tiny_models import (
+    VOCABULARY,
+    batch,
+    part,
+    tiny_baseline,
+    tiny_teacher,
+    utterances,
+)
+from tests.ranks import in_ranks
 
 SMALL = {"hidden": 32, "layers": 4}
 CPU = torch.device("cpu")
@@ -45,7 +53,7 @@ def lessons(rank: int) -> list[Batch]:
 
 def each_rank_for_itself(folder: Path) -> None:
     """The notes' loop: a rank that meets a NaN goes on to its next batch."""
-    world, model = parallel.start(), tiny_baseline(**SMALL)
+    world, model = processes.start(), tiny_baseline(**SMALL)
     objective = CTCObjective(model)
     for number, lesson in enumerate(lessons(world.rank)):
         loss = objective(lesson, 0.0)
@@ -60,17 +68,20 @@ def each_rank_for_itself(folder: Path) -> None:
 
 def all_ranks_together(folder: Path) -> None:
     """Our step, distilling, on the same batches."""
-    world = parallel.start()
+    world = processes.start()
     student, teacher = tiny_baseline(**SMALL), tiny_baseline(seed=1, **SMALL)
     source = Live(teacher, VOCABULARY)
     objective = DistillObjective(student, source, DistillConfig(), vocabulary=VOCABULARY)
     config = TrainingConfig(optim=OptimConfig(warmup_steps=0))
-    optimizer, module = optim.build(objective, config.optim), world.wrap(steps.Called(objective))
+    optimizer, module = (
+        optim.build(objective, config.optim),
+        world.wrap(train_step.Called(objective)),
+    )
     taken = []
     for lesson in lessons(world.rank):
         objective.begin_step([lesson], world.all_sum)
-        setting = steps.Setting(config, world, CPU)
-        outcome = steps.take(module, optimizer, [lesson], 0.5, setting, False, {})
+        setting = train_step.Setting(config, world, CPU)
+        outcome = train_step.take(module, optimizer, [lesson], 0.5, setting, False, {})
         taken.append((outcome.taken, outcome.suspects))
     weights = torch.cat([p.detach().flatten() for p in student.parameters()])
     torch.save((taken, weights), folder / f"{world.rank}.pt")
@@ -162,9 +173,13 @@ def test_norms_of_inf_at_2e_4_are_the_float16_scale_and_skipping_keeps_them_fore
     optim_config = OptimConfig(learning_rate=2e-4, warmup_steps=0)
     config = TrainingConfig(precision="bf16", optim=optim_config)
     optimizer = optim.build(objective, config.optim)
-    module, setting = steps.Called(objective), steps.Setting(config, parallel.World(), CPU)
+    module, setting = (
+        train_step.Called(objective),
+        train_step.Setting(config, processes.World(), CPU),
+    )
     taken = [
-        steps.take(module, optimizer, [lesson], 0.0, setting, False, {}).taken for _ in range(6)
+        train_step.take(module, optimizer, [lesson], 0.0, setting, False, {}).taken
+        for _ in range(6)
     ]
     assert all(taken)
 

@@ -11,24 +11,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill import losses
-from distill.config import DistillConfig
-from distill.families import FAMILIES
+from distill.config.distillation import DistillConfig
+from distill.losses import functions as losses
+from distill.models.registry import FAMILIES
 from distill.objective import DistillObjective
-from distill.sources import Live
-from lact_asr import optim, parallel, steps
-from lact_asr.augment import Masks, SpecAugment
-from lact_asr.config import SIZES, OptimConfig, TrainingConfig
-from lact_asr.data import Batch
-from lact_asr.errors import DataError
-from lact_asr.features import valid
-from lact_asr.health import uniform_ctc_loss
-from lact_asr.journal import relative
-from lact_asr.objective import arithmetic, ctc_losses
-from lact_asr.recipe import AugmentConfig
-from lact_asr.text import Vocabulary
-from lact_asr.training import fit
-from tests.distill.parts import (
+from distill.teachers import Live
+from lact_asr.config.augment import AugmentConfig
+from lact_asr.config.model import SIZES
+from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.data.batch import Batch
+from lact_asr.data.specaugment import Masks, SpecAugment
+from lact_asr.distributed import processes
+from lact_asr.model.ctc_loss import ctc_losses
+from lact_asr.model.forward import arithmetic
+from lact_asr.model.masks import valid
+from lact_asr.text.ctc import uniform_ctc_loss
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training import optim, train_step
+from lact_asr.training.logger import relative
+from lact_asr.training.trainer import fit
+from lact_asr.utils.errors import DataError
+from tests.distill.tiny_models import (
     VOCABULARY,
     batch,
     heard,
@@ -38,8 +41,8 @@ from tests.distill.parts import (
     tiny_teacher,
     utterances,
 )
-from tests.lact_asr.ranks import in_ranks
-from tests.lact_asr.small import tiny
+from tests.lact_asr.tiny_runs import tiny
+from tests.ranks import in_ranks
 
 SMALL = {"blocks": 1, "mlp": 144}
 
@@ -228,17 +231,17 @@ def test_the_gradient_depends_neither_on_micro_batches_nor_on_padding(changes):
 
 def one_step(folder: Path) -> None:
     """One optimiser step over four utterances, two per rank, or all in one process."""
-    world, whole = parallel.start(), noise()
+    world, whole = processes.start(), noise()
     taught = objective(feature_weight=0.5)
     rows = [[0, 1], [2, 3]]
     mine = [part(whole, rows[world.rank])] if world.world_size > 1 else [whole]
     config = TrainingConfig(optim=OptimConfig(learning_rate=0.01, warmup_steps=0))
     optimizer = optim.build(taught, config.optim)
-    module = world.wrap(steps.Called(taught))
+    module = world.wrap(train_step.Called(taught))
     taught.trainable.train()
     taught.begin_step(mine, world.all_sum)
-    setting = steps.Setting(config, world, torch.device("cpu"))
-    outcome = steps.take(module, optimizer, mine, 0.5, setting, False, {})
+    setting = train_step.Setting(config, world, torch.device("cpu"))
+    outcome = train_step.take(module, optimizer, mine, 0.5, setting, False, {})
     state = {"loss": outcome.loss, "parts": outcome.parts, "norm": outcome.grad_norm}
     state["gradients"] = {n: p.grad for n, p in taught.trainable.named_parameters()}
     torch.save(state, folder / f"of{world.world_size}-{world.rank}.pt")

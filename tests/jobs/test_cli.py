@@ -9,9 +9,9 @@ import jsonschema
 import pytest
 
 from jobs import kinds
-from jobs.yaml12 import read
+from jobs.reading.yaml12 import read
 from tests.conftest import REPOSITORY
-from tests.jobs.launching import Launcher
+from tests.jobs.launcher import Launcher
 
 COMMANDS = [
     "run",

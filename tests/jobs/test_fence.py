@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import external
 from jobs.errors import Superseded
 from jobs.fence import Attempt, Fence
 from jobs.job import Job, no_signal
-from jobs.kinds import command
+from jobs.kinds import _external, command
 from jobs.store import StepDir
 from tests.jobs.test_worker import events, make_step, start
 
@@ -163,9 +162,9 @@ def test_one_of_several_ranks_that_leaves_ends_the_others(step: StepDir) -> None
 def test_a_program_whose_step_is_taken_over_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(external, "_LOOK", 0.05)
+    monkeypatch.setattr(_external, "_LOOK", 0.05)
     started: list[subprocess.Popen[bytes]] = []
-    monkeypatch.setattr(external.subprocess, "Popen", _noting(started))
+    monkeypatch.setattr(_external.subprocess, "Popen", _noting(started))
 
     def fence() -> None:
         raise Superseded("goes on elsewhere")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import SpecError
 from jobs.gate import missed, parse_condition
-from jobs.reading import read_pipeline
+from jobs.reading.pipeline_file import read_pipeline
 from tests.jobs.test_worker import make_step, start
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from jobs import kinds
-from jobs.clusters import load_cluster
+from jobs.cluster import load_cluster
 from jobs.errors import SpecError
 from jobs.kinds import train
-from jobs.reading import read_pipeline
-from jobs.spec import Pipeline, Step
-from lact_asr.config import SIZES
+from jobs.pipeline import Pipeline, Step
+from jobs.reading.pipeline_file import read_pipeline
+from lact_asr.config.model import SIZES
 from tests.conftest import REPOSITORY
 
 FILES = sorted((REPOSITORY / "jobs" / "pipelines").glob("*.yaml"))

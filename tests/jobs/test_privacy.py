@@ -15,7 +15,7 @@ from jobs import snapshot
 from jobs.errors import UserError
 from jobs.store import RunStore
 from tests.conftest import REPOSITORY
-from tests.jobs.launching import Launcher
+from tests.jobs.launcher import Launcher
 
 SECRET = "hunter2"
 TEXT = f"""\

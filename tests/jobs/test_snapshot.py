@@ -9,7 +9,7 @@ import pytest
 
 from jobs.snapshot import PARTS
 from tests.conftest import REPOSITORY
-from tests.jobs.launching import Launcher
+from tests.jobs.launcher import Launcher
 
 ONE_STEP = "steps: {a: {kind: command, settings: {argv: [sh, -c, 'pwd > where; test -e go']}}}"
 PROVENANCE = (

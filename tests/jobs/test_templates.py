@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.clusters import TEMPLATES
+from jobs.cluster import TEMPLATES
 
 SCRIPTS = ["download_full_dataset.sh", "train_improved_full.sh", "test_inference.sh"]
 

@@ -16,8 +16,8 @@ from jobs.errors import UserError
 from jobs.failures import failure_class, sentence
 from jobs.store import StepDir
 from jobs.worker import resolve, stuck
-from lact_asr import checkpoint
-from lact_asr.errors import DataError
+from lact_asr.training import checkpoint
+from lact_asr.utils.errors import DataError
 from tests.conftest import REPOSITORY
 
 COMPLETE = {"environment": {}, "folder": None, "handles_warning": False}  # as the launcher writes

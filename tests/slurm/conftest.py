@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.backends.slurm import SlurmBackend
+from jobs.backends.slurm.backend import SlurmBackend
 from tests.slurm.cluster import PACKAGES, PrivateSlurm, missing_programs
 from tests.slurm.steps import as_stored
 

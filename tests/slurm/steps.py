@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.backends import JobState, QueueState, StepJob
-from jobs.backends.slurm import SlurmBackend
-from jobs.clusters import Cluster
-from jobs.spec import Resources
+from jobs.backends.base import JobState, QueueState, StepJob
+from jobs.backends.slurm.backend import SlurmBackend
+from jobs.cluster import Cluster
+from jobs.pipeline import Resources
 from jobs.store import StepDir
 from tests.slurm.cluster import REPOSITORY
 

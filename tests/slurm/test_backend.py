@@ -8,8 +8,8 @@ from textwrap import dedent
 
 import pytest
 
-from jobs.backends import QueueState, StepJob, SubmitUnclear
-from jobs.backends.slurm import SlurmBackend
+from jobs.backends.base import QueueState, StepJob, SubmitUnclear
+from jobs.backends.slurm.backend import SlurmBackend
 from jobs.errors import SubmitRefused
 from jobs.store import StepDir
 from tests.slurm.cluster import REPOSITORY, PrivateSlurm

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import SOCKET_TIMED_OUT, UNTIL_GO, Launcher, chain, sh
+from tests.slurm.launcher import SOCKET_TIMED_OUT, UNTIL_GO, Launcher, chain, sh
 
 KILL = "kill -KILL $PPID"
 QUEUE_SILENTLY = '"$real" "$@" > /dev/null'

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from jobs.backends.slurm import SlurmBackend
+from jobs.backends.slurm.backend import SlurmBackend
 from jobs.snapshot import entry
 from jobs.store import StepDir
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import Launcher
+from tests.slurm.launcher import Launcher
 from tests.slurm.steps import as_stored, make_step
 from tests.slurm.test_requeue import learn, write_eight
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import UNTIL_GO, Launcher, chain, sh
+from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
 TIMED_OUT = (
     "echo 'scancel: error: Kill job error on job id 7: Socket timed out on send/recv operation'"

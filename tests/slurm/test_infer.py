@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.clusters import Cluster
-from jobs.infer import has_gpus
-from lact_asr import checkpoint
-from lact_asr.manifest import write_manifest
-from tests.lact_asr.small import VOCABULARY, settings, tiny, tones
+from jobs.cluster import Cluster
+from jobs.one_step import has_gpus
+from lact_asr.data.manifest import write_manifest
+from lact_asr.training import checkpoint
+from tests.lact_asr.tiny_runs import VOCABULARY, settings, tiny, tones
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import Launcher
+from tests.slurm.launcher import Launcher
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import UNTIL_GO, Launcher, chain, sh
+from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
 REAL = 'exec "$real" "$@"'
 NO_ANSWER = 'echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2; exit 1'

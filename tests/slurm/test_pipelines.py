@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import UNTIL_GO, Launcher, chain, sh
+from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs import preflight
-from jobs.backends.slurm import SlurmBackend
-from jobs.clusters import Cluster
+from jobs.backends.slurm import preflight
+from jobs.backends.slurm.backend import SlurmBackend
+from jobs.backends.slurm.preflight import problems
+from jobs.cluster import Cluster
 from jobs.errors import UserError
 from jobs.kinds import download as download_kind
-from jobs.preflight import problems
-from jobs.reading import read_pipeline
+from jobs.pipeline import Pipeline, Resources, Step
+from jobs.reading.pipeline_file import read_pipeline
 from jobs.render import render
-from jobs.spec import Pipeline, Resources, Step
-from lact_asr.corpora import LIBRISPEECH
-from lact_asr.room import MARKER, folder_of
+from lact_asr.data.corpora import LIBRISPEECH
+from lact_asr.data.disk_space import MARKER, folder_of
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.steps import as_stored, make_step, put_on_path
 

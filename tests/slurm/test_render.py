@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import UNTIL_GO, Launcher, chain, sh
+from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
 SITE = """\
 partition: gpu,preempt

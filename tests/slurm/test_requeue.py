@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from lact_asr.manifest import Utterance, write_manifest
+from lact_asr.data.manifest import Utterance, write_manifest
 from tests.conftest import shared
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import Launcher, sh
+from tests.slurm.launcher import Launcher, sh
 
 FURTHER = 20  # training steps after the checkpoint
 CLUSTERS = {

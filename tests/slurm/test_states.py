@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.backends import JobState, QueueState
-from jobs.backends.slurm import SlurmBackend
+from jobs.backends.base import JobState, QueueState
+from jobs.backends.slurm.backend import SlurmBackend
 from jobs.errors import ClusterError
 from tests.slurm.cluster import REPOSITORY, PrivateSlurm
 from tests.slurm.steps import is_in, make_step, put_on_path, state
@@ -149,7 +149,7 @@ def test_the_time_limit_is_reported(
 
 
 def test_status_and_cancel_import_neither_submitit_nor_pydantic(backend: SlurmBackend) -> None:
-    code = "import sys; from jobs.backends.slurm import SlurmBackend; b = SlurmBackend({});"
+    code = "import sys; from jobs.backends.slurm.backend import SlurmBackend; b = SlurmBackend({});"
     code += "b.states({'train.1': '99999'}); b.cancel(['99999']);"
     code += "print([m for m in ('submitit', 'pydantic', 'torch', 'rich') if m in sys.modules])"
     said = subprocess.run(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from submitit.slurm.slurm import _make_sbatch_string
 
-from jobs.backends import QueueState, SubmitUnclear
-from jobs.backends.slurm import SlurmBackend
+from jobs.backends.base import QueueState, SubmitUnclear
+from jobs.backends.slurm.backend import SlurmBackend
 from jobs.errors import SubmitRefused
 from jobs.store import StepDir
 from tests.slurm.cluster import PrivateSlurm

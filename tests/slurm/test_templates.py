@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import UNTIL_GO, Launcher, sh
+from tests.slurm.launcher import UNTIL_GO, Launcher, sh
 
 
 def test_a_pipeline_inside_one_allocation_goes_on_after_a_requeue(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import Launcher, sh
+from tests.slurm.launcher import Launcher, sh
 
 FOREVER = "while :; do sleep 0.1; done"
 REFUSE = "echo 'Unable to contact slurm controller' >&2; exit 1"

@@ -1,0 +1,70 @@
+"""Settings of language models and their distillation: default, unit, bounds. No torch."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distill.config.kd import RampConfig
+from lact_asr.config.base import Frozen
+from lact_asr.config.training import OptimConfig
+
+
+class LanguageModelConfig(Frozen):
+    """A decoder-only transformer over the symbols of transcripts."""
+
+    hidden: int = Field(256, gt=0, description="Width of the residual stream, channels")
+    heads: int = Field(4, gt=0, description="Attention heads")
+    blocks: int = Field(6, gt=0, description="Transformer blocks")
+    mlp: int = Field(1024, gt=0, description="Inner width of a block's MLP, channels")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share dropped of each residual branch")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "LanguageModelConfig":
+        if self.hidden % self.heads or self.hidden // self.heads % 2:
+            raise ValueError(
+                f"hidden {self.hidden} must be an even multiple of heads {self.heads}: rotary "
+                "positions pair channels"
+            )
+        return self
+
+
+LM_SIZES = {
+    "tiny": LanguageModelConfig(hidden=64, heads=2, blocks=2, mlp=192, dropout=0.0),
+    "small": LanguageModelConfig(),
+    "large": LanguageModelConfig(hidden=512, heads=8, blocks=12, mlp=2048),
+}
+
+
+class LMDistillConfig(RampConfig):
+    """What a language model learns from another: (1 - alpha) LM + kd_weight(progress) KD."""
+
+    alpha: float = Field(
+        0.7, ge=0, le=1, description="Share taken from the texts' loss: its weight is 1 - alpha"
+    )
+    top_k: int = Field(
+        256, ge=1, description="Symbols per place that are compared singly, the rest as one"
+    )
+
+
+class LMTrainingConfig(Frozen):
+    """One training run on texts."""
+
+    max_steps: int = Field(5000, gt=0, description="Optimiser steps in all")
+    batch_tokens: int = Field(
+        8192, gt=0, description="Symbols of a batch on one process, with its padding"
+    )
+    chunk: int = Field(
+        1024,
+        gt=0,
+        description="Places whose distributions exist at the same time: 1,024 over 32,000 symbols "
+        "are 131 MB",
+    )
+    valid_every: int = Field(250, gt=0, description="Steps between validations and checkpoints")
+    log_every: int = Field(50, gt=0, description="Steps between progress lines")
+    seed: int = Field(0, ge=0, description="Initial weights, order of the texts and dropout")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Arithmetic of the forward pass, auto is bf16 on GPUs and fp32 elsewhere; "
+        "weights and losses stay float32",
+    )
+    optim: OptimConfig = Field(OptimConfig(), description="optimiser and learning rate")

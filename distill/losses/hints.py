@@ -1,0 +1,190 @@
+"""What a student learns from the teacher's hidden states: the maps between them, and the losses.
+
+    feature      the student's last states, mapped, against the teacher's last ones, or against
+                 those that the router chooses
+    layerwise    mapped layers against each other, the mean over the pairs
+    contrastive  the student's last states, mapped: which frame of the teacher's is this?
+
+Every value is per frame, on the student's grid. Maps stand on the student's side: a map of the
+teacher's states would learn to make them easy.
+
+Shapes: B batch, S student frames, T teacher frames, D width, E experts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from distill.config.distillation import DistillConfig
+from distill.losses import functions as losses
+from distill.losses.layer_map import Pairs
+from distill.losses.router import StudentAwareRouter
+from distill.losses.time_grid import average
+from lact_asr.model.interface import CTCOutput
+from lact_asr.utils.errors import DataError
+
+Shown = dict[str, Tensor]  # by name, per frame (B, S)
+
+
+class Hints:
+    """The losses that a configuration asks for; `modules` has what they learn."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        widths: Sequence[int],
+        teacher_widths: Sequence[int],
+        modalities: Sequence[str],
+        pairs: Pairs,
+        *,
+        ratio: float,
+        rate: float,
+    ) -> None:
+        """`rate` in student frames per second, `ratio` of the teacher's to it."""
+        self.config, self.ratio, self.pairs = config, ratio, pairs
+        self.apart = round(config.contrastive_apart / 1000 * rate)
+        self.modules: dict[str, nn.Module] = {}
+        self.layers, self.modalities = self._experts(teacher_widths, modalities)
+        self.experts = [f"layer{n}" for n in self.layers] + [modalities[m] for m in self.modalities]
+        if config.router.kind != "off":
+            chosen = [teacher_widths[n - 1] for n in self.layers]
+            chosen += [teacher_widths[-1]] * len(self.modalities)
+            self.modules["router"] = StudentAwareRouter(widths[-1], chosen, config.router)
+        elif config.feature_weight:
+            self.modules["projector"] = nn.Linear(widths[-1], teacher_widths[-1])
+        if config.layerwise_weight:
+            self.modules["layerwise"] = nn.ModuleList(
+                nn.Linear(widths[student - 1], teacher_widths[teacher - 1])
+                for student, teacher in pairs
+            )
+        if config.contrastive_weight:
+            self.modules["contrastive"] = nn.Linear(widths[-1], teacher_widths[-1])
+
+    def _experts(
+        self, teacher_widths: Sequence[int], modalities: Sequence[str]
+    ) -> tuple[list[int], list[int]]:
+        """Layers (from 1) and modalities (from 0) that the router chooses from."""
+        router, depth = self.config.router, len(teacher_widths)
+        if router.kind == "off":
+            return [], []
+        if router.experts != "layers" and not modalities:
+            raise DataError(
+                f"router.experts: {router.experts} needs a live teacher of the family `teacher`: "
+                "others have no modalities, and a cache keeps none; write layers"
+            )
+        count = min(router.layers, depth)
+        layers = sorted({depth - depth * n // count for n in range(count)})
+        found = list(range(len(modalities)))
+        return (
+            [] if router.experts == "modalities" else layers,
+            [] if router.experts == "layers" else found,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The losses there are, without the router's own."""
+        config = self.config
+        weights = {
+            "feature": config.feature_weight,
+            "attention": config.attention_weight,
+            "layerwise": config.layerwise_weight,
+            "contrastive": config.contrastive_weight,
+        }
+        return [name for name, weight in weights.items() if weight]
+
+    def __call__(
+        self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, task: Callable[[], Tensor]
+    ) -> tuple[Shown, Shown, Shown]:
+        """The losses per frame, the use of the router's experts per frame and expert, and what the
+        losses are expected to be before anything is learned.
+
+        `task()` is the CTC loss, for the one that wants to know where it pulls.
+        """
+        frames, config = mask.shape[1], self.config
+        onto = lambda x: average(x.float(), teacher.lengths, frames, self.ratio)
+        found: Shown = {}
+        use: Shown = {}
+        if "router" in self.modules:
+            found, use = self._routed(student, teacher, onto, task)
+        elif config.feature_weight:
+            projected = self.modules["projector"](student.hidden[-1].float())
+            distance = losses.FEATURE[config.feature]
+            found["feature"] = distance(projected, onto(teacher.hidden[-1]))
+        if config.attention_weight:
+            found["attention"] = self._attention(student, teacher, mask)
+        if config.layerwise_weight:
+            found["layerwise"] = self._layerwise(student, teacher, onto)
+        if config.contrastive_weight:
+            projected = self.modules["contrastive"](student.hidden[-1].float())
+            found["contrastive"] = losses.contrastive(
+                projected,
+                onto(teacher.hidden[-1]),
+                mask,
+                self.apart,
+                config.contrastive_temperature,
+            )
+        return found, use, self._unlearned(found, student, teacher, mask)
+
+    @torch.no_grad()
+    def _unlearned(
+        self, found: Shown, student: CTCOutput, teacher: CTCOutput, mask: Tensor
+    ) -> Shown:
+        """Losses of states that have nothing to do with each other, and of even attention."""
+        expected: Shown = {}
+        apart = losses.UNRELATED.get(self.config.feature)
+        for name in ("feature", "layerwise"):
+            if name in found and apart and self.config.router.kind != "notes":
+                expected[name] = torch.full_like(found[name], apart)
+        if "attention" in found:
+            even = student.attention.clamp(min=0.0)  # 0 where it looks, else -inf
+            even = even.masked_fill(~student.attention.isfinite(), -torch.inf).log_softmax(-1)
+            expected["attention"] = self._attention(replace(student, attention=even), teacher, mask)
+        if "contrastive" in found:
+            expected["contrastive"] = losses.candidates(mask, self.apart).sum(-1).float().log()
+        return expected
+
+    def _attention(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor) -> Tensor:
+        """(B, S); frames are the same on both sides."""
+        frames = mask.shape[1]
+        theirs = teacher.attention[:, :, :frames, :frames]
+        if self.config.attention == "notes":
+            return losses.notes_attention(student.attention, theirs, mask, self.config.temperature)
+        return losses.attention(student.attention, theirs, mask)
+
+    def _layerwise(
+        self, student: CTCOutput, teacher: CTCOutput, onto: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        distance = losses.FEATURE[self.config.feature]
+        aligned = {there: onto(teacher.hidden[there - 1]) for _, there in self.pairs}
+        each = [
+            distance(project(student.hidden[here - 1].float()), aligned[there])
+            for project, (here, there) in zip(self.modules["layerwise"], self.pairs, strict=True)
+        ]
+        return torch.stack(each).mean(0)
+
+    def _routed(
+        self,
+        student: CTCOutput,
+        teacher: CTCOutput,
+        onto: Callable[[Tensor], Tensor],
+        task: Callable[[], Tensor],
+    ) -> tuple[Shown, Shown]:
+        states = student.hidden[-1].float()
+        experts = [onto(teacher.hidden[n - 1]) for n in self.layers]
+        there = [torch.ones(states.shape[:2], device=states.device)] * len(experts)
+        for index in self.modalities:
+            experts.append(onto(teacher.modalities[:, :, index]))
+            counted = (teacher.modality_weights[..., index, None] > 0).float()
+            there.append(onto(counted)[..., 0])
+        pull = None
+        if self.config.router.kind == "recommended":
+            (pull,) = torch.autograd.grad(task(), student.hidden[-1], retain_graph=True)
+            pull = pull.float()
+        paid = self.modules["router"](states, experts, torch.stack(there, -1) > 0, pull)
+        use = {}
+        for index, name in enumerate(self.experts):
+            use[f"share_{name}"] = paid["shares"][..., index]
+            use[f"first_{name}"] = paid["firsts"][..., index]
+        return {"feature": paid["feature"], "router": paid["router"]}, use

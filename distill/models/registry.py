@@ -1,0 +1,39 @@
+"""Every model family by name: what checkpoints, the overfit gate and distillation build from."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from distill.config.models import BaselineConfig, TeacherConfig
+from distill.models.baseline import Baseline
+from distill.models.teacher import Teacher
+from lact_asr.model.recogniser import FAMILIES as RECOGNISERS
+
+
+def teacher(config: dict[str, Any], vocabulary_size: int) -> Teacher:
+    """A fresh teacher from what a checkpoint stored."""
+    return Teacher(TeacherConfig.model_validate(config), vocabulary_size)
+
+
+def baseline(config: dict[str, Any], vocabulary_size: int) -> Baseline:
+    """A fresh baseline from what a checkpoint stored."""
+    return Baseline(BaselineConfig.model_validate(config), vocabulary_size)
+
+
+FAMILIES: dict[str, Callable[[dict[str, Any], int], nn.Module]] = {
+    **RECOGNISERS,
+    "teacher": teacher,
+    "baseline": baseline,
+}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers to learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_layers(model: nn.Module) -> int:
+    """Modules with a `weight` of two or more axes: convolutions and linear maps."""
+    weights = (getattr(module, "weight", None) for module in model.modules())
+    return sum(weight is not None and weight.dim() >= 2 for weight in weights)

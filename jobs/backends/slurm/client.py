@@ -1,0 +1,85 @@
+"""Slurm's commands, asked in the same way whatever the variables of the user or of a job say."""
+
+import os
+import re
+import subprocess
+from typing import NamedTuple
+
+from jobs.errors import ClusterError
+
+TIMEOUT = 60  # seconds for one call; Slurm's own MessageTimeout is 10 s to 100 s
+# Variables of a job that we may be in, and of users: they would beat what a command asks for.
+_INHERITED = (
+    *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_", "SCANCEL_"),
+    *("SCONTROL_", "SINFO_", "SACCTMGR_"),
+)
+
+
+def is_inherited(name: str) -> bool:
+    return name.startswith(_INHERITED) and name != "SLURM_CONF"
+
+
+def seconds(text: str) -> float | None:
+    """Seconds in Slurm's `[days-][hours:]minutes:seconds`; None where it knows none."""
+    if not re.fullmatch(r"(\d+-)?(\d+:)?\d+:\d+", text):
+        return None
+    days, _, clock = text.rpartition("-")
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = 60 * seconds + int(part)
+    return float(seconds + 86400 * int(days or 0))
+
+
+class Question(NamedTuple):
+    """A Slurm command that has been started."""
+
+    program: str
+    process: "subprocess.Popen[str]"
+
+    def finish(self) -> tuple[int, str, str]:
+        """Exit status, standard output and error; ClusterError after a minute."""
+        try:
+            said, complaints = self.process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            message = f"{self.program} has not answered for {TIMEOUT} s: try again"
+            raise ClusterError(message) from None
+        return self.process.returncode, said, complaints
+
+    def answer(self, harmless: str = "") -> str:
+        """Standard output; ClusterError where the command fails for a reason that matters."""
+        status, said, complaints = self.finish()
+        lines = [line for line in complaints.splitlines() if line.strip()]
+        if status and not (harmless and all(re.search(harmless, line) for line in lines)):
+            reason = "; ".join(lines) or f"exit status {status}"
+            raise ClusterError(f"{self.program} failed: {reason}")
+        return said
+
+
+def ask(*command: str) -> Question:
+    """Start a Slurm command, asked in the same way whatever the variables of the user or of a job
+    say; ClusterError where Slurm is not installed.
+    """
+    environment = {name: value for name, value in os.environ.items() if not is_inherited(name)}
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    except FileNotFoundError:
+        message = f"{command[0]} is not installed here: log in to the cluster, or --cluster local"
+        raise ClusterError(message) from None
+    return Question(command[0], process)
+
+
+def call(*command: str, harmless: str = "") -> str:
+    """Standard output of a Slurm command; ClusterError where it fails for a reason that matters."""
+    return ask(*command).answer(harmless)
+
+
+def sacct(*arguments: str) -> tuple[str, str]:
+    """What sacct prints and, where it does not answer, what it says instead."""
+    fields = ["-o", "JobIDRaw,JobName,State,Elapsed,ExitCode"]
+    try:
+        return call("sacct", "-n", "-P", "-X", "-D", *fields, *arguments), ""
+    except ClusterError as error:
+        return "", str(error)

@@ -1,0 +1,335 @@
+"""From a YAML file to a `Pipeline`, or to every mistake in it at once, each with file:line and what
+to write instead.
+
+Nothing is created and nothing is asked of a cluster here. References (`${step.field}`) are checked
+against the `Result` of the step they name, and stay in the settings: the worker fills them in when
+the step starts.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from jobs import gate, kinds
+from jobs.errors import SpecError, nearest
+from jobs.pipeline import NAME, Frozen, Pipeline, Present, Resources, Step
+from jobs.program import NAME as PROGRAM
+from jobs.reading.paths import Place, replace, walk
+from jobs.reading.references import escaped, filled, references, unclosed
+from jobs.reading.validation import ANYTHING, sample_of, shown, validate
+from jobs.reading.yaml12 import DEEPEST, Document, parse, read
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _condition(text: object) -> object:
+    gate.parse_condition(text)
+    return text
+
+
+Condition = Annotated[str, BeforeValidator(_condition)]
+
+
+class StepFile(Frozen):
+    """A step as the file writes it."""
+
+    kind: str = Field(description=f"what the step does: see `{PROGRAM} kinds`")
+    settings: dict[str, Any] = Field({}, description="the kind's settings")
+    resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
+    needs: list[str] = Field([], description="steps that must have succeeded before this one")
+    gate: dict[str, Condition] = Field({}, description='conditions on the result: {wer: "<= 0.1"}')
+
+
+class PipelineFile(Frozen):
+    """A pipeline file."""
+
+    name: str = Field("", pattern=NAME, description="name of its runs; the file's name by default")
+    description: str = Field("", description="what it is for, in a sentence")
+    steps: dict[str, Any] = Field(min_length=1, description="the steps, by name")
+
+
+def read_pipeline(
+    path: Path, overrides: Sequence[str] = (), folder: Path | None = None
+) -> Pipeline:
+    """The pipeline in `path` with `--set` overrides laid over it (SpecError with every mistake).
+
+    Relative paths in it start from `folder`, the present one if not given.
+    """
+    document = read(path)
+    for override in overrides:
+        _override(document, override)
+    _stop(document)
+    header = validate(document, PipelineFile, document.value, ())
+    _stop(document)
+    assert header is not None
+    default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())[:40]  # as long as NAME
+    steps = _Steps(document, header.steps, folder or Path.cwd()).read()
+    _stop(document)
+    return Pipeline(
+        name=header.name or default_name, description=header.description, steps=tuple(steps)
+    )
+
+
+def read_step(file: dict[str, Any], overrides: Sequence[str]) -> Pipeline:
+    """The pipeline of a command that is one step: what a file would hold, under the step's name.
+
+    SpecError with every mistake, in the words of the command: without the step's name.
+    """
+    name = file["name"]
+    document = Document(file, {(): name})
+    for override in overrides:
+        _override(document, override)
+    steps = _Steps(document, document.value["steps"], Path.cwd()).read()
+    if document.mistakes:
+        raise SpecError([_of_one_step(mistake, name) for mistake in document.mistakes])
+    return Pipeline(name=name, description=file["description"], steps=tuple(steps))
+
+
+def _of_one_step(mistake: str, name: str) -> str:
+    for words in (f"steps.{name}.settings.", f"steps.{name}.", f"steps.{name}: "):
+        mistake = mistake.replace(words, "")
+    return mistake.replace(f"--set {name}.", "--set ").replace("step.setting=", "setting=")
+
+
+def read_model(path: Path, model: type[_Model]) -> _Model:
+    """A file that holds one settings block, such as a cluster (SpecError with every mistake)."""
+    document = read(path)
+    value = validate(document, model, document.value, ())
+    _stop(document)
+    assert value is not None
+    return value
+
+
+def _stop(document: Document) -> None:
+    if document.mistakes:
+        raise SpecError(document.mistakes)
+
+
+def _override(document: Document, text: str) -> None:
+    """Lay one `--set` over the document; where it cannot be, that is a mistake and nothing else."""
+    path, equals, value = text.partition("=")
+    keys = path.split(".")
+    source = f"--set {text}"
+    if not equals or len(keys) < 2 or not all(keys):
+        document.mistakes.append(f"{source}: write step.setting=value")
+        return
+    given = parse(value, source)
+    inside = keys[1] in StepFile.model_fields
+    wanted = ["steps", keys[0], *([] if inside else ["settings"]), *keys[1:]]
+    try:
+        place = _place_of(document.value, wanted)
+    except ValueError as error:
+        given.mistakes.append(f"{source}: {error}")
+    document.mistakes += given.mistakes
+    if given.mistakes:
+        return
+    document.value = replace(document.value, place, given.value)
+    kept = {at: line for at, line in document.places.items() if at[: len(place)] != place}
+    document.places = {**kept, place: source}
+
+
+def _place_of(value: Any, keys: Sequence[str]) -> Place:
+    """Where the keys of a `--set` lead; ValueError where that is inside something without parts."""
+    if len(keys) > DEEPEST:
+        raise ValueError(f"too many dots: at most {DEEPEST} values inside each other")
+    steps = value.get("steps") if isinstance(value, dict) else None
+    names = list(steps) if isinstance(steps, dict) else []
+    if keys[1] not in names:
+        raise ValueError(f"no step {keys[1]!r}: {nearest(keys[1], names)}")
+    place: Place = ()
+    for depth, key in enumerate(keys):
+        if isinstance(value, list):
+            index = _index(key, value, keys[:depth])
+            place, value = (*place, index), value[index]
+        elif value is None or isinstance(value, dict):
+            place, value = (*place, key), (value or {}).get(key)
+        else:
+            at = ".".join(keys[:depth])
+            raise ValueError(f"{at} is {shown(value)}, which has nothing inside: write {at}=value")
+    return place
+
+
+def _index(key: str, values: Sequence[Any], keys: Sequence[str]) -> int:
+    """The place in a list that a key means (ValueError where there is none)."""
+    index = int(key) if re.fullmatch("[0-9]{1,9}", key) else len(values)
+    if index < len(values):
+        return index
+    numbers = f"a number from 0 to {len(values) - 1} instead of {key!r}, or " if values else ""
+    raise ValueError(
+        f"{'.'.join(keys)} is a list of {len(values)}: write {numbers}the whole list: [a, b]"
+    )
+
+
+class _Steps:
+    """The steps of one file: every check that needs more than one value."""
+
+    def __init__(self, document: Document, raw: dict[str, Any], folder: Path) -> None:
+        self.document, self.raw, self.folder = document, raw, folder
+        self.files: dict[str, StepFile] = {}
+        self.kinds: dict[str, ModuleType] = {}
+
+    def read(self) -> list[Step]:
+        """The steps in dependency order; what is wrong goes to the document's mistakes."""
+        for name, raw in self.raw.items():
+            self._read_one(name, raw)
+        order = self._order()
+        return [step for name in order if (step := self._check(name)) is not None]
+
+    def _read_one(self, name: str, raw: Any) -> None:
+        place = ("steps", name)
+        if not re.fullmatch(NAME, name):
+            self.document.mistake(
+                place, "a step's name is lower-case letters, digits and _, and begins with a letter"
+            )
+        named = raw.get("kind") if isinstance(raw, dict) else None
+        if isinstance(named, str) and named in kinds.NAMES:
+            self.kinds[name] = kinds.load(named)
+        step = validate(self.document, StepFile, raw, place, beside=self._blocks(name))
+        if step is None:
+            return
+        self.files[name] = step
+        if name not in self.kinds:
+            hint = nearest(step.kind, kinds.NAMES)
+            self.document.mistake((*place, "kind"), f"no kind {step.kind!r}: {hint}")
+
+    def _blocks(self, name: str) -> dict[str, type[BaseModel]]:
+        """The blocks of a step, as far as they are known."""
+        kind = self.kinds.get(name)
+        return {"resources": Resources, **({"settings": kind.Settings} if kind else {})}
+
+    def _order(self) -> list[str]:
+        """Names so that every step follows its needs, otherwise in the file's order."""
+        left = {name: self._needs(name) for name in self.files}
+        order: dict[str, None] = {}
+        for first in self.files:
+            trail = [first]  # each step needs the one behind it
+            while trail:
+                need = next((need for need in left[trail[-1]] if need not in order), None)
+                if need is None:
+                    order[trail.pop()] = None
+                elif need in trail:
+                    left[trail[-1]].remove(need)
+                    circle = " -> ".join([*trail[trail.index(need) :], need])
+                    message = f"steps need each other in a circle: {circle}; take one need out"
+                    self.document.mistake(("steps", need, "needs"), message)
+                else:
+                    trail.append(need)
+        return list(order)
+
+    def _needs(self, name: str) -> list[str]:
+        """The steps that a step needs, as far as they exist."""
+        for index, need in enumerate(self.files[name].needs):
+            if need not in self.raw:
+                hint = nearest(need, [other for other in self.raw if other != name])
+                self.document.mistake(("steps", name, "needs", index), f"no step {need!r}: {hint}")
+        return [need for need in dict.fromkeys(self.files[name].needs) if need in self.files]
+
+    def _check(self, name: str) -> Step | None:
+        file, kind = self.files[name], self.kinds.get(name)
+        if kind is None:
+            return None
+        place = ("steps", name)
+        settings = self._settings(name, kind)
+        base = kind.RESOURCES.model_dump(mode="json")
+        resources = validate(
+            self.document,
+            Resources,
+            {**base, **file.resources},
+            (*place, "resources"),
+            beside=self._blocks(name),
+        )
+        self._gate(name, kind)
+        if resources is None or settings is None:
+            return None
+        return Step(
+            name=name,
+            kind=file.kind,
+            settings=settings,
+            resources=resources.model_dump(mode="json"),
+            needs=tuple(file.needs),
+            gate=file.gate,
+        )
+
+    def _gate(self, name: str, kind: ModuleType) -> None:
+        """A gate on results that the kind has, against limits of their types."""
+        fields = kind.Result.model_fields
+        for key, text in self.files[name].gate.items():
+            place = ("steps", name, "gate", key)
+            if key not in fields:
+                if kind.Result.model_config.get("extra") != "allow":
+                    self.document.mistake(place, f"no such result: {nearest(key, fields)}")
+                continue
+            sample, limit = sample_of(fields[key].annotation, False), gate.parse_condition(text)[1]
+            is_a, asked = gate.type_of(sample), gate.type_of(limit)
+            if sample != ANYTHING and is_a != asked:
+                self.document.mistake(place, f"{key} is {is_a}, and {text!r} is about {asked}")
+
+    def _settings(self, name: str, kind: ModuleType) -> dict[str, Any] | None:
+        """The kind's settings, complete with defaults, paths absolute, references as written."""
+        place = ("steps", name, "settings")
+        raw = self.files[name].settings
+        written = {at: value for at, value in walk(raw) if isinstance(value, str) and "${" in value}
+        unknown = tuple(at for at, value in written.items() if references(value))
+        sample = raw
+        for inner, value in written.items():
+            sample = replace(sample, inner, self._sample(name, (*place, *inner), value))
+        blocks = self._blocks(name)
+        model = validate(self.document, kind.Settings, sample, place, unknown, blocks)
+        if model is None:
+            return None
+        settings: dict[str, Any] = model.model_dump()
+        for key, field in kind.Settings.model_fields.items():
+            if any(isinstance(mark, Present) for mark in field.metadata):
+                self._present((*place, key), None if (key,) in unknown else settings[key])
+        for inner, value in list(walk(settings)):
+            if isinstance(value, Path):
+                settings = replace(settings, inner, escaped(str(self.folder / value.expanduser())))
+        for inner, value in written.items():
+            settings = replace(settings, inner, value)
+        return settings
+
+    def _present(self, place: Place, path: Path | None) -> None:
+        """A path that nothing will make: it is there, or a mistake."""
+        if path and not (self.folder / path.expanduser()).exists():
+            self.document.mistake(place, f"{path} does not exist: write a path that does")
+
+    def _sample(self, name: str, place: Place, text: str) -> Any:
+        """A value of the type that the text will have, for checking the settings now."""
+        if unclosed(text):
+            message = "write a reference as ${step.field}, and $${ for the text ${ itself"
+            self.document.mistake(place, message)
+        return filled(text, lambda reference: self._target(name, place, reference))
+
+    def _target(self, name: str, place: Place, reference: str) -> Any:
+        step, _, field = reference.partition(".")
+        if step not in self.raw:
+            hint = nearest(step, [other for other in self.raw if other != name])
+            self.document.mistake(place, f"${{{reference}}}: no step {step!r}: {hint}")
+        elif step not in self._upstream(name):
+            message = f"${{{reference}}}: {name} does not need {step}: write needs: [{step}]"
+            self.document.mistake(place, message)
+        elif kind := self.kinds.get(step):
+            head = field.split(".")[0]
+            if head in kind.Result.model_fields:
+                return sample_of(kind.Result.model_fields[head].annotation, "." in field)
+            if kind.Result.model_config.get("extra") != "allow":
+                hint = nearest(field, kind.Result.model_fields)
+                self.document.mistake(
+                    place,
+                    f"${{{reference}}}: {self.files[step].kind} has no result {field!r}: {hint}",
+                )
+        return ANYTHING
+
+    def _upstream(self, name: str) -> set[str]:
+        found: set[str] = set()
+        queue = [name]
+        while queue:
+            for need in self.files[queue.pop()].needs:
+                if need in self.files and need not in found:
+                    found.add(need)
+                    queue.append(need)
+        return found

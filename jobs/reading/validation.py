@@ -1,0 +1,88 @@
+"""Values against a schema: pydantic's mistakes in our words, each at its line.
+
+Unknown keys come with their place or the nearest valid name, missing ones with what they mean. A
+reference stands for a value that is known later: only its type counts now, not its bounds.
+"""
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from jobs.reading.keys import about, fields_at, meant
+from jobs.reading.paths import Place
+from jobs.reading.yaml12 import Document
+
+_SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
+_Model = TypeVar("_Model", bound=BaseModel)
+ANYTHING = "${anything}"  # a reference whose type is not known: no type mistake is reported for it
+
+
+def validate(
+    document: Document,
+    model: type[_Model],
+    raw: Any,
+    place: Place,
+    references: tuple[Place, ...] = (),
+    beside: Mapping[str, type[BaseModel]] = MappingProxyType({}),
+) -> _Model | None:
+    """`raw` as a `model`, or None where it is none and the document has its mistakes.
+
+    Keys that are not the model's are looked for in the blocks `beside` it, too.
+    """
+    if not isinstance(raw, dict):
+        names = ", ".join(f"{name}: ..." for name in model.model_fields)
+        document.mistake(place, f"write a mapping here ({names}), not {shown(raw)}")
+        return None
+    try:
+        return model.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        wrong = [item for item in error.errors() if not _excused(item, raw, references)]
+        for item in wrong:
+            at, message = _message(model, item, beside)
+            document.mistake((*place, *at), message)
+        return None if wrong else model.model_construct(**raw)
+
+
+def _excused(item: Any, raw: Any, references: tuple[Place, ...]) -> bool:
+    at = next((ref for ref in references if item["loc"][: len(ref)] == ref), None)
+    if at is None:
+        return False
+    of_type = item["type"].endswith(("_type", "_parsing"))
+    return item["input"] == ANYTHING or not of_type
+
+
+def _message(
+    model: type[BaseModel], item: Any, beside: Mapping[str, type[BaseModel]]
+) -> tuple[Place, str]:
+    at: Place = tuple(item["loc"])
+    if item["type"] == "extra_forbidden":
+        key = str(at[-1])
+        return at, f"unknown key {key!r}: {meant(key, model, at[:-1], beside)}"
+    if item["type"] == "missing":
+        field = fields_at(model, at[:-1]).get(str(at[-1]))
+        return at, f"missing: write {at[-1]}: ...{about(field) if field else ''}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be greater", "write a number greater")
+    message = message.replace("Input should be less", "write a number less")
+    message = message.replace("Input should be", "write")
+    given = "" if item["type"] == "value_error" else f", not {shown(item['input'])}"
+    return at, f"{message}{given}"
+
+
+def shown(value: Any) -> str:
+    """A value as the file has it, shortened."""
+    text = "nothing" if value is None else json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def sample_of(annotation: Any, inside: bool) -> Any:
+    """A value as JSON holds it of a result's type; `inside` a mapping, that of its values."""
+    schema = TypeAdapter(annotation).json_schema()
+    if inside:
+        schema = schema.get("additionalProperties", {})
+    if schema.get("type") in ("array", "object"):
+        return [] if schema["type"] == "array" else {}
+    return _SAMPLES.get(schema.get("type", ""), ANYTHING)

@@ -1,0 +1,194 @@
+"""Every setting of training: loss, optimiser, loop, guard, averages, early stopping. No torch.
+
+The launcher shows these fields in `kinds` and checks pipeline files against them; checkpoints store
+them as `config.json`.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lact_asr.config.augment import AugmentConfig
+from lact_asr.config.base import Frozen
+
+
+class GuardConfig(Frozen):
+    """Steps that are not taken although loss and gradient are finite."""
+
+    skip_ratio: float | None = Field(
+        None,
+        gt=1,
+        description="Drop a step whose gradient norm is more than so many times the running mean, "
+        "at most three in a row; null is never",
+    )
+    skip_above: float | None = Field(
+        None,
+        gt=0,
+        description="Drop every step whose gradient norm, per label token and before clipping, is "
+        "above this (the notes' rule, with 10); a healthy model may never come below it; null is "
+        "never",
+    )
+
+
+class AverageConfig(Frozen):
+    """Means of the weights, which are what is validated and kept."""
+
+    decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Memory of a running mean of the weights (EMA), per step; it is validated and "
+        "becomes the best checkpoint in their place; 0 is off",
+    )
+    last: int = Field(
+        0,
+        ge=0,
+        description="At the end the mean of so many checkpoints, checkpoint_every steps apart, is "
+        "validated too and becomes the best if it is; 0 is off",
+    )
+
+
+class CTCConfig(Frozen):
+    """What is added to the CTC loss of the model's output."""
+
+    intermediate: tuple[int, ...] = Field(
+        (),
+        description="Blocks (the first is 1) whose states are read out and judged by CTC too, such "
+        "as [6] of 12; none is plain CTC",
+    )
+    intermediate_weight: float = Field(
+        0.3, gt=0, lt=1, description="Share of the loss that these blocks have together"
+    )
+    consistency: float = Field(
+        0.0,
+        ge=0,
+        description="CR-CTC: every utterance is heard twice, masked differently, and this much of "
+        "the divergence between the two is added (published: 0.2, with time_masks 25 and "
+        "time_total 0.375); a batch then has half as many utterances; 0 is off",
+    )
+
+    @property
+    def views(self) -> int:
+        """How often an utterance is heard in a step."""
+        return 2 if self.consistency else 1
+
+    def check(self, blocks: int) -> None:
+        """ValueError if a model of so many blocks has no such intermediate ones."""
+        wrong = [layer for layer in self.intermediate if not 1 <= layer < blocks]
+        if wrong:
+            raise ValueError(
+                f"intermediate {wrong}: the model has {blocks} blocks, and the last is read out "
+                f"anyway; choose among 1 to {blocks - 1}"
+            )
+
+
+class StoppingConfig(Frozen):
+    """Early stopping on the dev utterances."""
+
+    patience: int = Field(
+        0,
+        ge=0,
+        description="Validations without a lower WER (at equal WER: loss) before stopping early; "
+        "0 is never",
+    )
+    min_delta: float = Field(
+        0.001, ge=0, description="Fall of the WER (a fraction) or the loss that counts as lower"
+    )
+    warmup_steps: int = Field(
+        1000, ge=0, description="Validations before this step are not counted, good or bad"
+    )
+    not_before: float = Field(
+        0.4, ge=0, le=1, description="Share of max_steps before which training is not stopped"
+    )
+
+
+class OptimConfig(Frozen):
+    """The optimiser and its learning rate over the steps."""
+
+    method: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw, or muon for matrices between the first and the last layer (their "
+        "updates are orthogonalised, and scaled so that the same learning rate fits) and adamw for "
+        "the rest",
+    )
+
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate, after the warm-up")
+    warmup_steps: int = Field(500, ge=0, description="Steps of linear rise from 0 to the peak rate")
+    decay: Literal["cosine", "noam", "hold", "constant"] = Field(
+        "cosine",
+        description="After the warm-up: cosine to 0 at max_steps, noam (falls with the square root "
+        "of the step), hold (at the peak, then in a straight line to 0 at max_steps), or constant",
+    )
+    hold: float = Field(
+        0.6, ge=0, lt=1, description="Share of max_steps at which decay: hold leaves the peak"
+    )
+    betas: tuple[float, float] = Field(
+        (0.9, 0.98), description="Memory of AdamW's two running means, per step"
+    )
+    weight_decay: float = Field(
+        1e-2, ge=0, description="Decoupled weight decay of matrices; biases and norms have none"
+    )
+    clip_norm: float = Field(
+        1.0, gt=0, description="Largest gradient norm, per label token; larger is scaled down"
+    )
+
+
+class TrainingConfig(Frozen):
+    """One training run: how long, in what batches, how often it is looked at and saved."""
+
+    max_steps: int = Field(25_000, gt=0, description="Optimiser steps in all")
+    batch_seconds: float = Field(
+        320.0,
+        gt=0,
+        description="Audio of a micro-batch on one process with its padding, seconds: utterances x "
+        "the longest; halve it if memory runs out, and double accumulate",
+    )
+    accumulate: int = Field(1, gt=0, description="Micro-batches per optimiser step and process")
+    max_duration: float = Field(
+        20.0,
+        gt=0,
+        description="Training utterances longer than this are left out, seconds; validation "
+        "always takes every utterance",
+    )
+    valid_every: int = Field(500, gt=0, description="Steps between validations")
+    checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints")
+    keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept, beside the best")
+    samples: int = Field(3, ge=0, description="Predictions printed at each validation")
+    log_every: int = Field(50, gt=0, description="Steps between progress lines")
+    seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32",
+        description="Arithmetic of the forward pass, auto is bf16 on GPUs and fp32 elsewhere; "
+        "weights and losses stay float32",
+    )
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="Processes that decode audio, per GPU; unset is one per core up to 8 on a GPU "
+        "and none on a CPU",
+    )
+    sharded: bool = Field(
+        False,
+        description="Split weights, gradients and optimiser state over all processes (FSDP) "
+        "instead of a copy on each, for models whose 16 bytes a weight do not fit beside a batch; "
+        "costs traffic at every micro-batch, changes results by rounding only",
+    )
+    probe: bool | None = Field(
+        None,
+        description="Try the worst batches of an epoch before the first step, so that memory that "
+        "will not do shows at once; unset is on GPUs only",
+    )
+    max_unreadable: int = Field(
+        20, ge=0, description="Unreadable audio files that are skipped before training stops"
+    )
+    augment: AugmentConfig = AugmentConfig()
+    average: AverageConfig = AverageConfig()
+    optim: OptimConfig = OptimConfig()
+    guard: GuardConfig = GuardConfig()
+    stopping: StoppingConfig = StoppingConfig()
+
+    def planned_seconds(self, views: int = 1) -> float:
+        """Padded seconds of a micro-batch as read: at the slowest speed, heard `views` times, it
+        keeps the budget.
+        """
+        return self.batch_seconds * min(1.0, *self.augment.speeds) / views

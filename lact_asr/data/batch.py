@@ -1,0 +1,56 @@
+"""A batch: utterances padded to the longest, on one device.
+
+Legend: B utterances, N samples, U label tokens of one text, T video frames.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lact_asr.data.audio import RATE
+
+if TYPE_CHECKING:
+    from lact_asr.data.specaugment import SpecAugment
+
+TENSORS = ("waves", "wave_lengths", "targets", "target_lengths", "video", "video_lengths")
+
+
+@dataclass
+class Batch:
+    """Utterances padded to the longest: B of them, N samples, sum U label tokens."""
+
+    ids: list[str]
+    texts: list[str]
+    waves: Tensor  # [B,N] float32, 16 kHz, zero past each length
+    wave_lengths: Tensor  # [B] int64, samples
+    targets: Tensor  # [sum U] int64, one text after the other
+    target_lengths: Tensor  # [B] int64
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (id, why), left out
+    augment: "SpecAugment | None" = None  # what hides features of it in training
+    speed: float = 1.0  # it was changed to, as it is played
+    video: Tensor | None = None  # [B,T,...] zero past each length; none if no utterance has any
+    video_lengths: Tensor | None = None  # [B] int64, frames; 0 where there is none
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def seconds(self) -> float:
+        """Audio without its padding; wave_lengths must be on the CPU for this to be cheap."""
+        return int(self.wave_lengths.sum()) / RATE
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on a device; asynchronously where its memory is pinned."""
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; the data loader calls this."""
+        return self._apply(Tensor.pin_memory)
+
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        there = {name: getattr(self, name) for name in TENSORS}
+        changed = {name: change(value) for name, value in there.items() if value is not None}
+        return replace(self, **changed)

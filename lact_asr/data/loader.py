@@ -1,0 +1,100 @@
+"""Batches in their order, read ahead by worker processes or on the spot."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from lact_asr.config.training import TrainingConfig
+from lact_asr.data.batch import Batch
+from lact_asr.data.batch_plan import Position, batches_from
+from lact_asr.data.dataset import Corpus, Reader
+from lact_asr.distributed.processes import World
+
+CACHE = (
+    3600  # seconds of audio: without workers a corpus up to this stays decoded in memory, 230 MB
+)
+
+
+def loader(
+    corpus: Corpus, batches: Iterable[np.ndarray], workers: int = 0, spare: bool = False
+) -> Iterable[Batch]:
+    """The batches in their order, read ahead by worker processes (one thread each) if any."""
+    return DataLoader(
+        Reader(corpus, spare, cache=not workers and corpus.durations.sum() <= CACHE),
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_deaf,
+        generator=torch.Generator(),  # the global one belongs to the model's dropout
+    )
+
+
+class Stream:
+    """The endless training batches of one rank, and the position behind the last one taken."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: TrainingConfig,
+        world: World,
+        workers: int,
+        start: Position,
+        views: int = 1,
+    ) -> None:
+        order = batches_from(
+            start,
+            corpus.durations,
+            config.planned_seconds(views),
+            config.seed,
+            world.rank,
+            world.world_size,
+        )
+        self.position = start
+        self._ahead: deque[Position] = deque()  # of batches that are being read
+        self._batches = iter(loader(corpus, _noting(order, self._ahead), workers, spare=True))
+
+    def take(self) -> Batch:
+        """The next batch."""
+        batch = next(self._batches)
+        self.position = self._ahead.popleft()
+        return batch
+
+
+def _noting(
+    order: Iterator[tuple[np.ndarray, Position]], ahead: deque[Position]
+) -> Iterator[np.ndarray]:
+    """The indices, their positions put aside; no method, so that no cycle keeps workers alive."""
+    for indices, position in order:
+        ahead.append(position)
+        yield indices
+
+
+def default_workers(device: torch.device) -> int:
+    """Decoding takes one core per 5,000 s of audio a second: spare cores on a GPU machine."""
+    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+
+
+def _deaf(_: int) -> None:
+    """A worker leaves the cluster's warnings to its parent, whose handlers it has inherited.
+
+    Slurm signals every process of a step. SIGTERM ends a worker only if its parent sent it: the
+    parent needs its batches to reach the end of the step at which it saves.
+    """
+    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_await_end, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_end(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,101 @@
+"""Decoding utterances with a model: for evaluation, for files of a user, for validation."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lact_asr.data.batch import Batch
+from lact_asr.data.batch_plan import by_length
+from lact_asr.data.dataset import whole_corpus
+from lact_asr.data.loader import default_workers, loader
+from lact_asr.data.manifest import Utterance
+from lact_asr.decoding.greedy import greedy
+from lact_asr.distributed.processes import World
+from lact_asr.model.forward import arithmetic, listen, sees
+from lact_asr.model.interface import CTCOutput
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What the model heard in one utterance."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """Hypotheses in the order of the utterances, and what they cost."""
+
+    hypotheses: list[Hypothesis]
+    audio_seconds: float
+    compute_seconds: float  # reading, features, model and decoding
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work per second of audio; 0.01 is a hundred times faster than real time."""
+        return self.compute_seconds / self.audio_seconds
+
+
+def transcribe(
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    utterances: Sequence[Utterance],
+    batch_seconds: float = 320.0,
+    device: torch.device | None = None,
+    progress: Callable[[float], None] | None = None,
+    precision: str = "fp32",
+) -> Transcription:
+    """Greedy texts of utterances of any length, one process; progress gets utterances done.
+
+    The model is moved to the device and left in eval mode. An unreadable file is a DataError that
+    names the utterance: a score over the readable rest would flatter.
+    """
+    device = device or World().device()
+    model.to(device).eval()
+    corpus = whole_corpus(utterances, vocabulary, sees(model))
+    batches = by_length(corpus.durations, batch_seconds)
+    read = loader(corpus, batches, min(default_workers(device), len(batches)))
+    texts: dict[str, str] = {}
+    started = time.monotonic()
+    for batch, _, heard in decode(model, vocabulary, read, device, precision, _refuse):
+        texts |= zip(batch.ids, heard, strict=True)
+        if progress:
+            progress(len(batch))
+    elapsed = time.monotonic() - started
+    hypotheses = [Hypothesis(each.id, texts[each.id]) for each in utterances]
+    return Transcription(hypotheses, float(corpus.durations.sum()), elapsed)
+
+
+def decode(
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str,
+    unreadable: Callable[[list[tuple[str, str]]], object],
+) -> Iterator[tuple[Batch, CTCOutput, list[str]]]:
+    """Each batch on the device, what the model says of it, and its greedy texts.
+
+    `unreadable` is called with the (id, why) of files that could not be read; a batch of nothing
+    else is passed over.
+    """
+    for batch in batches:
+        if batch.unreadable:
+            unreadable(batch.unreadable)
+        if not len(batch):
+            continue
+        batch = batch.to(device)
+        with torch.no_grad(), arithmetic(device, precision):
+            output = listen(model, batch)
+        yield batch, output, greedy(output.log_probs, output.lengths, vocabulary)
+
+
+def _refuse(unreadable: list[tuple[str, str]]) -> None:
+    named = "\n".join(f"utterance {identity}: {why}" for identity, why in unreadable)
+    raise DataError(f"cannot transcribe everything that was asked for:\n{named}")

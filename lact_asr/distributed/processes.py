@@ -1,0 +1,140 @@
+"""Several processes as one: who am I, and the few things that all ranks decide together.
+
+The world comes from the environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT
+where a starter such as torchrun has set them, else Slurm's variables of a job step. A single
+process opens no socket and joins no group.
+"""
+
+import atexit
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lact_asr.distributed.fsdp import split
+
+TIMEOUT = timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers, one process per GPU."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the files and prints."""
+        return self.rank == 0
+
+    def device(self) -> torch.device:
+        """This process's GPU, or the CPU."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # a launcher may show each process one GPU only: then that is its number 0
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def all_max(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.world_size == 1:
+            return flag
+        return any(self.gather(flag))
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on all of them; for small picklable values."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def wrap(self, module: nn.Module, unused_parameters: bool = False) -> nn.Module:
+        """The module with gradients averaged over ranks, all starting from rank 0's weights.
+
+        One that is split over them (`lact_asr.distributed.fsdp`) does so by itself.
+        """
+        if self.world_size == 1 or split(module):
+            return module
+        return nn.parallel.DistributedDataParallel(
+            module, find_unused_parameters=unused_parameters, gradient_as_bucket_view=True
+        )
+
+
+def no_sync(module: nn.Module) -> AbstractContextManager:
+    """A backward pass inside leaves gradients on this rank, for all but the last micro-batch."""
+    return module.no_sync() if hasattr(module, "no_sync") else nullcontext()
+
+
+def from_environment(environment: Mapping[str, str]) -> World:
+    """The world that the environment describes; without a description, this process alone."""
+    if "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif "SLURM_STEP_ID" in environment:  # set for tasks of srun, not in the batch script itself
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    else:
+        return World()
+    rank, world_size, local_rank = (int(environment.get(name, "0")) for name in names)
+    return World(rank, max(world_size, 1), local_rank)
+
+
+def start() -> World:
+    """The world of this process, connected if it has peers: gloo on CPUs, NCCL on GPUs."""
+    world = from_environment(os.environ)
+    if world.world_size == 1 or torch.distributed.is_initialized():
+        return world
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.device())
+    address, port = meeting_point(os.environ)
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        init_method=f"tcp://{address}:{port}",
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=TIMEOUT,
+    )
+    atexit.register(torch.distributed.destroy_process_group)
+    return world
+
+
+def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port of rank 0: given, or the job's first node and a port made of its id."""
+    port = 15_000 + int(environment.get("SLURM_JOB_ID", "0")) % 15_000  # below the ephemeral ports
+    port = int(environment.get("MASTER_PORT", port))
+    if "MASTER_ADDR" in environment:
+        return environment["MASTER_ADDR"], port
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    if not nodes or environment.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1", port
+    return _address(_scontrol("show", "hostnames", nodes).split()[0]), port
+
+
+def _address(node: str) -> str:
+    """A node's address; Slurm's own record where its name does not resolve."""
+    try:
+        return socket.gethostbyname(node)
+    except OSError:
+        record = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", node))
+        return record[1] if record else node
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(
+        ["scontrol", *arguments], check=True, capture_output=True, text=True
+    ).stdout

@@ -1,0 +1,9 @@
+"""Masks of what is inside a length."""
+
+import torch
+from torch import Tensor
+
+
+def valid(lengths: Tensor, size: int) -> Tensor:
+    """Boolean mask [B, size], True inside each length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]

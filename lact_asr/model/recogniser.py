@@ -1,0 +1,154 @@
+"""The LaCT recogniser: log-mel, convolutions, blocks of mix and MLP, CTC head.
+
+Legend: B utterances, N samples, T frames (10 ms), L tokens (after subsampling), D width, V symbols
+with the blank. Padding never reaches a valid place: frames past a length are zero before every
+convolution, norms look at one frame or token at a time, attention masks keys, the fast weights take
+no step from padding.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lact_asr.config.model import ModelConfig
+from lact_asr.model.fast_weights import wide
+from lact_asr.model.features import LogMel
+from lact_asr.model.interface import CTCOutput
+from lact_asr.model.lact_layer import Mix, RMSNorm
+from lact_asr.model.masks import valid
+from lact_asr.model.window_attention import Layout
+
+if TYPE_CHECKING:
+    from lact_asr.data.specaugment import SpecAugment
+
+EPS = 1e-6
+
+
+class Encoder(nn.Module):
+    """Convolutions of width 3 over time; the first ones halve the frame rate."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        halvings = config.subsampling.bit_length() - 1
+        self.strides = [2 if i < halvings else 1 for i in range(config.conv_layers)]
+        widths = [config.mels] + [config.hidden] * config.conv_layers
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(narrow, config.hidden, 3, stride, padding=1)
+            for narrow, stride in zip(widths[:-1], self.strides, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden) for _ in self.strides)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Mels [B,T,M] and lengths [B] to tokens [B,L,D] and theirs; padding comes out as zero."""
+        for convolution, norm, stride in zip(
+            self.convolutions, self.norms, self.strides, strict=True
+        ):
+            x = F.silu(norm(convolution(x.mT).mT))
+            lengths = -(-lengths // stride)
+            x = x * valid(lengths, x.shape[1])[:, :, None]
+        return x, lengths
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP without biases."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,L,D] to [B,L,D]."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Mix and MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mix_norm = RMSNorm(config.hidden, EPS)
+        self.mix = Mix(config)
+        self.mlp_norm = RMSNorm(config.hidden, EPS)
+        self.mlp = SwiGLU(config.hidden, config.mlp)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B,L,D], and the updates of the fast weights."""
+        mixed, updates = self.mix(self.mix_norm(x), layout)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.mlp(self.mlp_norm(x))), updates
+
+    def look(self, x: Tensor, layout: Layout) -> Tensor:
+        """Logarithm of the attention [B,H,L,L] that forward pays on tokens [B,L,D]."""
+        return self.mix.look(self.mix_norm(x), layout)
+
+
+class Recogniser(nn.Module):
+    """Waves to CTC log-probabilities."""
+
+    family = "lact"
+    attends = True  # forward knows `attention`
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.features = LogMel(config.mels)
+        self.encoder = Encoder(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.hidden, EPS)
+        self.head = nn.Linear(config.hidden, vocabulary_size)
+        self.apply(_initialise)
+
+    def output_lengths(self, wave_lengths: Any) -> Any:
+        """Tokens for so many samples, an int or an integer tensor."""
+        return self.config.tokens(wave_lengths)
+
+    def forward(
+        self,
+        waves: Tensor,
+        wave_lengths: Tensor,
+        augment: "SpecAugment | None" = None,
+        attention: bool = False,
+    ) -> CTCOutput:
+        """Waves [B,N] float32 at 16 kHz in -1..1, zero or junk past their lengths [B].
+
+        With `attention` the output has the last block's too: L^2 numbers a head.
+        """
+        x, lengths = self.features(waves, wave_lengths)
+        if augment:
+            x = augment(x, lengths).on(x)
+        x, lengths = self.encoder(x, lengths)
+        x = self.dropout(x)
+        layout = Layout.of(self.config, x, lengths)
+        hidden = [x]
+        for block in self.blocks:
+            x, updates = block(hidden[-1], layout)
+            hidden.append(x)
+        paid = self.blocks[-1].look(hidden[-2], layout) if attention else None
+        return CTCOutput(self.read_out(x, lengths), lengths, hidden[1:], paid, updates)
+
+    def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Log-probabilities [B,L,V], float32, from states [B,L,D] of any block."""
+        with torch.autocast(states.device.type, enabled=False):  # bfloat16 loses CTC's gradient
+            return self.head(wide(self.norm(states))).log_softmax(-1)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def recogniser(config: dict[str, Any], vocabulary_size: int) -> Recogniser:
+    """A fresh model from what a checkpoint stored."""
+    return Recogniser(ModelConfig.model_validate(config), vocabulary_size)
+
+
+FAMILIES: dict[str, Callable[[dict[str, Any], int], nn.Module]] = {"lact": recogniser}

@@ -1,0 +1,92 @@
+"""A vocabulary of frequent pieces of words: byte-pair encoding, learned by sentencepiece.
+
+Shorter label sequences than characters, which every good public CTC recipe uses (500 to 5,000
+pieces). sentencepiece's id 0 is its unknown piece; all of A-Z, apostrophe and space are always
+pieces, so no text in normal form needs it, and the id serves as the CTC blank.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sentencepiece
+
+from lact_asr.text.normalize import CHARACTERS
+from lact_asr.text.vocabulary import Vocabulary, refuse_foreign
+from lact_asr.utils.errors import DataError
+
+
+class Pieces(Vocabulary):
+    """Pieces of words and their ids; a piece that begins a word is written with a leading U+2581.
+
+    The pieces are the model's, so `encode` splits a text as the learned merges say.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, model: bytes) -> None:
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        size = self._processor.get_piece_size()
+        self.symbols = tuple(self._processor.id_to_piece(index) for index in range(1, size))
+
+    @classmethod
+    def learned(cls, texts: Iterable[str], size: int) -> "Pieces":
+        """`size` symbols, the blank among them, from texts in normal form; the same ones each time.
+
+        Texts with other characters do not count. DataError if the rest is too little for that size.
+        """
+        spelt = [text for text in texts if not text.strip(CHARACTERS) and text]
+        if not spelt:
+            raise DataError(f"no training text is written with {CHARACTERS!r} alone")
+        written = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(spelt),
+                model_writer=written,
+                model_type="bpe",
+                vocab_size=size,
+                unk_id=0,
+                bos_id=-1,
+                eos_id=-1,
+                character_coverage=1.0,
+                required_chars=CHARACTERS.strip(),
+                normalization_rule_name="identity",
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise DataError(_explained(str(error), size)) from error
+        return cls(written.getvalue())
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Pieces":
+        """The vocabulary that `to_dict` described."""
+        return cls(base64.b64decode(value["model"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint stores: sentencepiece's own model file, as text."""
+        return {"kind": self.kind, "model": base64.b64encode(self._model).decode()}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in normal form; DataError names the characters that have none."""
+        refuse_foreign(text, CHARACTERS)
+        return list(self._processor.encode(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; blanks vanish, repeats stay (collapsing CTC paths is decoding's job)."""
+        return str(self._processor.decode([index for index in ids if index != self.blank]))
+
+
+def _explained(error: str, size: int) -> str:
+    """sentencepiece's refusal in our words; other errors as they are."""
+    most = re.search(r"value <= (\d+)", error)
+    if most:
+        return (
+            f"vocabulary_size {size} is more than the training texts give: they have "
+            f"{most[1]} different pieces; write vocabulary_size: {most[1]} or less, or "
+            "vocabulary: characters"
+        )
+    return f"no vocabulary of {size} pieces can be learned from the training texts: {error}"

@@ -1,0 +1,204 @@
+"""Checkpoints: folders that are whole or absent.
+
+    checkpoints/00001200/   model.safetensors  trainer.pt  config.json  state.json
+    checkpoints/best/       model.safetensors  config.json  state.json
+    checkpoints/diverged/   one that nothing goes on from: made while the run diverged
+
+A folder is written under a temporary name, file by file with state.json last, synced and renamed:
+one without state.json does not exist for anybody. config.json holds all that is needed to build the
+model again (family, its settings, the vocabulary). Weights are safetensors, which any framework
+reads without torch, and what else there is is read with weights_only: a checkpoint from a stranger
+cannot run code.
+"""
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lact_asr.distributed.fsdp import all_like
+from lact_asr.text.load import load_vocabulary
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.utils.errors import DataError
+from lact_asr.utils.files import named, read_json, write_json, writer
+from lact_asr.utils.locks import unrivalled
+
+BEST = "best"
+DIVERGED = "diverged"
+WEIGHTS = "model.safetensors"
+STATE = "state.json"
+
+
+def save(
+    folder: Path,
+    name: str,
+    contents: Mapping[str, Any],
+    fence: Callable[[], None] = unrivalled,
+) -> Path:
+    """Write the checkpoint `folder/name`: tensors by name as *.safetensors, anything as *.pt, JSON.
+
+    An older one of that name is replaced; if that is cut short, `recover` brings it back. `fence`
+    raises where a newer process has taken the folder over: before it is touched, and before the
+    new checkpoint, which may take minutes to write, is put in its place.
+    """
+    fence()
+    folder.mkdir(parents=True, exist_ok=True)
+    target, old = folder / name, folder / f".old.{name}"
+    temporary = folder / f".new.{name}.{writer()}"
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    for file in sorted(contents, key=lambda file: file == STATE):
+        _write(temporary / file, contents[file])
+    _sync(temporary)
+    fence()
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    _sync(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def recover(folder: Path) -> None:
+    """Finish a replacement that was cut between its two renames."""
+    for old in folder.glob(".old.*"):
+        target = folder / old.name.removeprefix(".old.")
+        if not target.exists():
+            old.rename(target)
+
+
+def describe(model: nn.Module, vocabulary: Vocabulary, training: Any) -> dict[str, Any]:
+    """The config.json of a model trained with a TrainingConfig."""
+    return {
+        "family": model.family,
+        "model": model.config.model_dump(mode="json"),
+        "vocabulary": vocabulary.to_dict(),
+        "training": training.model_dump(mode="json"),
+    }
+
+
+def complete(path: Path) -> bool:
+    """Whether a folder is a checkpoint."""
+    return (path / STATE).is_file()
+
+
+def by_step(folder: Path) -> list[Path]:
+    """The numbered checkpoints in a `checkpoints` folder, oldest first."""
+    return sorted(path for path in folder.glob("[0-9]*") if complete(path))
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest numbered checkpoint."""
+    return next(iter(by_step(folder)[::-1]), None)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove numbered checkpoints, and half-written ones, except the newest `keep`."""
+    kept = by_step(folder)[-keep:]
+    for path in [*folder.glob("[0-9]*"), *folder.glob(".new.*")]:
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def put_aside(folder: Path, after: int) -> list[Path]:
+    """Rename the numbered checkpoints after a step, so that nothing goes on from them; which.
+
+    The newest stays to be looked at, as `diverged`.
+    """
+    useless = [path for path in by_step(folder) if int(path.name) > after]
+    for path in useless:
+        shutil.rmtree(folder / DIVERGED, ignore_errors=True)
+        path.rename(folder / DIVERGED)
+    return useless
+
+
+def find(path: Path) -> Path:
+    """The checkpoint meant by a path: itself, else its best, else its newest.
+
+    `path` may be a checkpoint, a `checkpoints` folder, or the folder that holds one.
+    """
+    for folder in (path, path / "checkpoints"):
+        choices = [folder, folder / BEST, *by_step(folder)[::-1]]
+        found = next(filter(complete, choices), None)
+        if found:
+            return found
+    raise DataError(
+        f"no checkpoint at {path}: {_seen(path)}. Name a folder with {WEIGHTS}, config.json and "
+        f"{STATE}, or one that holds best/ or checkpoints/"
+    )
+
+
+def load_model(
+    path: Path, families: Mapping[str, Callable[[dict[str, Any], int], nn.Module]]
+) -> tuple[nn.Module, Vocabulary, dict[str, Any]]:
+    """The model of a checkpoint on the CPU in eval mode, its vocabulary, and its config.json."""
+    config = read_json(path / "config.json")
+    if config["family"] not in families:
+        raise DataError(
+            f"{path} holds a model of the family {config['family']!r}; "
+            f"known here: {', '.join(sorted(families))}"
+        )
+    vocabulary = load_vocabulary(config["vocabulary"])
+    model = families[config["family"]](config["model"], len(vocabulary))
+    restore(model, path / WEIGHTS)
+    return model.eval(), vocabulary, config
+
+
+def restore(module: nn.Module, file: Path) -> None:
+    """Load weights; DataError says which do not fit."""
+    try:
+        module.load_state_dict(all_like(load(file), module))
+    except RuntimeError as error:
+        raise DataError(f"the weights in {file} do not fit the model: {error}") from error
+
+
+def load(file: Path) -> Any:
+    """What `save` wrote, on the CPU; DataError if it is damaged or absent."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise DataError(
+            f"cannot read {file}: {error}; it is damaged or not a checkpoint. Remove its folder to "
+            "go on from the one before"
+        ) from error
+
+
+def _write(path: Path, content: Any) -> None:
+    if path.suffix == ".json":
+        write_json(path, content)
+        return
+    if path.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in content.items()}, path)
+    else:
+        with named(path), path.open("wb") as file:  # torch itself does not say that a disk is full
+            torch.save(content, file)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or renames inside a folder, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _seen(path: Path) -> str:
+    if not path.exists():
+        return "there is nothing of that name"
+    if path.is_file():
+        return "it is a file"
+    names = sorted(child.name for child in path.iterdir())
+    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return f"it contains {listed}" if names else "it is an empty folder"

@@ -1,0 +1,131 @@
+"""What goes wrong in training without ending it, and when it is too much.
+
+What is not finite is dropped always (`lact_asr.training.train_step`) and what is merely large is
+clipped. A batch far above the run's usual norm can be dropped on top: at most three in a row, for
+then it is the run that has changed. A fixed limit knows nothing of the run: a healthy model has
+norms of 5 to 18 while it learns, and the founding notes' limit of 10 dropped 1,098 of 1,100 steps.
+
+The norm is that of the averaged gradients, the same number on every rank: all decide alike.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lact_asr.config.training import GuardConfig, TrainingConfig
+from lact_asr.distributed.fsdp import full
+from lact_asr.training.logger import Journal
+from lact_asr.training.resume import State
+from lact_asr.training.train_step import Outcome
+from lact_asr.utils.errors import DataError, TrainingFailed
+
+IN_A_ROW = 3  # spikes dropped before one is followed
+MEMORY = 0.98  # of the running mean of the norms, per step
+WINDOW = 1000  # steps in which
+SHARE = 0.05  # so many may be dropped
+BREAKER = 20  # steps dropped in a row before a run is given up as diverged
+
+
+def limit(config: GuardConfig, typical: float, spikes: int) -> float:
+    """The largest norm that is followed, after so many spikes in a row; `typical` 0 is no past."""
+    highest = math.inf if config.skip_above is None else config.skip_above
+    if config.skip_ratio is None or not typical or spikes >= IN_A_ROW:
+        return highest
+    return min(highest, config.skip_ratio * typical)
+
+
+def remembered(typical: float, norm: float, highest: float) -> float:
+    """The running mean after a step; a spike counts no more than the limit it broke."""
+    if not math.isfinite(norm):
+        return typical
+    norm = min(norm, highest)
+    return MEMORY * typical + (1 - MEMORY) * norm if typical else norm
+
+
+def recent(dropped: list[int], step: int) -> list[int]:
+    """Those of the dropped steps that lie in the window ending with `step`."""
+    return [each for each in dropped if each > step - WINDOW]
+
+
+def note_unreadable(
+    state: State, config: TrainingConfig, journal: Journal, news: Mapping[str, str]
+) -> None:
+    """Name files met for the first time (id -> why); DataError when there are too many."""
+    if not news:
+        return
+    known = state.unreadable
+    known |= news
+    journal.unreadable(state.step, news)
+    if len(known) > config.max_unreadable:
+        named = "\n".join(f"{key}: {why}" for key, why in list(known.items())[:5])
+        raise DataError(
+            f"{len(known)} audio files are unreadable, max_unreadable is "
+            f"{config.max_unreadable}; the first are\n{named}"
+        )
+
+
+def note_step(
+    state: State, config: TrainingConfig, journal: Journal, outcome: Outcome, trainable: nn.Module
+) -> None:
+    """Count a step that was not taken; TrainingFailed when they do not end."""
+    state.typical_norm = remembered(state.typical_norm, outcome.grad_norm, outcome.highest)
+    if outcome.taken:
+        state.in_a_row = 0
+        state.typical_loss = remembered(state.typical_loss, outcome.loss, math.inf)
+        state.lowest_loss = min(state.lowest_loss, state.typical_loss)
+        return
+    state.skipped += 1
+    state.in_a_row += 1
+    state.dropped = recent([*state.dropped, state.step], state.step)
+    journal.dropped(state.step, outcome)
+    if state.in_a_row >= BREAKER or len(state.dropped) > SHARE * WINDOW:
+        _give_up(state, config, outcome, trainable)
+
+
+def _give_up(state: State, config: TrainingConfig, outcome: Outcome, trainable: nn.Module) -> None:
+    """TrainingFailed that says what dropped the steps and what to change."""
+    often = f"{state.in_a_row} steps in a row"
+    if state.in_a_row < BREAKER:
+        often = f"{len(state.dropped)} of {min(state.step, WINDOW)} steps"
+    if outcome.finite:
+        why = (
+            f"a gradient norm above {outcome.highest:g} while {state.typical_norm:.3g} is usual"
+            ". A fixed guard.skip_above may lie below what a sound model needs: write "
+            "guard: {skip_ratio: 10} instead, or lower the learning rate"
+        )
+    else:
+        broken = ", ".join(non_finite(trainable)[:3]) or "none"
+        why = (
+            f"a loss or gradient that is not finite (weights that are not: {broken}). Lower "
+            "the learning rate"
+        )
+    raise TrainingFailed(
+        "divergence",
+        f"{often}, up to step {state.step}, had {why}, now {config.optim.learning_rate:g}, or "
+        f"look at {', '.join(outcome.suspects)}",
+    )
+
+
+def refuse_broken(step: int, rate: float, trainable: nn.Module) -> None:
+    """TrainingFailed in place of a checkpoint from which nothing could go on."""
+    if broken := non_finite(trainable):
+        raise TrainingFailed(
+            "divergence",
+            f"after step {step} weights are not finite, and not saved: {', '.join(broken[:3])}. "
+            f"Lower the learning rate, now {rate:g}",
+        )
+
+
+def non_finite(module: nn.Module, gradients: bool = False) -> list[str]:
+    """Names of the parameters that hold a NaN or an infinity, or whose gradients do."""
+    tensors = (
+        (name, parameter.grad if gradients else parameter)
+        for name, parameter in module.named_parameters()
+    )
+    return [
+        name
+        for name, value in tensors
+        if value is not None and not torch.isfinite(full(value)).all()
+    ]

@@ -1,0 +1,141 @@
+"""What a training run says: lines for people, metrics and events for the launcher.
+
+Rank 0 speaks; `grep "Loss:"` and `grep "Pred:"` work on its log.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lact_asr.training.objective import EXPECTED
+from lact_asr.training.train_step import Outcome
+from lact_asr.training.validation import Validation
+from lact_asr.utils.progress import clock
+
+NAMED = 100  # ids of left-out utterances in an event; all are counted
+LARGE = 100.0  # a gradient norm before clipping that deserves a line
+
+Report = Callable[[Mapping[str, Any]], None]
+Event = Callable[..., None]
+
+
+class Journal:
+    """Progress since the last line, and where it is written."""
+
+    def __init__(self, report: Report, event: Event, total_steps: int, loud: bool) -> None:
+        self._report, self._event, self._total, self._loud = report, event, total_steps, loud
+        self._first: int | None = None  # step at which this process began
+        self._started = self._since = time.monotonic()
+        self._window: list[Outcome] = []
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+        if self._loud:
+            print(line, flush=True)
+
+    def event(self, name: str, **facts: object) -> None:
+        """Something happened."""
+        if self._loud:
+            self._event(name, **facts)
+
+    def start(
+        self, offered: int, seconds: float, dev: int, dropped: Mapping[str, Sequence[str]]
+    ) -> None:
+        """What is trained on, and what was left out and why."""
+        kept = offered - sum(map(len, dropped.values()))
+        self.say(f"Training on {kept} utterances ({seconds / 3600:.2f} h), validating on {dev}")
+        for reason, ids in dropped.items():
+            self.say(f"Left out {len(ids)} utterances: {reason} ({', '.join(ids[:5])} ...)")
+            self.event("left_out", reason=reason, count=len(ids), ids=list(ids[:NAMED]))
+
+    def begin(self, step: int) -> None:
+        """The loop starts, at a step: times count from here."""
+        self._first, self._started = step, time.monotonic()
+        self._since = self._started
+
+    def took(self, outcome: Outcome) -> None:
+        """One more step."""
+        self._window.append(outcome)
+
+    def unreadable(self, step: int, files: Mapping[str, str]) -> None:
+        """Audio files met for the first time that cannot be read: id -> why."""
+        self.event("unreadable", step=step, files=dict(files))
+        for identity, why in files.items():
+            self.say(f"Left out utterance {identity}: {why}")
+
+    def dropped(self, step: int, outcome: Outcome) -> None:
+        """A step that was not taken."""
+        numbers = {"loss": repr(outcome.loss), "grad_norm": repr(outcome.grad_norm)}
+        self.event("step_dropped", step=step, ids=outcome.suspects, **numbers)
+        named = ", ".join(outcome.suspects)
+        why = "loss or gradient is not finite"
+        if outcome.finite:
+            why = f"gradient norm {outcome.grad_norm:.4g} is above {outcome.highest:.4g}"
+        self.say(f"Dropped step {step}: {why}, with {named}")
+
+    def progress(self, step: int, epoch: int, rate: float, skipped: int) -> None:
+        """A progress line about the steps since the last one, and the same as metrics."""
+        now = time.monotonic()
+        took = max(now - self._since, 1e-9)
+        each = took / len(self._window)
+        metrics = self._means() | {
+            "grad_norm": self._window[-1].grad_norm,
+            "learning_rate": rate,
+            "audio_seconds_per_second": sum(o.audio_seconds for o in self._window) / took,
+            "seconds_per_step": each,
+            "seconds_left": (self._total - step) * (now - self._started) / (step - self._first),
+            "epoch": epoch,
+            "steps_skipped": skipped,
+        }
+        self.say(
+            f"Step {step}/{self._total} | Loss: {metrics['loss']:.4f} | "
+            f"grad norm {metrics['grad_norm']:.3g} | lr {rate:.2e} | {each:.3g} s/step | "
+            f"{metrics['audio_seconds_per_second']:,.0f} s of audio/s | "
+            f"{clock(metrics['seconds_left'])} left"
+        )
+        largest = max(self._window, key=lambda outcome: outcome.grad_norm)
+        if largest.grad_norm > LARGE:
+            self.say(f"Large gradient norm: {largest.grad_norm:.2f}, clipped, by step {step}")
+        self._numbers(step, {"total_steps": self._total, **metrics})
+        self._window, self._since = [], now
+
+    def _numbers(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics for the launcher; JSON has no NaN, so what is not finite is null."""
+        if self._loud:
+            finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+            self._report({"step": step, **finite})
+
+    def _means(self) -> dict[str, float]:
+        """Loss and parts per label token, and counts in all, over the steps that were taken."""
+        taken = [outcome for outcome in self._window if outcome.taken] or self._window[-1:]
+        weight = sum(outcome.weight for outcome in taken) or 1.0
+        mean = lambda value: sum(value(outcome) * outcome.weight for outcome in taken) / weight
+        parts = {name: mean(lambda o, name=name: o.parts[name]) for name in taken[-1].parts}
+        counts = {name: sum(o.counts[name] for o in taken) for name in taken[-1].counts}
+        return {"loss": mean(lambda o: o.loss), **relative(parts), **counts}
+
+    def validated(self, step: int, validation: Validation, best: bool) -> None:
+        """A validation's numbers and samples; its time does not count as training."""
+        scores = validation.scores
+        self.say(
+            f"Validation at step {step} | Valid loss {validation.loss:.4f} | "
+            f"WER {scores.wer:.2%} | CER {scores.cer:.2%}{' | best so far' if best else ''}"
+        )
+        for number, sample in enumerate(validation.samples, start=1):
+            self.say(f"Sample Prediction {number} (step {step}, {sample.id})")
+            self.say(f"True: {sample.true}\nPred: {sample.pred}")
+        metrics = {"valid_loss": validation.loss, "wer": scores.wer, "cer": scores.cer}
+        self._numbers(step, metrics)
+        self.event("samples", step=step, samples=[vars(each) for each in validation.samples])
+        self._since = time.monotonic()
+
+
+def relative(parts: Mapping[str, float]) -> dict[str, float]:
+    """The parts, and instead of what they are expected to be at first, their share of that."""
+    shown = {name: value for name, value in parts.items() if not name.endswith(EXPECTED)}
+    for name, expected in parts.items():
+        if name.endswith(EXPECTED) and expected:
+            part = name.removesuffix(EXPECTED)
+            shown[f"{part}_relative"] = parts[part] / expected
+    return shown

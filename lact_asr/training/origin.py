@@ -1,0 +1,99 @@
+"""Where weights come from: whether a checkpoint fits the model at hand, and beginning with it.
+
+A checkpoint may go on as the run that it is, or be what another run begins with. Either way its
+tensors must have the names and shapes of the present model's, and its vocabulary must be the
+present one. What changes no tensor (dropout, the attention window) may differ.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from lact_asr.text.load import load_vocabulary
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training import checkpoint
+from lact_asr.utils.errors import DataError, Misfit
+from lact_asr.utils.files import read_json
+
+_NAMED = 3  # tensors in a message
+
+
+def begin_from(path: Path, model: nn.Module, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Give a fresh model the weights of a checkpoint; facts about it, for the record.
+
+    `path` is what `checkpoint.find` takes. DataError where it is none; Misfit where it is of
+    another model or vocabulary.
+    """
+    found = checkpoint.find(path)
+    require_fit(found, model, vocabulary)
+    checkpoint.restore(model, found / checkpoint.WEIGHTS)
+    before = read_json(found / "config.json")["model"]
+    changed = changes(before, model.config.model_dump(mode="json"))
+    return {"checkpoint": str(found), **read_json(found / checkpoint.STATE), "changed": changed}
+
+
+def require_fit(path: Path, model: nn.Module, vocabulary: Vocabulary) -> None:
+    """Misfit that says how the model or vocabulary of a checkpoint is another, and what to write.
+
+    DataError where it cannot be read.
+    """
+    stored = read_json(path / "config.json")
+    other = _other_settings(stored, model) if _unlike(path, model) else ""
+    if stored["vocabulary"] != vocabulary.to_dict():
+        there, here = _named(load_vocabulary(stored["vocabulary"])), _named(vocabulary)
+        other = f"its vocabulary is {there}, not {here}{f'; {other}' if other else ''}"
+    elif not other and (unlike := _unlike(path, model)):
+        other = f"other tensors are {', '.join(unlike[:_NAMED])}"
+    if other:
+        raise Misfit(f"{path} is of another model: {other}")
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], inside: str = "") -> list[str]:
+    """Settings that differ: `optim.learning_rate: 4.0 before, 0.004 now`."""
+    found = []
+    for name in dict.fromkeys([*before, *now]):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += changes(one, other, f"{inside}{name}.")
+        elif one != other:
+            found.append(f"{inside}{name}: {one} before, {other} now")
+    return found
+
+
+def _other_settings(stored: Mapping[str, Any], model: nn.Module) -> str:
+    """What to write to have the stored model; empty where the settings are the same."""
+    if stored["family"] != model.family:
+        return f"write family: {stored['family']}, not {model.family}"
+    present = model.config.model_dump(mode="json")
+    different = [name for name, value in stored["model"].items() if present.get(name) != value]
+    there, here = (
+        ", ".join(f"{name}: {values.get(name)}" for name in different)
+        for values in (stored["model"], present)
+    )
+    return f"write model: {{{there}}}, not {{{here}}}" if different else ""
+
+
+def _unlike(path: Path, model: nn.Module) -> list[str]:
+    """Tensors that only a checkpoint or only the model has, or in another shape."""
+    there = _shapes(path / checkpoint.WEIGHTS)
+    here = {name: list(value.shape) for name, value in model.state_dict().items()}
+    return sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """The shape of every tensor in a file of weights, which stays unread."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+            return {name: tensors.get_slice(name).get_shape() for name in names}
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot read {file}: {error}; it is damaged or not a checkpoint"
+        ) from error
+
+
+def _named(vocabulary: Vocabulary) -> str:
+    return f"{vocabulary.kind} with {len(vocabulary)} symbols"

@@ -1,0 +1,51 @@
+"""Where a run that has diverged goes on: before the weights, and the loss, that were its end.
+
+Before every loss is NaN it mostly rises for some steps. A checkpoint from that time can be gone on
+from without any step being dropped, and never learns again: after a rise from 3 to 1,500 nats a
+sane learning rate moved the loss by 1 in 10,000 over 46 steps.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from lact_asr.training import checkpoint
+from lact_asr.training.guard import BREAKER
+from lact_asr.training.resume import State
+from lact_asr.training.train_step import Outcome
+from lact_asr.utils.files import read_json
+
+RISE = 2.0  # times the lowest running mean of the loss: a checkpoint above it is of no use
+
+
+def retreat(folder: Path, state: State, outcome: Outcome) -> tuple[list[Path], str]:
+    """Put checkpoints of no use aside; which they were, and where the next start goes on.
+
+    None is put aside where all would be: what looks like bad weights may be a bad GPU, and a run
+    never begins anew unasked.
+    """
+    losses = {
+        int(path.name): read_json(path / checkpoint.STATE).get("loss", math.inf)
+        for path in checkpoint.by_step(folder)
+    }
+    if not losses:
+        return [], "Nothing was saved before: the next start begins anew"
+    if outcome.finite or state.in_a_row < BREAKER:  # the present weights give usable gradients
+        return [], f"The next start goes on from step {max(losses)}"
+    sound = newest_sound(losses, state.step - state.in_a_row, state.lowest_loss)
+    if sound is None:
+        return [], (
+            "No checkpoint is from before the weights that do this: let the step begin anew, from "
+            "the best weights so far with init_from"
+        )
+    return checkpoint.put_aside(folder, sound), f"The next start goes on from step {sound}"
+
+
+def newest_sound(losses: Mapping[int, float], useless: int, lowest: float) -> int | None:
+    """The newest step of those with a checkpoint, before `useless` and before the loss rose.
+
+    The weights of step `useless` have dropped every batch since: another learning rate does not
+    change what a forward pass gives.
+    """
+    limit = RISE * lowest if lowest > 0 else math.inf
+    return max((s for s, loss in losses.items() if s < useless and loss <= limit), default=None)

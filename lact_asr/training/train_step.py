@@ -1,0 +1,179 @@
+"""One optimiser step over all micro-batches and all processes, exact and decided together.
+
+Backward passes add up gradients of sums; after the last one the labels of all micro-batches and
+ranks are counted and everything is divided once. What the ranks must agree on (counts, the wish to
+stop, news of unreadable files) travels in the same single all-reduce. Whether a step is sound
+needs no vote: a NaN on one rank is in the averaged gradients of all, so all drop the step.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lact_asr.config.training import TrainingConfig
+from lact_asr.data.batch import Batch
+from lact_asr.distributed import fsdp
+from lact_asr.distributed.processes import World, no_sync
+from lact_asr.model.forward import arithmetic
+from lact_asr.training.objective import Loss, Objective
+
+NAMED = 20  # utterances of a dropped step that are named
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step came to, the same on every rank."""
+
+    loss: float  # per label token
+    weight: float  # label tokens
+    parts: dict[str, float]  # per label token
+    counts: dict[str, float]
+    grad_norm: float  # before clipping
+    audio_seconds: float  # without padding
+    stop: bool  # some rank was asked to stop
+    unreadable: dict[str, str]  # files met by any rank that could not be read, and why
+    highest: float  # gradient norm that would still have been followed
+    suspects: list[str]  # ids in a dropped step; empty if the step was taken
+
+    @property
+    def taken(self) -> bool:
+        """Whether the weights moved."""
+        return self.finite and self.grad_norm <= self.highest
+
+    @property
+    def finite(self) -> bool:
+        """Whether there was a loss and a gradient at all."""
+        return self.weight > 0 and math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same from step to step."""
+
+    config: TrainingConfig
+    world: World
+    device: torch.device
+    highest: float = math.inf  # gradient norm above which a step is not taken
+
+
+class Called(nn.Module):
+    """An objective as a module, so that a data-parallel wrapper can stand around its call."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.trainable = objective.trainable
+        self._call = objective.__call__  # a bound method: its other modules are no part of this
+
+    def forward(self, batch: Batch, progress: float) -> Loss:
+        """The objective's loss."""
+        return self._call(batch, progress)
+
+
+def take(
+    module: nn.Module,  # Called, perhaps wrapped
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],  # the micro-batches of this rank
+    progress: float,
+    setting: Setting,
+    stop: bool,  # whether this rank was asked to stop
+    known: dict[str, str],  # unreadable files that all ranks have heard of
+) -> Outcome:
+    """Forward, backward, normalise, clip, and move the weights if everything is finite."""
+    config, world, device = setting.config, setting.world, setting.device
+    optimizer.zero_grad(set_to_none=True)
+    losses: list[Loss] = []
+    for number, batch in enumerate(batches, start=1):
+        last = number == len(batches)
+        with nullcontext() if last else no_sync(module):
+            with arithmetic(device, config.precision):
+                loss = module(batch.to(device), progress)
+            loss.total.backward()
+        losses.append(_detached(loss))
+    news = {key: why for batch in batches for key, why in batch.unreadable if key not in known}
+    seconds = sum(batch.seconds for batch in batches)
+    sums = _row(losses, [seconds, float(stop), float(len(news))], device)
+    total, weight, *shown, seconds, stops, unheard = world.all_sum(sums).tolist()
+    norm = _normalise(optimizer, world.world_size / weight if weight else math.nan, config)
+    if unheard:
+        news = {key: why for part in world.gather(news) for key, why in part.items()}
+    parts, counts = _named(losses[0], shown, weight)
+    outcome = Outcome(
+        total / weight if weight else math.nan,
+        weight,
+        parts,
+        counts,
+        norm,
+        seconds,
+        stops > 0,
+        news,
+        setting.highest,
+        [],
+    )
+    if outcome.taken:
+        optimizer.step()
+        return outcome
+    return replace(outcome, suspects=_suspects(batches, losses, world))
+
+
+def _detached(loss: Loss) -> Loss:
+    """The numbers of a loss without its graph."""
+    detach = lambda value: value.detach() if isinstance(value, Tensor) else value
+    return Loss(
+        loss.total.detach(),
+        detach(loss.weight),
+        {name: detach(value) for name, value in loss.parts.items()},
+        {name: detach(value) for name, value in loss.counts.items()},
+    )
+
+
+def _row(losses: Sequence[Loss], others: Sequence[float], device: torch.device) -> Tensor:
+    """Everything that is summed over micro-batches and ranks, in one float64 vector."""
+    number = lambda value: torch.as_tensor(value, dtype=torch.float64, device=device)
+    rows = [
+        torch.stack([number(value) for value in (each.total, each.weight, *_shown(each))])
+        for each in losses
+    ]
+    return torch.cat([torch.stack(rows).sum(0), number(others)])
+
+
+def _shown(loss: Loss) -> list[float | Tensor]:
+    """Parts, then counts, each by name."""
+    return [group[name] for group in (loss.parts, loss.counts) for name in sorted(group)]
+
+
+def _named(
+    loss: Loss, values: Sequence[float], weight: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Summed parts per label token, and summed counts."""
+    size = len(loss.parts)
+    shares = [value / weight if weight else math.nan for value in values[:size]]
+    parts = dict(zip(sorted(loss.parts), shares, strict=True))
+    return parts, dict(zip(sorted(loss.counts), values[size:], strict=True))
+
+
+def _normalise(optimizer: torch.optim.Optimizer, scale: float, config: TrainingConfig) -> float:
+    """Scale all gradients, clip their common norm, and return the norm before clipping.
+
+    Wrapped gradients are averages over ranks, so the scale is ranks / labels of all of them.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = fsdp.norm(gradients) * scale
+    if math.isfinite(norm):
+        gradients = [fsdp.local(each) for each in gradients]
+        torch._foreach_mul_(gradients, scale * min(1.0, config.optim.clip_norm / (norm + 1e-6)))
+    return norm
+
+
+def _suspects(batches: Sequence[Batch], losses: Sequence[Loss], world: World) -> list[str]:
+    """Ids of micro-batches with a loss that is not finite, else of all, on all ranks."""
+    pairs = list(zip(batches, losses, strict=True))
+    bad = [batch.ids for batch, loss in pairs if not math.isfinite(float(loss.total))]
+    gathered = [ids for rank in world.gather(bad) for ids in rank]
+    if not gathered:
+        gathered = [ids for rank in world.gather([batch.ids for batch in batches]) for ids in rank]
+    return [identity for ids in gathered for identity in ids][:NAMED]

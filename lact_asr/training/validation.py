@@ -1,0 +1,96 @@
+"""How well the model does on the dev utterances: loss, WER and CER over every one of them.
+
+Nothing is left out by length, and a file that cannot be read counts as silence heard: both would
+flatter. The ranks share the work; each decodes every n-th batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from lact_asr.config.training import TrainingConfig
+from lact_asr.data.batch_plan import by_length
+from lact_asr.data.dataset import Corpus
+from lact_asr.data.loader import loader
+from lact_asr.decoding.metrics import Scores, score
+from lact_asr.decoding.transcribe import decode
+from lact_asr.distributed.fsdp import accompany
+from lact_asr.distributed.processes import World
+from lact_asr.model.ctc_loss import ctc_losses
+from lact_asr.text.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One utterance as spoken and as heard."""
+
+    id: str
+    true: str
+    pred: str
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The state of a model at one step."""
+
+    loss: float  # nats per label token, over the utterances that have a CTC path
+    scores: Scores
+    samples: list[Sample]
+    unreadable: list[tuple[str, str]]  # (id, why)
+
+
+def standing(wer: float, loss: float) -> tuple[float, float]:
+    """By what models are compared, lower is better: WER, and from 100 % on the loss alone.
+
+    A model that begins to speak inserts words: its WER went from 101 % to 103 % while its loss fell
+    from 2.6 to 2.2 and its CER from 67 % to 58 %.
+    """
+    return min(wer, 1.0), loss
+
+
+def validate(
+    model: nn.Module,
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    config: TrainingConfig,
+    world: World,
+    device: torch.device,
+    workers: int,
+) -> Validation:
+    """Decode the corpus; every rank returns the same result. Leaves the model in eval mode."""
+    model.eval()
+    shares = by_length(corpus.durations, config.batch_seconds)
+    mine = shares[world.rank :: world.world_size]
+    batches = loader(corpus, mine, min(workers, len(mine)))
+    heard: dict[str, str] = {}
+    unreadable: list[tuple[str, str]] = []
+    calls = 0
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, label tokens
+    for batch, output, texts in decode(
+        model, vocabulary, batches, device, config.precision, unreadable.extend
+    ):
+        heard |= zip(batch.ids, texts, strict=True)
+        losses = ctc_losses(output.log_probs, output.lengths, batch)
+        tokens = batch.target_lengths * (losses > 0)  # 0: no path fits the labels
+        sums += torch.stack([losses[tokens > 0].sum(), tokens.sum()])
+        calls += 1
+    accompany(model, -(-len(shares) // world.world_size) - calls, device)
+    loss, weight = world.all_sum(sums).tolist()
+    for part, missing in world.gather((heard, unreadable)):
+        heard |= part
+        unreadable += [each for each in missing if each not in unreadable]
+    true = [corpus.texts.text(index) for index in range(len(corpus))]
+    pred = [heard.get(corpus.ids.text(index), "") for index in range(len(corpus))]
+    samples = [
+        Sample(corpus.ids.text(index), true[index], pred[index])
+        for index in _spread(len(corpus), config.samples)
+    ]
+    return Validation(loss / weight if weight else math.inf, score(true, pred), samples, unreadable)
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """`count` different places spread evenly over a list, the same ones every time."""
+    return sorted({int(place) for place in np.linspace(0, size - 1, min(size, count))})

@@ -1,0 +1,283 @@
+"""The teacher's cache: nothing is lost in it, damage is named, and a kill costs one shard."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.cache import filling, format
+from distill.cache.teacher import Cached
+from distill.config.distillation import DistillConfig
+from distill.losses import functions as losses
+from distill.objective import DistillObjective
+from distill.teachers import Live, Source
+from lact_asr.data import batch_plan
+from lact_asr.data.batch import Batch
+from lact_asr.data.speed import change_speed
+from lact_asr.distributed import processes
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.utils.errors import DataError
+from tests.conftest import REPOSITORY, SHARED
+from tests.distill.tiny_models import VOCABULARY, batch, tiny_baseline, tiny_teacher, utterances
+from tests.ranks import in_ranks
+
+SMALL = {"blocks": 2, "mlp": 144}
+AT_ONCE = {"curriculum": "all_on"}
+MANY = Vocabulary([chr(0x4E00 + number) for number in range(300)])  # too many to be kept whole
+
+
+def teacher(vocabulary: Vocabulary = VOCABULARY) -> torch.nn.Module:
+    """A tiny teacher with peaked outputs."""
+    model = tiny_teacher(seed=1, **SMALL)
+    model.head = torch.nn.Linear(model.config.hidden, len(vocabulary))
+    torch.nn.init.normal_(model.head.weight, std=0.3)
+    return model
+
+
+def filled(
+    folder: Path, speech: Path, vocabulary: Vocabulary = VOCABULARY, count: int = 4, **changes: Any
+) -> Cached:
+    """A cache of the first utterances, and a source that reads it."""
+    keep = {"kept": 8, "temperatures": [2.0], "hidden": "last", "precision": "fp32"}
+    speeds = changes.pop("speeds", [1.0])
+    model = teacher(vocabulary)
+    form = filling.form_of(model, vocabulary, **{**keep, **changes})
+    texts = [replace(each, text="") for each in utterances(speech)[:count]]
+    filling.fill(
+        folder, model, vocabulary, texts, form,
+        speeds=speeds, batch_seconds=6.0, world=processes.start(), device=torch.device("cpu"),
+        report=lambda line: None, should_stop=lambda: False,
+    )  # fmt: skip
+    return Cached(folder, filling.identity(model, vocabulary))
+
+
+def test_what_is_read_is_what_the_teacher_says(speech, tmp_path):
+    lesson, source = batch(speech, 4), filled(tmp_path / "all", speech, hidden="all")
+    live, last = Live(teacher(), VOCABULARY), filled(tmp_path / "last", speech)
+    said, read = live(lesson, 2.0), source(lesson, 2.0)
+    assert (source.frame_rate, source.widths) == (live.frame_rate, live.widths)
+    assert last.widths == live.widths[-1:]
+    assert last(lesson, 2.0).hidden[0].equal(read.hidden[-1])
+    assert read.lengths.equal(said.lengths) and source.lengths(lesson).equal(said.lengths)
+    for row, frames in enumerate(said.lengths.tolist()):
+        before, after = said.log_probs[row, :frames], read.log_probs[row, :frames]
+        likely = before > before.amax(-1, keepdim=True) - 16
+        assert (before - after)[likely].abs().max() <= 4e-3
+        assert (before.exp() - after.exp()).abs().max() <= 1e-3
+        for heard, kept in zip(said.hidden, read.hidden, strict=True):
+            assert 0 < (heard - kept)[row, :frames].abs().max() < 2e-3 * heard.abs().max()
+
+
+def test_of_a_large_vocabulary_the_likeliest_symbols_and_the_exact_rest_are_kept(speech, tmp_path):
+    lesson, source = batch(speech, 4), filled(tmp_path, speech, MANY)
+    said = Live(teacher(MANY), MANY)(lesson, 2.0)
+    read = source(lesson, 2.0)
+    for row, frames in enumerate(said.lengths.tolist()):
+        expected = losses.top_k(said.log_probs[row, :frames], 8, 2.0)
+        kept = losses.TopK(*(part[row, :frames] for part in read.kept))
+        assert kept.ids.equal(expected.ids)
+        assert (kept.log_probs - expected.log_probs).abs().max() <= 4e-3
+        assert (kept.log_probs.exp().sum(-1) - expected.log_probs.exp().sum(-1)).abs().max() < 1e-3
+        assert (kept.log_probs.exp().sum(-1) <= 1).all()
+        spread = read.log_probs[row, :frames]
+        torch.testing.assert_close(spread.exp().sum(-1), torch.ones(frames), atol=1e-3, rtol=0)
+        assert spread.argmax(-1).equal(said.log_probs[row, :frames].argmax(-1))
+
+
+def gradients(source: Source, lesson: Batch, **changes: Any) -> tuple[torch.Tensor, float]:
+    """Of a student who learns from a source, as one vector; and its loss."""
+    torch.manual_seed(0)
+    taught = DistillObjective(
+        tiny_baseline(), source, DistillConfig(**changes), vocabulary=source.vocabulary
+    )
+    taught.begin_step([lesson], lambda sums: sums)
+    loss = taught(lesson, 0.5)
+    loss.total.backward()
+    every = [parameter.grad.flatten() for parameter in taught.trainable.parameters()]
+    return torch.cat(every), loss.total.item()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"feature_weight": 1.0, **AT_ONCE},
+        {"kd": "sequence"},
+        {"kd": "guided", "temperature": 1.0},
+        {"blank_policy": "drop_class", "temperature": 5.0},
+        {"contrastive_weight": 1.0, **AT_ONCE},
+        {"layerwise_weight": 1.0, **AT_ONCE},
+        {"feature_weight": 1.0, "router": {"kind": "recommended"}, **AT_ONCE},
+        {"feature_weight": 1.0, "router": {"kind": "notes"}, **AT_ONCE},
+    ],
+    ids=str,
+)
+def test_a_student_learns_the_same_from_the_cache_to_one_in_a_thousand(speech, tmp_path, changes):
+    lesson, source = batch(speech, 4), filled(tmp_path, speech, hidden="all")
+    live, loss = gradients(Live(teacher(), VOCABULARY), lesson, **changes)
+    read, again = gradients(source, lesson, **changes)
+    assert again == pytest.approx(loss, rel=1e-3)
+    assert (live - read).norm() <= 1e-3 * live.norm()
+
+
+def test_utterances_at_changed_speeds_have_records_of_their_own(speech, tmp_path):
+    lesson, source = batch(speech, 4), filled(tmp_path, speech, speeds=[1.0, 0.9])
+    slow = change_speed(lesson, 0.9)
+    said, read = Live(teacher(), VOCABULARY)(slow, 2.0), source(slow, 2.0)
+    assert read.lengths.equal(said.lengths) and (read.lengths > source(lesson, 2.0).lengths).all()
+    frames = int(said.lengths[0])
+    assert (said.log_probs - read.log_probs)[0, :frames].exp().sub(1).abs().max() < 0.1
+    with pytest.raises(DataError, match=r"at speed 0.9, 1, not at 1.1: add it to the `cache`"):
+        source(change_speed(lesson, 1.1), 2.0)
+
+
+def test_settings_that_ask_for_more_than_was_kept_are_refused(speech, tmp_path):
+    whole = filled(tmp_path / "whole", speech, hidden="none", count=1)
+    some = filled(tmp_path / "some", speech, MANY, count=1)
+    ok, routed = {"top_k": 8}, {"feature_weight": 1, "router": {"kind": "notes"}}
+    some.check(DistillConfig(**ok), 1.0)
+    for source, changes, ratio, message in (
+        (whole, {"feature_weight": 0.1}, 1.0, "layers: none, and a feature_weight above 0 needs"),
+        (whole, {"contrastive_weight": 1}, 1.0, "contrastive_weight .* write `hidden: last`"),
+        (whole, {"target": "projector"}, 1.0, "target: projector needs"),
+        (some, {**ok, "layerwise_weight": 1}, 1.0, "layers: last, .* write `hidden: all`"),
+        (some, {**ok, **routed}, 1.0, "router needs all of the teacher's hidden states"),
+        (some, {}, 1.0, "write top_k: 8 or less, not all"),
+        (some, {"top_k": 9}, 1.0, "write top_k: 8 or less, not 9"),
+        (some, {**ok, "temperature": 3.0}, 1.0, "made for temperatures 1, 2, not 3"),
+        (some, ok, 2.0, "another frame rate"),
+        (some, {**ok, "blank_policy": "drop_class"}, 1.0, "drop_class needs"),
+    ):
+        with pytest.raises(DataError, match=message):
+            source.check(DistillConfig(**changes), ratio)
+    whole.check(DistillConfig(temperature=7.0, blank_policy="drop_class"), 2.0)
+
+
+def test_another_teachers_words_are_refused_by_name(speech, tmp_path):
+    filled(tmp_path, speech, count=1)
+    other = teacher()
+    other.head.bias.data[3] += 1e-3
+    with pytest.raises(DataError, match=r"words of another teacher \(weights differ\)"):
+        Cached(tmp_path, filling.identity(other, VOCABULARY))
+    with pytest.raises(
+        DataError, match=r"something else \(hidden: last there, none wanted; widths"
+    ):
+        filled(tmp_path, speech, count=1, hidden="none")
+
+
+def test_an_utterance_that_is_not_there_or_sounds_otherwise_is_named(speech, tmp_path):
+    lesson, source = batch(speech, 4), filled(tmp_path, speech, count=3)
+    with pytest.raises(DataError, match=f"no teacher's words for {lesson.ids[3]}"):
+        source(lesson, 2.0)
+    with pytest.raises(DataError, match=f"1 of 4 records are missing: .*{lesson.ids[3]}"):
+        source.require(lesson.ids, [1.0], 0)
+    source.require(lesson.ids, [1.0], 1)
+    cut = replace(lesson, wave_lengths=lesson.wave_lengths - 160)
+    with pytest.raises(DataError, match=f"{lesson.ids[0]} at speed 1 has .* samples, and had"):
+        source(cut, 2.0)
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_named(speech, tmp_path, harm):
+    lesson, source = batch(speech, 4), filled(tmp_path, speech)
+    entry = source.reader.entry(lesson.ids[2], 1.0, int(lesson.wave_lengths[2]))
+    shard = tmp_path / f"{entry.shard}.bin"
+    data = bytearray(shard.read_bytes())
+    if harm == "flip":
+        data[entry.offset + entry.length // 2] ^= 1
+    shard.write_bytes(data[: entry.offset + entry.length - 1] if harm == "cut" else data)
+    if harm == "remove":
+        shard.unlink()
+    with pytest.raises(DataError, match=rf"{shard.name}.*{shard.stem}.json and run the `cache`"):
+        source(lesson, 2.0)
+    if harm == "flip":
+        first = source.reader.entry(lesson.ids[0], 1.0, int(lesson.wave_lengths[0]))
+        assert len(source.reader.record(first)["scores"]) == first.frames, "it is sound"
+
+
+@pytest.mark.parametrize("wrong", ["nan", "large"])
+def test_a_teacher_that_says_what_cannot_be_kept_is_not_written_down(speech, tmp_path, wrong):
+    model = teacher()
+    if wrong == "nan":
+        model.head.bias.data[5] = torch.nan
+    else:
+        model.blocks[-1].register_forward_hook(lambda module, given, out: out * 1e6)
+    form = filling.form_of(
+        model, VOCABULARY, kept=8, temperatures=[], hidden="last", precision="fp32"
+    )
+    with pytest.raises(DataError, match=f"output on {utterances(speech)[0].id} is not finite"):
+        filling.fill(
+            tmp_path, model, VOCABULARY, utterances(speech)[:1], form,
+            speeds=[1.0], batch_seconds=9.0, world=processes.start(), device=torch.device("cpu"),
+            report=print, should_stop=lambda: False,
+        )  # fmt: skip
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def slowly(folder: Path) -> None:
+    """Fill a cache of eight utterances, a shard for each, slowly: something to kill."""
+    filling.FLUSH = 0.0
+    write = format.Writer.flush
+
+    def flush(writer: format.Writer) -> None:
+        write(writer)
+        time.sleep(0.3)
+
+    format.Writer.flush = flush
+    batch_plan.by_length = lambda durations, _: [np.array([row]) for row in range(len(durations))]
+    filled(folder / "cache", SHARED / "data" / "speech", count=8)
+
+
+def names(folder: Path) -> list[str]:
+    """Utterances in the complete shards, each as often as it is there."""
+    shards = sorted(folder.glob("[0-9]*.json"))
+    return [row[0] for shard in shards for row in json.loads(shard.read_text())]
+
+
+def test_killed_in_the_middle_it_goes_on_and_hears_nothing_twice(speech, tmp_path):
+    words = [sys.executable, "-m", "tests.ranks", __name__, "slowly", str(tmp_path)]
+    process = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "cache"
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("[0-9]*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("[0-9]*.bin")}
+    assert 2 <= len(names(folder)) < 8
+    (folder / "000-00007.bin").write_bytes(b"records whose index was never written")
+    source = filled(folder, speech, count=8)
+    assert sorted(names(folder)) == sorted(each.id for each in utterances(speech))
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("[0-9]*.bin")}
+    assert before.items() <= kept.items(), "what was written was written again"
+    lesson, live = batch(speech, 8), Live(teacher(), VOCABULARY)
+    torch.testing.assert_close(
+        source(lesson, 1.0).log_probs[0, :40], live(lesson, 1.0).log_probs[0, :40],
+        atol=0.02, rtol=0,
+    )  # fmt: skip
+
+
+def shared_out(folder: Path) -> None:
+    """One rank's share of a cache."""
+    filled(folder / "cache", SHARED / "data" / "speech", count=8)
+
+
+def test_two_processes_share_the_work(speech, tmp_path):
+    codes = in_ranks(shared_out, tmp_path, 2)
+    assert codes == [0, 0], (tmp_path / "rank0.log").read_text()
+    folder = tmp_path / "cache"
+    assert sorted(names(folder)) == sorted(each.id for each in utterances(speech))
+    assert {path.name[:3] for path in folder.glob("*.bin")} == {"000", "001"}
+    lesson = batch(speech, 8)
+    assert filled(folder, speech, count=8)(lesson, 1.0).lengths.equal(
+        Live(teacher(), VOCABULARY).lengths(lesson)
+    )

@@ -1,0 +1,70 @@
+"""Two frame rates on one grid, by hand-worked windows."""
+
+import pytest
+import torch
+
+from distill.losses.time_grid import average, average_log_probs, fit, frame_rate, overlaps, taught
+from distill.models.registry import FAMILIES
+from lact_asr.config.model import SIZES
+from tests.distill.tiny_models import tiny_baseline, tiny_teacher
+
+
+def grid(lengths: list[int], frames: int, student_frames: int, ratio: float) -> torch.Tensor:
+    return overlaps(torch.tensor(lengths), frames, student_frames, ratio)
+
+
+def test_twice_the_rate_means_the_mean_of_two_frames():
+    weights = grid([5, 3], frames=5, student_frames=3, ratio=2.0)
+    assert weights[0].tolist() == [[0.5, 0.5, 0, 0, 0], [0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1]]
+    assert weights[1].tolist() == [[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
+
+
+def test_half_the_rate_means_that_every_frame_serves_twice():
+    x = torch.arange(3.0).view(1, 3, 1)
+    assert average(x, torch.tensor([3]), 6, 0.5)[0, :, 0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_odd_ratio_weighs_by_overlap():
+    weights = grid([3], frames=3, student_frames=2, ratio=1.5)[0]
+    torch.testing.assert_close(weights, torch.tensor([[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]]))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.5, 2.0])
+def test_averaged_probabilities_are_probabilities_and_never_come_from_padding(ratio):
+    teacher = torch.randn(2, 12, 7).log_softmax(-1)
+    lengths = torch.tensor([12, 5])
+    frames = int(12 / ratio)
+    aligned = average_log_probs(teacher, lengths, frames, ratio)
+    junk = teacher.clone()
+    junk[1, 5:] = torch.randn(7, 7).log_softmax(-1)
+    spoken = taught(torch.tensor([frames, frames]), lengths, ratio)
+    for row, count in enumerate(spoken.tolist()):
+        torch.testing.assert_close(aligned[row, :count].exp().sum(-1), torch.ones(count))
+    again = average_log_probs(junk, lengths, frames, ratio)
+    torch.testing.assert_close(again[1, : spoken[1]], aligned[1, : spoken[1]])
+
+
+def test_probabilities_are_averaged_not_logits():
+    sure, flat = torch.tensor([0.98, 0.01, 0.01]), torch.tensor([0.02, 0.49, 0.49])
+    teacher = torch.stack([sure, flat]).log()[None]
+    aligned = average_log_probs(teacher, torch.tensor([2]), 1, 2.0)
+    torch.testing.assert_close(aligned[0, 0].exp(), (sure + flat) / 2)
+
+
+def test_equal_rates_change_nothing_but_the_number_of_frames():
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(average(x, torch.tensor([5, 4]), 5, 1.0), x)
+    assert fit(x, 4).equal(x[:, :4])
+    assert fit(x, 7)[:, 5:].equal(x[:, 4:].expand(-1, 2, -1))
+
+
+def test_a_student_frame_is_taught_if_it_starts_within_the_teachers_frames():
+    student = torch.tensor([10, 10, 10])
+    assert taught(student, torch.tensor([20, 15, 30]), 2.0).tolist() == [10, 8, 10]
+    assert taught(student, torch.tensor([5, 4, 9]), 0.5).tolist() == [10, 8, 10]
+
+
+def test_frame_rates_come_from_the_models_own_arithmetic():
+    slow = SIZES["tiny"].model_dump() | {"subsampling": 8, "conv_layers": 3}
+    assert frame_rate(FAMILIES["lact"](slow, 29)) == 12.5
+    assert frame_rate(tiny_teacher()) == frame_rate(tiny_baseline()) == 25

@@ -1,0 +1,48 @@
+"""The convolutional baseline on real speech."""
+
+import torch
+
+from distill.models.attention import SelfAttention
+from lact_asr.training.objective import CTCObjective
+from tests.distill.tiny_models import batch, memorise, part, tiny_baseline
+
+
+def test_an_utterance_reads_the_same_alone_and_in_a_batch_with_junk_behind_it(speech):
+    model, whole = tiny_baseline(), batch(speech, 4)
+    waves = torch.nn.functional.pad(whole.waves, (0, 5000))
+    for row, length in enumerate(whole.wave_lengths.tolist()):
+        waves[row, length:] = 10.0
+    together = model(waves, whole.wave_lengths)
+    for row in range(4):
+        single = part(whole, [row])
+        alone = model(single.waves, single.wave_lengths)
+        frames = int(alone.lengths[0])
+        assert together.lengths[row] == frames == alone.log_probs.shape[1]
+        drift = together.log_probs[row, :frames] - alone.log_probs[0]
+        assert drift.abs().max() < 1e-5
+
+
+def test_batch_norm_in_training_ties_an_utterance_to_its_batch_and_group_norm_does_not(speech):
+    whole = batch(speech, 2)
+    single = part(whole, [0])
+    drift = {}
+    for norm in ("batch", "group"):
+        model = tiny_baseline(norm=norm)
+        alone = model(single.waves, single.wave_lengths).log_probs
+        together = model(whole.waves, whole.wave_lengths).log_probs
+        drift[norm] = (alone[0] - together[0, : alone.shape[1]]).abs().max().item()
+    assert drift["batch"] > 0.1 > 1e-3 > drift["group"]
+
+
+def test_it_has_no_attention_and_every_parameter_learns(speech):
+    model = tiny_baseline()
+    assert not any(
+        isinstance(m, SelfAttention | torch.nn.MultiheadAttention) for m in model.modules()
+    )
+    CTCObjective(model)(batch(speech, 2), 0.0).total.backward()
+    assert all(p.grad.any() and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_tiny_baseline_learns_four_utterances_by_heart(speech):
+    lesson = batch(speech, 4)
+    assert memorise(tiny_baseline(), lesson, steps=120) == lesson.texts

@@ -1,0 +1,86 @@
+"""The small parts that the distillation tests share: real utterances, tiny models."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.config.models import sized
+from distill.models.baseline import Baseline
+from distill.models.registry import FAMILIES
+from distill.models.teacher import Teacher
+from lact_asr.data.batch import Batch
+from lact_asr.data.dataset import Reader, whole_corpus
+from lact_asr.data.librispeech import scan
+from lact_asr.data.manifest import Utterance
+from lact_asr.decoding.greedy import greedy
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training.objective import CTCObjective
+
+VOCABULARY = Vocabulary.characters()
+
+
+@cache
+def utterances(speech: Path) -> tuple[Utterance, ...]:
+    """Eight short utterances of eight speakers, 19 s in all, the shortest first."""
+    names = (speech / "lists" / "tiny8.txt").read_text().split()
+    found = {each.id: each for each in scan(speech / "train")}
+    return tuple(sorted((found[name] for name in names), key=lambda each: each.duration))
+
+
+@cache
+def batch(speech: Path, count: int) -> Batch:
+    """The first `count` of them as one batch."""
+    corpus = whole_corpus(utterances(speech)[:count], VOCABULARY)
+    return Reader(corpus)[list(range(count))]
+
+
+def part(whole: Batch, rows: list[int]) -> Batch:
+    """Some rows of a batch as a batch of their own, without the padding they do not need."""
+    lengths = whole.wave_lengths[rows]
+    targets = whole.targets.split(whole.target_lengths.tolist())
+    return Batch(
+        [whole.ids[row] for row in rows],
+        [whole.texts[row] for row in rows],
+        whole.waves[rows, : int(lengths.max())],
+        lengths,
+        torch.cat([targets[row] for row in rows]),
+        whole.target_lengths[rows],
+    )
+
+
+def tiny_teacher(seed: int = 0, **changes: Any) -> Teacher:
+    """The tiny teacher without dropout, with weights by seed."""
+    torch.manual_seed(seed)
+    steady = {"dropout": 0.0, "modality_dropout": 0.0}
+    config = sized("teacher", "tiny", {**steady, **changes})
+    return FAMILIES["teacher"](config.model_dump(), len(VOCABULARY))
+
+
+def tiny_baseline(seed: int = 0, **changes: Any) -> Baseline:
+    """The tiny baseline without dropout, with weights by seed."""
+    torch.manual_seed(seed)
+    config = sized("baseline", "tiny", {"dropout": 0.0, **changes})
+    return FAMILIES["baseline"](config.model_dump(), len(VOCABULARY))
+
+
+def memorise(model: torch.nn.Module, lesson: Batch, steps: int, rate: float = 2e-3) -> list[str]:
+    """Plain CTC on one batch for so many steps, then what the model hears in it."""
+    objective = CTCObjective(model)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.0)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 20)
+        loss = objective(lesson, step / steps)
+        optimizer.zero_grad()
+        (loss.total / loss.weight).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return heard(model, lesson)
+
+
+@torch.no_grad()
+def heard(model: torch.nn.Module, lesson: Batch) -> list[str]:
+    """Greedy transcripts in evaluation mode."""
+    output = model.eval()(lesson.waves, lesson.wave_lengths)
+    return greedy(output.log_probs, output.lengths, VOCABULARY)

@@ -1,0 +1,134 @@
+"""From a teacher's checkpoint over its cache to a student, through the kinds themselves."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.models.registry import FAMILIES
+from jobs.errors import Interrupted
+from jobs.job import Job
+from jobs.kinds import cache, distill, evaluate, teacher
+from lact_asr.config.augment import AugmentConfig
+from lact_asr.config.training import TrainingConfig
+from lact_asr.data.manifest import write_manifest
+from lact_asr.training import checkpoint
+from lact_asr.utils.errors import DataError
+from tests.distill.tiny_models import VOCABULARY, tiny_baseline, utterances
+
+WATCHES = {"video": "features", "video_features": 4}
+
+
+def job(folder: Path, stopped: bool = False) -> Job:
+    folder.mkdir()
+    nothing = lambda *about, **facts: None
+    return Job(folder, 0, 1, 0, nothing, nothing, lambda: stopped)
+
+
+def described(speech: Path, folder: Path) -> dict[str, Path]:
+    """A manifest of six utterances and an untrained teacher's checkpoint."""
+    write_manifest(folder / "train.jsonl", list(utterances(speech)[:6]))
+    model = tiny_baseline(seed=1)
+    about = checkpoint.describe(model, VOCABULARY, TrainingConfig())
+    contents = {
+        "model.safetensors": model.state_dict(),
+        "config.json": about,
+        checkpoint.STATE: {"step": 1},
+    }
+    teacher = checkpoint.save(folder / "checkpoints", "best", contents)
+    return {"manifest": folder / "train.jsonl", "teacher": teacher}
+
+
+def student(files: dict[str, Path], speeds: list[float], **more: object) -> distill.Settings:
+    training = TrainingConfig(
+        max_steps=2, batch_seconds=12, valid_every=2, checkpoint_every=2, max_unreadable=0,
+        augment=AugmentConfig(speeds=speeds),
+    )  # fmt: skip
+    return distill.Settings(
+        teacher=files["teacher"], train=files["manifest"], dev=files["manifest"],
+        size="tiny", model={"layers": 1}, training=training, **more,
+    )  # fmt: skip
+
+
+def test_a_student_learns_from_the_cache_step_at_every_speed_it_hears(speech, tmp_path):
+    files = described(speech, tmp_path)
+    settings = cache.Settings(**files, speeds=[0.9, 1.0], hidden="last", batch_seconds=8)
+    made = cache.run(settings, job(tmp_path / "cache_step"))
+    assert (made.utterances, made.unreadable) == (6, 0)
+    assert made.bytes == sum(path.stat().st_size for path in made.cache.glob("*.bin")) > 1000
+    taught = student(files, [0.9, 1.0], cache=made.cache, distill={"feature_weight": 0.1})
+    done = distill.run(taught, job(tmp_path / "student"))
+    assert (done.steps, done.steps_skipped) == (2, 0)
+    live = distill.run(student(files, [0.9, 1.0], distill={"feature_weight": 0.1}),
+                       job(tmp_path / "live"))  # fmt: skip
+    assert done.loss == pytest.approx(live.loss, rel=1e-3), "what the living teacher would teach"
+    with pytest.raises(DataError, match=r"6 of 18 records are missing.*not at 1.1: add it"):
+        distill.run(student(files, [0.9, 1.0, 1.1], cache=made.cache), job(tmp_path / "refused"))
+
+
+def filmed(speech: Path, folder: Path) -> Path:
+    """A manifest of four utterances, three of them with features of four channels."""
+    said = list(utterances(speech)[:4])
+    for number, each in enumerate(said[:3]):
+        said[number] = replace(each, video=folder / f"{number}.npy")
+        frames = np.random.default_rng(number).normal(size=(int(each.duration * 25), 4))
+        np.save(folder / f"{number}.npy", frames.astype(np.float16))
+    write_manifest(folder / "filmed.jsonl", said)
+    return folder / "filmed.jsonl"
+
+
+def test_a_teacher_watches_what_its_manifest_names_and_teaches_what_it_has_seen(speech, tmp_path):
+    manifest, blind = filmed(speech, tmp_path), tmp_path / "blind.jsonl"
+    write_manifest(blind, list(utterances(speech)[:4]))
+    steps = {"max_steps": 2, "batch_seconds": 12, "valid_every": 2, "checkpoint_every": 2}
+    learned, unwatched = (
+        teacher.run(
+            teacher.Settings(
+                train=manifest, dev=dev, preset="plain", model=WATCHES,
+                training=TrainingConfig(**steps, max_unreadable=0),
+            ),
+            job(tmp_path / f"teacher_{dev.stem}"),
+        )
+        for dev in (manifest, blind)
+    )  # fmt: skip
+    assert learned.steps_skipped == 0
+    assert learned.loss != unwatched.loss, "of one model: validation watches too"
+    files = {"teacher": learned.checkpoint, "manifest": manifest}
+    kept = cache.run(cache.Settings(**files), job(tmp_path / "cache_step"))
+    losses = {
+        name: distill.run(student(files, [1.0], cache=folder), job(tmp_path / name)).loss
+        for name, folder in {"live": None, "read": kept.cache}.items()
+    }
+    assert losses["read"] == pytest.approx(losses["live"], rel=1e-3)
+    (tmp_path / "1.npy").write_bytes(b"no features")
+    again = evaluate.Settings(checkpoint=learned.checkpoint, manifest=manifest)
+    with pytest.raises(DataError, match=r"cannot read the video file .*1\.npy"):
+        evaluate.run(again, job(tmp_path / "evaluation"))
+    with pytest.raises(DataError, match=r"1\.npy"):
+        distill.run(student(files, [1.0]), job(tmp_path / "refused"))
+    unseen = distill.run(student(files, [1.0], cache=kept.cache), job(tmp_path / "unseen"))
+    assert unseen.loss == losses["read"], "a student that does not watch does not open the film"
+
+
+def test_a_cache_step_that_is_stopped_says_so_and_goes_on(speech, tmp_path):
+    files = described(speech, tmp_path)
+    settings = cache.Settings(**files, batch_seconds=4)
+    with pytest.raises(Interrupted) as stopped:
+        cache.run(settings, job(tmp_path / "step", stopped=True))
+    assert 0 < stopped.value.position < 6
+    nothing = lambda *about, **facts: None
+    rest = Job(tmp_path / "step", 0, 1, 0, nothing, nothing, bool)
+    assert cache.run(settings, rest).utterances == 6
+
+
+def test_a_student_with_a_vocabulary_of_its_own_needs_a_projector_or_transcripts(speech, tmp_path):
+    files = described(speech, tmp_path)
+    own = {"vocabulary": "bpe", "vocabulary_size": 40}
+    with pytest.raises(DataError, match=r"29 and 40|40 and 29.*target: projector"):
+        distill.run(student(files, [1.0], **own), job(tmp_path / "refused"))
+    for number, how in enumerate(({"target": "projector"}, {"kd": "sequence"})):
+        done = distill.run(student(files, [1.0], distill=how, **own), job(tmp_path / str(number)))
+        assert done.steps_skipped == 0
+        stored = checkpoint.load_model(done.checkpoint, FAMILIES)[1]
+        assert len(stored) == 40

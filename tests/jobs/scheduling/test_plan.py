@@ -1,0 +1,152 @@
+"""The plan: pure, so its properties are checked over every graph that hypothesis can think of."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.backends.base import JobState, QueueState
+from jobs.scheduling.plan import ACTIVE, Evidence, State, observe, observe_all, plan, restrict
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> dict[str, tuple[str, ...]]:
+    count = draw(st.integers(1, 8))
+    names = [f"s{index}" for index in range(count)]
+    return {
+        name: tuple(draw(st.sets(st.sampled_from(names[:index])))) if index else ()
+        for index, name in enumerate(names)
+    }
+
+
+@st.composite
+def observed(draw: st.DrawFn) -> tuple[dict[str, tuple[str, ...]], dict[str, State]]:
+    needs = draw(graphs())
+    return needs, {name: draw(st.sampled_from(list(State))) for name in needs}
+
+
+@given(observed())
+def test_a_plan_submits_what_is_not_done_each_step_once_behind_unfinished_needs_only(case) -> None:
+    needs, states = case
+    todo = plan(needs, states)
+    names = [submit.step for submit in todo]
+    assert len(names) == len(set(names))
+    for name, state in states.items():
+        if state is State.SUCCEEDED:
+            assert name not in names
+        elif state not in ACTIVE:
+            assert name in names
+    for submit in todo:
+        assert set(submit.after) == {
+            n for n in needs[submit.step] if states[n] is not State.SUCCEEDED
+        }
+
+
+@given(observed())
+def test_whatever_a_step_is_put_behind_is_under_way_or_submitted_before_it(case) -> None:
+    needs, states = case
+    seen: set[str] = set()
+    for submit in plan(needs, states):
+        for before in submit.after:
+            assert before in seen or states[before] in ACTIVE
+        seen.add(submit.step)
+
+
+@given(observed())
+def test_no_step_stays_queued_behind_a_job_that_is_submitted_anew(case) -> None:
+    needs, states = case
+    names = {submit.step for submit in plan(needs, states)}
+    for name, state in states.items():
+        if state is not State.SUCCEEDED and names & set(needs[name]):
+            assert name in names
+
+
+@given(observed())
+def test_after_a_plan_is_carried_out_nothing_is_left_to_do(case) -> None:
+    needs, states = case
+    done = {**states, **{submit.step: State.QUEUED for submit in plan(needs, states)}}
+    assert plan(needs, done) == []
+
+
+@given(graphs(), st.data())
+def test_only_means_the_step_and_all_it_needs_and_nothing_else(needs, data) -> None:
+    wanted = data.draw(st.sampled_from(sorted(needs)))
+    kept = restrict(needs, [wanted])
+    assert wanted in kept
+    for name in kept:
+        assert set(needs[name]) <= set(kept)
+    assert all(any(name in needs[other] for other in kept) for name in kept if name != wanted)
+
+
+def test_a_result_beats_a_failure_and_a_failure_beats_the_queue() -> None:
+    running = JobState(QueueState.RUNNING)
+    both = Evidence(tried=True, job="1", succeeded=True, failure="error: x")
+    assert observe(both, running).state is State.SUCCEEDED
+    assert observe(Evidence(tried=True, job="1", failure="error: x"), running).state is State.FAILED
+    assert observe(Evidence(tried=True, job="1"), running).state is State.RUNNING
+
+
+def test_a_job_the_cluster_does_not_know_is_lost_only_after_a_minute() -> None:
+    unknown = JobState(QueueState.UNKNOWN)
+    assert observe(Evidence(tried=True, job="1", age=5), unknown).state is State.QUEUED
+    assert observe(Evidence(tried=True, job="1", age=90), unknown).state is State.LOST
+
+
+def test_a_job_that_ended_well_without_a_result_has_failed() -> None:
+    ended = JobState(QueueState.SUCCEEDED)
+    assert observe(Evidence(tried=True, job="1", age=9), ended).state is State.FAILED
+
+
+def test_a_step_behind_a_failed_one_is_cancelled_and_says_why() -> None:
+    evidence = {
+        "a": Evidence(tried=True, job="1", failure="gate: wer is 1.0"),
+        "b": Evidence(needs=("a",), tried=True, token="b.1", job="2", age=99),
+        "c": Evidence(needs=("b",), tried=True, token="c.1", job="3", age=99),
+    }
+    gone = JobState(QueueState.CANCELLED)
+    states = observe_all(evidence, {"b.1": gone, "c.1": gone})
+    assert [seen.state for seen in states.values()] == [
+        State.FAILED,
+        State.CANCELLED,
+        State.CANCELLED,
+    ]
+    assert states["c"].reason == "b has not succeeded"
+
+
+def test_a_job_asked_to_end_is_cancelled_when_the_queue_says_that_it_is_gone_not_before() -> None:
+    asked = Evidence(tried=True, token="a.1", job="1", asked_to_end=4.2)
+    seen = observe(asked, JobState(QueueState.RUNNING))
+    assert seen == (State.RUNNING, "asked to end 4 s ago, and still there")
+    assert observe(asked, JobState(QueueState.CANCELLED)).state is State.CANCELLED
+    assert observe(asked, JobState(QueueState.FAILED)).state is State.CANCELLED
+    assert observe(asked, JobState(QueueState.UNKNOWN)).state is State.QUEUED
+    late = asked._replace(asked_to_end=90)
+    assert observe(late, JobState(QueueState.UNKNOWN)).state is State.CANCELLED
+
+
+def test_while_the_queue_does_not_answer_the_files_speak() -> None:
+    tried = Evidence(tried=True, token="a.1", job="1", age=900)
+    assert observe(tried, None) == (State.QUEUED, "as far as the files say")
+    assert observe(tried._replace(began=100.0), None).state is State.RUNNING
+    ending = tried._replace(began=100.0, asked_to_end=3)
+    assert observe(ending, None).reason == "as far as the files say; it was asked to end"
+
+
+def test_a_worker_that_has_started_since_the_last_answer_is_running() -> None:
+    pending, step = JobState(QueueState.PENDING, "Priority"), Evidence(tried=True, job="1")
+    assert observe(step._replace(began=150.0), pending, asked=100.0) == (State.RUNNING, "")
+    assert observe(step._replace(began=50.0), pending, asked=100.0).state is State.QUEUED
+
+
+def test_a_refused_step_is_new_and_says_what_the_cluster_said() -> None:
+    refused = Evidence(refused="Invalid account")
+    assert observe(refused, None) == (State.NEW, "Slurm refused it: Invalid account")
+
+
+def test_a_submission_without_an_answer_is_lost_unless_somebody_is_submitting() -> None:
+    evidence = {"a": Evidence(tried=True, token="a.1"), "b": Evidence(needs=("a",))}
+    unknown = {"a.1": JobState(QueueState.UNKNOWN)}
+    idle = observe_all(evidence, unknown)
+    assert idle["a"].state is State.LOST and "launch.py resume" in idle["a"].reason
+    assert idle["b"] == (State.NEW, "never submitted: launch.py resume")
+    busy = observe_all(evidence, unknown, busy="process 7 on login1")
+    assert busy["a"] == (State.QUEUED, "being submitted by process 7 on login1")
+    assert busy["b"] == (State.NEW, "being submitted by process 7 on login1")

@@ -1,0 +1,80 @@
+"""Recipes: what is given beats the preset, block by block; modern as a whole over two ranks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lact_asr.config.augment import AugmentConfig
+from lact_asr.config.presets import PRESETS, completed
+from lact_asr.config.training import CTCConfig, TrainingConfig
+from lact_asr.data.manifest import read_manifest
+from lact_asr.distributed import processes
+from lact_asr.model.forward import arithmetic
+from lact_asr.training import checkpoint
+from lact_asr.training.objective import CTCObjective
+from tests.lact_asr.tiny_runs import manifest, run, tiny
+from tests.ranks import in_ranks
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_a_training(name):
+    config = TrainingConfig.model_validate(PRESETS[name])
+    assert set(PRESETS[name]) <= config.model_fields_set
+
+
+def test_what_is_given_beats_the_preset_setting_by_setting():
+    given = {"max_steps": 7, "augment": {"time_masks": 3}, "seed": 5}
+    config = TrainingConfig.model_validate(completed(given, PRESETS["modern"]))
+    assert (config.max_steps, config.seed, config.precision) == (7, 5, "auto")
+    assert config.augment.time_masks == 3
+    assert config.augment.speeds == (0.9, 1.0, 1.1)
+    assert PRESETS["modern"]["augment"]["time_masks"] == 10
+
+
+def test_plain_adds_nothing_and_founding_has_no_augmentation():
+    assert TrainingConfig.model_validate(PRESETS["plain"]) == TrainingConfig()
+    founding = TrainingConfig.model_validate(PRESETS["founding"])
+    assert founding.augment == TrainingConfig().augment
+    assert not founding.augment.hides
+    assert founding.optim.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("speeds", [[], [0.0, 1.0], [3.0]])
+def test_speeds_that_cannot_be_played_are_refused(speeds):
+    with pytest.raises(ValueError, match=r"one or more speeds from 0\.5 to 2, not \["):
+        AugmentConfig(speeds=speeds)
+
+
+@pytest.mark.parametrize(("wanted", "half"), [("auto", False), ("fp32", False), ("bf16", True)])
+def test_on_a_cpu_auto_means_float32(wanted, half):
+    with arithmetic(torch.device("cpu"), wanted):
+        assert torch.is_autocast_enabled("cpu") is half
+
+
+def modern_rank(folder: Path) -> None:
+    """Eight steps with everything on, stopped at five and resumed."""
+    world = processes.start()
+    train = read_manifest(folder / "tones.jsonl")
+    short = {"max_steps": 8, "batch_seconds": 6.0, "optim": {"method": "muon"}}
+    given = completed(short, PRESETS["modern"])
+    heard = CTCConfig(intermediate=(1,), consistency=0.2)
+    for name, stops in (("whole", [99]), ("cut", [5, 99])):
+        for stop in stops:
+            objective = CTCObjective(tiny(layers=2, dropout=0.1), heard)
+            run(folder / name, train, objective, stop_at=stop, **given)
+    torch.save(objective.model.state_dict(), folder / f"{world.rank}.pt")
+
+
+def test_the_modern_recipe_over_two_ranks_resumes_exactly_and_keeps_ranks_alike(tmp_path):
+    manifest(tmp_path)
+    assert in_ranks(modern_rank, tmp_path, 2) == [0, 0], (tmp_path / "rank1.log").read_text()
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    whole, cut = (tmp_path / name / "checkpoints/00000008" for name in ("whole", "cut"))
+    for file in (checkpoint.WEIGHTS, "trainer.pt"):
+        expected, found = checkpoint.load(whole / file), checkpoint.load(cut / file)
+        if file == "trainer.pt":
+            expected, found = expected["average"], found["average"]
+        assert expected.keys() == found.keys() and expected
+        assert all(torch.allclose(expected[name], found[name], atol=1e-6) for name in expected)

@@ -1,0 +1,77 @@
+"""Audio: the right samples at 16 kHz, the right durations, damage named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from lact_asr.data.audio import duration, read_audio, resample
+from lact_asr.utils.errors import DataError
+from tests.conftest import shared
+from tests.lact_asr.data.noise_corpus import recording
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".wav", ".opus", ".ogg"])
+def test_every_format_gives_float32_at_16_khz(tmp_path: Path, suffix: str) -> None:
+    path = recording(tmp_path / f"a{suffix}", seconds=1.25)
+    samples = read_audio(path)
+    assert samples.dtype == np.float32 and samples.shape == (20_000,)
+    assert duration(path) == 1.25
+
+
+def test_stereo_is_averaged(tmp_path: Path) -> None:
+    left, right = np.full(1600, 0.5), np.full(1600, -0.25)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 16_000, "FLOAT")
+    assert np.allclose(read_audio(tmp_path / "a.wav"), 0.125)
+
+
+def test_another_rate_is_resampled_and_the_duration_stays(tmp_path: Path) -> None:
+    path = recording(tmp_path / "a.wav", seconds=1.0, rate=22_050)
+    assert read_audio(path).shape == (16_000,)
+    assert duration(path) == 1.0
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 24_000, 44_100, 48_000])
+def test_resampling_is_that_of_torchaudio(rate: int) -> None:
+    torch = pytest.importorskip("torch")
+    from torchaudio.functional import resample as theirs
+
+    samples = np.random.default_rng(rate).standard_normal(12_345)
+    expected = theirs(torch.from_numpy(samples), rate, 16_000).numpy()
+    assert np.abs(resample(samples, rate) - expected).max() < 1e-9
+    assert resample(samples.astype(np.float32), rate).dtype == np.float32
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".wav", ".opus"])
+@pytest.mark.parametrize("keep", [0, 0.001, 0.3, 0.99])
+def test_a_truncated_file_is_named(tmp_path: Path, suffix: str, keep: float) -> None:
+    path = recording(tmp_path / f"cut{suffix}", seconds=3.0)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(DataError, match=f"cut{suffix}"):
+        duration(path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"this is no audio" * 100])
+def test_what_is_no_audio_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "no.flac"
+    if content is not None:
+        path.write_bytes(content)
+    for read in (read_audio, duration):
+        with pytest.raises(DataError, match=r"no\.flac"):
+            read(path)
+
+
+def test_a_file_without_samples_is_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    for read in (read_audio, duration):
+        with pytest.raises(DataError, match=r"empty\.wav"):
+            read(tmp_path / "empty.wav")
+
+
+def test_real_speech_in_flac_and_opus_has_the_length_its_header_says() -> None:
+    flac = shared("data/speech/train").rglob("*.flac")
+    opus = shared("data/mini_librispeech/train-clean-5").rglob("*.opus")
+    for path in [*sorted(flac)[:20], *sorted(opus)[:20]]:
+        assert len(read_audio(path)) == round(duration(path) * 16_000)

@@ -1,0 +1,198 @@
+"""The whole recogniser: sizes, padding, gradients, precision, and that it learns."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from lact_asr.config.model import SIZES, sized
+from lact_asr.model.recogniser import FAMILIES, Recogniser
+from lact_asr.model.window_attention import Layout
+from lact_asr.text.normalize import normalise
+from lact_asr.text.vocabulary import Vocabulary
+from tests.conftest import shared
+from tests.lact_asr.model.reference import distance
+from tests.lact_asr.model.test_lact_layer import CAUSAL, SMALL, awake, small, variants
+
+
+def waves(seconds: list[float]) -> tuple[Tensor, Tensor]:
+    """Noise at 16 kHz, junk past each length."""
+    lengths = torch.tensor([int(16_000 * s) for s in seconds])
+    g = torch.Generator().manual_seed(0)
+    return 0.1 * torch.randn(len(seconds), int(lengths.max()), generator=g), lengths
+
+
+@pytest.mark.parametrize(
+    ("size", "symbols", "published"),
+    [
+        ("base", 1024, 100_328_176),
+        ("base", 32, 99_565_328),
+        ("improved", 1024, 204_306_384),
+        ("improved", 32, 203_289_584),
+        ("large", 1024, 492_848_032),
+        ("large", 32, 491_323_328),
+    ],
+)
+def test_a_named_size_has_its_published_number_of_parameters(size, symbols, published):
+    with torch.device("meta"):
+        model = Recogniser(SIZES[size], symbols)
+    found = sum(p.numel() for p in model.parameters())
+    # Without momentum there is no gate for it: heads x (width + 1) fewer per layer.
+    config = SIZES[size]
+    assert found == published - config.layers * config.lact_heads * (config.hidden + 1)
+    assert found == pytest.approx(published, rel=0.01)
+
+
+@torch.no_grad()
+def padding_drift(model: Recogniser) -> float:
+    """How far an utterance's answer moves when it is read beside longer ones."""
+    batch, lengths = waves([2.0, 0.7, 1.31])
+    batch = batch.to(model.head.weight.dtype)
+    together, worst = model(batch, lengths), 0.0
+    for row, length in enumerate(lengths):
+        alone = model(batch[row : row + 1, :length], lengths[row : row + 1])
+        count = alone.lengths.item()
+        assert together.lengths[row] == count == model.output_lengths(int(length))
+        drift = together.log_probs[row, :count] - alone.log_probs[0]
+        worst = max(worst, float(drift.abs().max()))
+    return worst
+
+
+@variants
+def test_padding_and_neighbours_change_no_output(changes):
+    model = Recogniser(small(changes), 29).eval()
+    assert padding_drift(model) < 1e-5
+    awake(model)  # these weights blow rounding up 100 times: judge the law in float64
+    assert padding_drift(model.double()) < 1e-11
+
+
+@variants
+def test_every_parameter_learns_from_every_batch(changes):
+    model = Recogniser(small(changes), 29)
+    awake(model)
+    output = model(*waves([1.0, 0.6]))
+    output.log_probs[..., 3].sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_a_batch_too_short_to_learn_from_still_has_every_gradient():
+    model = Recogniser(small({**CAUSAL, "momentum": True}), 29)
+    output = model(*waves([0.15]))
+    output.log_probs.sum().backward()
+    assert output.updates_run == 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "updates"),
+    [
+        ({}, 1),
+        ({"schedule": "off"}, 0),
+        (CAUSAL, 6),  # 25 tokens: chunks 4 4 4 4 4 4 1, the last only read
+        ({"schedule": "update_then_apply", "chunk": 4}, 7),
+    ],
+)
+def test_a_forward_pass_reports_its_updates(changes, updates):
+    output = Recogniser(small(changes), 29)(*waves([1.0, 0.3]))
+    assert output.updates_run == updates
+    assert output.log_probs.shape == (2, 25, 29)
+    assert [x.shape for x in output.hidden] == [(2, 25, 24)] * 2
+    torch.testing.assert_close(output.log_probs.exp().sum(-1), torch.ones(2, 25))
+
+
+def test_the_updates_change_what_the_recogniser_says():
+    config = small({})
+    model = Recogniser(config, 29).eval()
+    awake(model)
+    still = Recogniser(config.model_copy(update={"schedule": "off"}), 29).eval()
+    still.load_state_dict(model.state_dict(), strict=False)
+    batch = waves([1.0])
+    assert distance(still(*batch).log_probs, model(*batch).log_probs) > 0.01
+
+
+def test_the_causal_schedule_says_the_same_whatever_follows():
+    model = Recogniser(small(CAUSAL), 29).eval()
+    awake(model)
+    batch, lengths = waves([2.0])
+    mel, frames = model.features(batch, lengths)
+    changed = mel.clone()
+    changed[:, 120:] += 1
+    x, counts = model.encoder(mel, frames)
+    y, _ = model.encoder(changed, frames)
+    layout = Layout.of(model.config, x, counts)
+    for block in model.blocks:
+        x, y = block(x, layout)[0], block(y, layout)[0]
+    differs = (x - y).abs().amax(-1)[0] > 1e-6
+    assert not differs[:29].any()  # 120 frames are 30 tokens; convolutions look one token ahead
+    assert differs[30:].all()
+
+
+def test_bfloat16_autocast_stays_close_and_ends_in_float32():
+    model = Recogniser(sized("tiny", {"layers": 2, "dropout": 0.0}), 29).eval()
+    batch = waves([1.5, 1.0])
+    exact = model(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(*batch)
+    assert output.log_probs.dtype == torch.float32
+    assert distance(output.log_probs, exact.log_probs) < 2e-2
+    output.log_probs.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("subsampling", [1, 2, 4, 8])
+def test_output_lengths_are_plain_arithmetic(subsampling):
+    changes = {**SMALL, "subsampling": subsampling, "conv_layers": 3, "layers": 1}
+    model = Recogniser(sized("tiny", changes), 29).eval()
+    for samples in (1, 160, 161, 1281, 16_000, 16_001):
+        output = model(torch.zeros(1, samples), torch.tensor([samples]))
+        assert output.lengths.item() == output.log_probs.shape[1] == model.output_lengths(samples)
+    counts = model.output_lengths(torch.tensor([1, 16_000]))
+    assert counts.tolist() == [1, -(-100 // subsampling)]
+
+
+def test_a_model_comes_back_from_its_config_and_weights():
+    model = Recogniser(small({}), 29).eval()
+    config = json.loads(json.dumps(model.config.model_dump()))
+    again = FAMILIES[model.family](config, 29).eval()
+    again.load_state_dict(model.state_dict())
+    batch = waves([0.5])
+    assert torch.equal(again(*batch).log_probs, model(*batch).log_probs)
+
+
+def test_ten_real_utterances_are_learned_by_heart_within_250_steps():
+    soundfile = pytest.importorskip("soundfile")
+    texts, clips = [], []
+    for listing in sorted(shared("data/speech").rglob("*.trans.txt")):
+        for line in listing.read_text().splitlines():
+            name, text = line.split(" ", 1)
+            clip, _ = soundfile.read(listing.parent / f"{name}.flac", dtype="float32")
+            if 32_000 <= len(clip) < 40_000 and normalise(text) not in texts:
+                texts.append(normalise(text))
+                clips.append(torch.from_numpy(clip))
+    texts, clips = texts[:10], clips[:10]
+    assert len(texts) == 10
+    vocabulary = Vocabulary.characters()
+    targets = torch.tensor([index for text in texts for index in vocabulary.encode(text)])
+    sizes = torch.tensor([len(text) for text in texts])
+    batch = torch.nn.utils.rnn.pad_sequence(clips, True), torch.tensor([len(c) for c in clips])
+    torch.manual_seed(0)
+    model = Recogniser(sized("tiny", {"dropout": 0.0}), len(vocabulary))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+    for step in range(1, 251):
+        output = model(*batch)
+        heard = []
+        for row, count in zip(output.log_probs.argmax(-1), output.lengths, strict=True):
+            heard.append(vocabulary.decode(row[:count].unique_consecutive().tolist()))
+        if heard == texts:
+            return
+        loss = torch.nn.functional.ctc_loss(
+            output.log_probs.transpose(0, 1), targets, output.lengths, sizes, reduction="sum"
+        )
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, step / 20)
+        optimizer.zero_grad()
+        (loss / sizes.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    pytest.fail(f"after 250 steps: {heard}")

@@ -1,0 +1,103 @@
+"""What the training tests share: a language of tones, one tiny model, short runs."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from lact_asr.config.model import ModelConfig
+from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
+from lact_asr.model.recogniser import Recogniser
+from lact_asr.text.normalize import CHARACTERS
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training.objective import CTCObjective, Objective
+from lact_asr.training.trainer import FitResult, fit
+
+RATE = 16_000
+VOCABULARY = Vocabulary.characters()
+MODEL = ModelConfig(
+    hidden=32, layers=1, attention_heads=2, lact_heads=1, mlp=64, conv_layers=2, dropout=0.0
+)
+
+
+def tones(folder: Path, count: int, seed: int = 0) -> list[Utterance]:
+    """Utterances of 2 to 4 words in which every letter is a tone of 80 ms."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        lengths = rng.integers(2, 6, size=rng.integers(2, 5))
+        text = " ".join("".join(rng.choice(list("ABCDEFG"), size=n)) for n in lengths)
+        pitches = np.repeat([200 + 90 * CHARACTERS.index(letter) for letter in text], RATE // 12)
+        wave = 0.3 * np.sin(2 * np.pi * np.cumsum(pitches) / RATE)
+        wave += rng.normal(0, 0.01, len(wave))
+        path = folder / f"{seed}-{number}.wav"
+        soundfile.write(path, wave, RATE)
+        made.append(Utterance(f"{seed}-{number}", path, len(wave) / RATE, text, "tone"))
+    return made
+
+
+def manifest(folder: Path) -> list[Utterance]:
+    """Eight utterances and their manifest, for tests that other processes take part in."""
+    write_manifest(folder / "tones.jsonl", tones(folder, 8))
+    return read_manifest(folder / "tones.jsonl")
+
+
+def tiny(seed: int = 0, **changes: object) -> Recogniser:
+    """The one tiny model, with weights by seed."""
+    torch.manual_seed(seed)
+    config = ModelConfig.model_validate(MODEL.model_dump() | changes)
+    return Recogniser(config, len(VOCABULARY))
+
+
+def settings(**changes: object) -> TrainingConfig:
+    """Settings for runs of a few steps."""
+    optim = {"learning_rate": 4e-3, "warmup_steps": 2} | dict(changes.pop("optim", {}))
+    short = {"max_steps": 6, "batch_seconds": 8.0, "valid_every": 3, "checkpoint_every": 3}
+    quiet = {"log_every": 1, "samples": 1, "optim": OptimConfig.model_validate(optim)}
+    return TrainingConfig.model_validate(short | quiet | changes)
+
+
+class Diary:
+    """Everything that a run says to its launcher."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict] = []
+        self.events: list[tuple[str, dict]] = []
+
+    def event(self, name: str, **facts: object) -> None:
+        self.events.append((name, facts))
+
+    def named(self, name: str) -> list[dict]:
+        return [facts for each, facts in self.events if each == name]
+
+    def losses(self) -> dict[int, float]:
+        return {line["step"]: line["loss"] for line in self.metrics if "loss" in line}
+
+
+def run(
+    folder: Path,
+    train: list[Utterance],
+    objective: Objective | None = None,
+    dev: list[Utterance] | None = None,
+    stop_at: float = math.inf,
+    diary: Diary | None = None,
+    **changes: object,
+) -> tuple[FitResult, Diary]:
+    """fit with the small parts; asked to stop once `stop_at` steps are done."""
+    diary = diary or Diary()
+    asked = iter(range(1, 10_000))
+    result = fit(
+        objective or CTCObjective(tiny()),
+        train,
+        dev or train[:2],
+        VOCABULARY,
+        settings(**changes),
+        folder,
+        report=lambda line: diary.metrics.append(dict(line)),
+        event=diary.event,
+        should_stop=lambda: next(asked) >= stop_at,
+    )
+    return result, diary

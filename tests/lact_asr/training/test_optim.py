@@ -1,0 +1,125 @@
+"""Learning rates by step, and which parameters decay."""
+
+import pytest
+import torch
+
+from lact_asr.config.training import OptimConfig
+from lact_asr.training import optim
+from lact_asr.training.objective import CTCObjective
+from tests.lact_asr.tiny_runs import tiny
+
+
+def factors(decay: str) -> list[float]:
+    config = OptimConfig(warmup_steps=4, decay=decay)
+    return [optim.rate_factor(config, step, 20) for step in range(20)]
+
+
+def test_every_schedule_rises_linearly_to_its_peak():
+    for decay in ("cosine", "noam", "hold", "constant"):
+        assert factors(decay)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, factors(decay)[4]])
+        assert max(factors(decay)) == 1.0
+
+
+def test_cosine_ends_near_zero_noam_falls_with_the_root_and_constant_stays():
+    assert factors("cosine")[12] == pytest.approx(0.5)
+    assert 0 < factors("cosine")[19] < 0.01
+    assert factors("noam")[15] == pytest.approx(0.5)  # 4 x the warm-up
+    assert factors("constant")[19] == 1.0
+
+
+def test_without_a_warm_up_the_first_step_has_the_peak():
+    assert optim.rate_factor(OptimConfig(warmup_steps=0), 0, 10) == 1.0
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    model = tiny()
+    optimizer = optim.build(CTCObjective(model), OptimConfig(weight_decay=0.3))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        assert decay[id(parameter)] == (0.3 if parameter.ndim >= 2 else 0.0)
+
+
+def test_an_objective_may_give_its_parts_their_own_rates():
+    class Two(CTCObjective):
+        def parameter_groups(self, learning_rate: float) -> list[dict]:
+            head = set(self.model.head.parameters())
+            rest = [p for p in self.model.parameters() if p not in head]
+            return [
+                {"params": rest, "lr": learning_rate},
+                {"params": head, "lr": 5 * learning_rate},
+            ]
+
+    objective = Two(tiny())
+    optimizer = optim.build(objective, OptimConfig(learning_rate=2e-3))
+    optim.set_rate(optimizer, 0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(objective.model.head.weight)] == pytest.approx(5e-3)
+    assert rates[id(objective.model.norm.weight)] == pytest.approx(1e-3)
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_hold_stays_at_the_peak_and_falls_in_a_line_to_zero():
+    config = OptimConfig(warmup_steps=4, decay="hold", hold=0.5)
+    found = [optim.rate_factor(config, step, 20) for step in range(21)]
+    assert found[3:11] == [1.0] * 8
+    assert found[11:] == pytest.approx([0.1 * left for left in range(9, -1, -1)])
+    late = OptimConfig(warmup_steps=16, decay="hold", hold=0.5)
+    assert optim.rate_factor(late, 18, 20) == pytest.approx(0.5)
+
+
+def muon(model, **changes) -> torch.optim.AdamW:
+    config = {"method": "muon", "learning_rate": 0.01, "weight_decay": 0.1} | changes
+    return optim.build(CTCObjective(model), OptimConfig(**config))
+
+
+def test_muon_moves_matrices_by_an_orthogonal_step_and_the_rest_as_adamw_does():
+    model, plain = tiny(), tiny()
+    torch.manual_seed(1)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        one.grad = torch.randn_like(one)
+        if one.ndim == 2:  # singular values 1 to 3: far from those that are left as they are
+            u, s, v = torch.linalg.svd(one.grad, full_matrices=False)
+            one.grad = u * torch.linspace(1, 3, len(s)) @ v
+        other.grad = one.grad.clone()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = {name: value.grad.double() for name, value in model.named_parameters()}
+    muon(model).step()
+    muon(plain, method="adamw").step()
+    theirs = plain.state_dict()
+    moved = {name for name, now in model.state_dict().items() if not torch.equal(now, theirs[name])}
+    maps = {"mix.qkv.weight", "mix.o_proj.weight", "mlp.gate_up.weight", "mlp.down.weight"}
+    assert moved == {f"blocks.0.{name}" for name in maps}
+    for name in moved:
+        now, was = model.state_dict()[name].double(), before[name].double()
+        step = (now - (1 - 0.01 * 0.1) * was) / (-0.01 * 0.2 * max(was.shape) ** 0.5)
+        u, _, v = torch.linalg.svd(gradients[name], full_matrices=False)
+        assert torch.allclose(step, u @ v, atol=0.05)
+        assert step.square().mean().sqrt() * max(was.shape) ** 0.5 == pytest.approx(1, rel=0.05)
+
+
+def test_muon_carries_momentum_that_survives_saving():
+    whole, half, rest = (torch.nn.ModuleDict({"w": torch.nn.Linear(20, 20)}) for _ in range(3))
+    half.load_state_dict(whole.state_dict())
+
+    def step(model, optimizer, number) -> None:
+        torch.manual_seed(number)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+    first, second = muon(whole), muon(half)
+    for number in range(4):
+        step(whole, first, number)
+    for number in range(2):
+        step(half, second, number)
+    third = muon(rest)
+    third.load_state_dict(second.state_dict())
+    rest.load_state_dict(half.state_dict())
+    for number in range(2, 4):
+        step(rest, third, number)
+    assert torch.equal(rest["w"].weight, whole["w"].weight)
+    fresh = muon(half)
+    for number in range(2, 4):
+        step(half, fresh, number)
+    assert not torch.allclose(half["w"].weight, whole["w"].weight, atol=1e-4)

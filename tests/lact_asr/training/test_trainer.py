@@ -1,0 +1,198 @@
+"""The loop: what ranks decide together, bad data, what it leaves behind, and that it learns."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lact_asr.config.model import ModelConfig
+from lact_asr.data.batch_plan import epoch_plan
+from lact_asr.data.manifest import Utterance, read_manifest
+from lact_asr.distributed import processes
+from lact_asr.model.recogniser import Recogniser
+from lact_asr.training import checkpoint
+from lact_asr.training.guard import BREAKER
+from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.utils.errors import DataError, TrainingFailed
+from lact_asr.utils.files import read_json
+from tests.lact_asr.tiny_runs import VOCABULARY, Diary, manifest, run, tiny, tones
+from tests.ranks import in_ranks
+
+
+class Poisoned(CTCObjective):
+    """CTC whose loss is NaN at given calls."""
+
+    def __init__(self, model, at) -> None:
+        super().__init__(model)
+        self.calls, self.at = 0, at
+
+    def __call__(self, batch, progress) -> Loss:
+        loss = super().__call__(batch, progress)
+        self.calls += 1
+        return replace(loss, total=loss.total * math.nan) if self.calls in self.at else loss
+
+
+def poisoned_rank(folder: Path) -> None:
+    """Rank 1 has a NaN in step 2, an unreadable file, and is asked to stop after step 4."""
+    world = processes.start()
+    utterances = read_manifest(folder / "tones.jsonl")
+    objective = Poisoned(tiny(seed=world.rank), at={2} if world.rank == 1 else set())
+    result, diary = run(
+        folder,
+        utterances,
+        objective,
+        stop_at=[99, 4][world.rank],
+        batch_seconds=2.0,
+        max_steps=9,
+        valid_every=9,
+    )
+    parameters = torch.cat([p.detach().flatten() for p in objective.model.parameters()])
+    said = (result.step, result.finished, result.steps_skipped, diary.events)
+    torch.save((said, parameters), folder / f"{world.rank}.pt")
+
+
+def test_two_ranks_drop_a_step_meet_a_bad_file_and_stop_together(tmp_path):
+    utterances = manifest(tmp_path)
+    durations = np.array([each.duration for each in utterances])
+    bad = utterances[epoch_plan(durations, 2.0, 0, 0, 2)[1][0][0]]  # in rank 1's first batch
+    bad.audio.write_bytes(b"no audio")
+    codes = in_ranks(poisoned_rank, tmp_path, 2)
+    assert codes == [0, 0], (tmp_path / "rank0.log").read_text()
+    (one, weights_one), (two, weights_two) = (
+        torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
+    )
+    assert one[:3] == two[:3] == (4, False, 1)
+    assert torch.equal(weights_one, weights_two)
+    assert torch.isfinite(weights_one).all()
+    dropped = [facts for name, facts in one[3] if name == "step_dropped"]
+    assert [facts["step"] for facts in dropped] == [2]
+    assert dropped[0]["ids"]
+    assert two[3] == []  # rank 0 keeps the record
+    assert "Loss:" not in (tmp_path / "rank1.log").read_text()
+    unreadable = [facts["files"].keys() for name, facts in one[3] if name == "unreadable"]
+    assert unreadable == [{bad.id}]
+
+
+def test_a_loss_that_stays_nan_ends_the_run_as_diverged_with_whole_weights(tmp_path):
+    objective = Poisoned(tiny(), at=range(3, 999))
+    before = {name: value.clone() for name, value in objective.model.state_dict().items()}
+    diary, train = Diary(), tones(tmp_path, 4)
+    with pytest.raises(TrainingFailed, match=f"{BREAKER} steps in a row, up to step 22") as caught:
+        run(tmp_path, train, objective, diary=diary, max_steps=99, valid_every=99)
+    assert caught.value.failure_class == "divergence"
+    assert [step for step, loss in diary.losses().items() if loss is None] == list(range(3, 22))
+    json.dumps(diary.metrics, allow_nan=False)
+    after = objective.model.state_dict()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_memory_that_runs_out_is_a_failure_of_its_own_class(tmp_path):
+    class Greedy(CTCObjective):
+        def __call__(self, batch, progress) -> Loss:
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    with pytest.raises(TrainingFailed, match="halve batch_seconds") as caught:
+        run(tmp_path, tones(tmp_path, 4), Greedy(tiny()))
+    assert caught.value.failure_class == "out_of_memory"
+
+
+def test_training_stops_early_when_validation_no_longer_improves(tmp_path):
+    still = {"learning_rate": 1e-30, "weight_decay": 0.0}
+    patient = {"patience": 2, "warmup_steps": 0, "not_before": 0.0}
+    result, diary = run(
+        tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
+    )
+    assert (result.finished, result.step) == (True, 3)  # the best at step 1, then two without gain
+    assert read_json(result.checkpoint / "state.json")["step"] == 1
+    again, diary = run(
+        tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
+    )
+    assert again == result
+    assert diary.losses() == {}
+
+
+def test_unreadable_files_are_named_and_skipped_up_to_a_stated_number(tmp_path):
+    train = tones(tmp_path, 6)
+    train[2].audio.write_bytes(b"")
+    train[4].audio.unlink()
+    result, diary = run(tmp_path / "two", train, max_unreadable=2, batch_seconds=2.0)
+    assert result.finished
+    named = {identity for facts in diary.named("unreadable") for identity in facts["files"]}
+    assert named == {train[2].id, train[4].id}
+    with pytest.raises(DataError, match="2 audio files are unreadable, max_unreadable is 1"):
+        run(tmp_path / "one", train, max_unreadable=1)
+
+
+def test_a_run_leaves_its_newest_and_best_checkpoints_and_says_how_it_goes(tmp_path, capsys):
+    result, diary = run(
+        tmp_path, tones(tmp_path, 4), max_steps=9, keep_checkpoints=2, checkpoint_every=2
+    )
+    folder = tmp_path / "checkpoints"
+    assert {each.name for each in folder.iterdir()} == {"00000008", "00000009", "best"}
+    assert {each.name for each in (folder / "00000009").iterdir()} == {
+        "model.safetensors",
+        "trainer.pt",
+        "config.json",
+        "state.json",
+    }
+    assert result.checkpoint == checkpoint.find(tmp_path) == folder / "best"
+    line = diary.metrics[0]
+    keys = {"step", "total_steps", "loss", "grad_norm", "learning_rate", "seconds_left", "zeroed"}
+    assert keys | {"audio_seconds_per_second", "seconds_per_step"} <= line.keys()
+    validations = [line for line in diary.metrics if "wer" in line]
+    assert [line["step"] for line in validations] == [3, 6, 9]
+    assert validations[0].keys() == {"step", "valid_loss", "wer", "cer"}
+    json.dumps(diary.metrics, allow_nan=False)
+    printed = capsys.readouterr().out
+    assert printed.count("Step 1/9 | Loss: ") == 1
+    assert printed.count("Sample Prediction 1") == 3
+    assert "\nTrue: " in printed and "\nPred: " in printed
+
+
+def test_bfloat16_trains_with_losses_in_float32(tmp_path):
+    train = tones(tmp_path, 6)
+    kinds = set()
+
+    class Watched(CTCObjective):
+        def __call__(self, batch, progress) -> Loss:
+            loss = super().__call__(batch, progress)
+            kinds.add((loss.total.dtype, torch.is_autocast_enabled("cpu")))
+            return loss
+
+    _, half = run(tmp_path / "half", train, Watched(tiny()), precision="bf16")
+    _, full = run(tmp_path / "full", train)
+    assert kinds == {(torch.float32, True)}
+    assert half.losses() == pytest.approx(full.losses(), rel=0.05)
+    assert half.losses() != full.losses()
+
+
+def test_it_learns_real_utterances_by_heart(speech, tmp_path):
+    ids = set((speech / "lists/tiny8.txt").read_text().split())
+    records = map(json.loads, (speech / "manifest.jsonl").read_text().splitlines())
+    train = [
+        Utterance(r["id"], speech / r["audio_filepath"], r["duration"], r["text"], r["speaker"])
+        for r in records
+        if r["id"] in ids
+    ]
+    torch.manual_seed(0)
+    config = ModelConfig(
+        hidden=64, layers=2, attention_heads=2, lact_heads=1, mlp=128, conv_layers=2, dropout=0.0
+    )
+    objective = CTCObjective(Recogniser(config, len(VOCABULARY)))
+    short = {"max_steps": 150, "valid_every": 75, "checkpoint_every": 150, "log_every": 25}
+    result, diary = run(
+        tmp_path,
+        train,
+        objective,
+        dev=train,
+        batch_seconds=60.0,
+        optim={"warmup_steps": 10, "weight_decay": 0.0},
+        **short,
+    )
+    assert result.wer == 0.0
+    assert diary.losses()[150] < 0.1 < 3 < diary.losses()[1]

@@ -1,0 +1,102 @@
+"""Validation hears every dev utterance, and hides nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from lact_asr.config.training import TrainingConfig
+from lact_asr.data.dataset import Reader, whole_corpus
+from lact_asr.data.manifest import Utterance
+from lact_asr.decoding.metrics import score
+from lact_asr.decoding.transcribe import transcribe
+from lact_asr.distributed.processes import World
+from lact_asr.model.recogniser import Recogniser
+from lact_asr.training.objective import CTCObjective
+from lact_asr.training.validation import Validation, standing, validate
+from lact_asr.utils.files import read_json
+from tests.lact_asr.tiny_runs import VOCABULARY, run, settings, tiny, tones
+
+
+@pytest.fixture
+def model() -> Recogniser:
+    """A model that says something: an untrained head hears blanks only."""
+    talking = tiny()
+    torch.nn.init.normal_(talking.head.weight)
+    return talking
+
+
+def check(
+    model: Recogniser, dev: list[Utterance], config: TrainingConfig | None = None
+) -> Validation:
+    corpus, config = whole_corpus(dev, VOCABULARY), config or settings(samples=len(dev))
+    return validate(model, corpus, VOCABULARY, config, World(), torch.device("cpu"), 0)
+
+
+def joined(folder: Path, parts: list[Utterance]) -> Utterance:
+    """One long utterance, longer than a batch."""
+    wave = np.concatenate([soundfile.read(each.audio)[0] for each in parts])
+    soundfile.write(folder / "long.wav", wave, 16_000)
+    text = " ".join(each.text for each in parts)
+    return Utterance("long", folder / "long.wav", len(wave) / 16_000, text, "tone")
+
+
+def test_every_utterance_is_heard_whatever_its_length(tmp_path, model):
+    short = tones(tmp_path, 4)
+    dev = [*short, joined(tmp_path, short * 4)]
+    assert dev[-1].duration > settings().batch_seconds
+    validation = check(model, dev, settings(samples=5, max_duration=1.0))
+    heard = [each.text for each in transcribe(model, VOCABULARY, dev).hypotheses]
+    assert [sample.pred for sample in validation.samples] == heard
+    assert all(heard)
+    assert validation.scores == score([each.text for each in dev], heard)
+
+
+def test_a_file_that_cannot_be_read_counts_as_nothing_heard(tmp_path, model):
+    dev = tones(tmp_path, 3)
+    dev[1].audio.unlink()
+    validation = check(model, dev)
+    assert [identity for identity, _ in validation.unreadable] == [dev[1].id]
+    preds = [sample.pred for sample in validation.samples]
+    assert preds[1] == "" != preds[0]
+    assert validation.scores.words == sum(len(each.text.split()) for each in dev)
+
+
+def test_the_loss_is_per_label_over_what_has_a_path(tmp_path, model):
+    good = tones(tmp_path, 3)
+    model.eval()
+    loss = CTCObjective(model)(Reader(whole_corpus(good, VOCABULARY))[[0, 1, 2]], 0.0)
+    expected = loss.total.item() / loss.weight.item()
+    hopeless = replace(good[0], id="fast", text=good[0].text * 4)
+    foreign = replace(good[1], id="foreign", text="NAÏVE 99")
+    for dev in (good, [*good, hopeless], [*good, foreign]):
+        assert check(model, dev).loss == pytest.approx(expected, rel=1e-5)
+    assert check(model, [*good, foreign]).samples[-1].true == "NAÏVE 99"
+
+
+def test_samples_are_spread_over_the_dev_set_and_stay_the_same(tmp_path, model):
+    dev = tones(tmp_path, 9)
+    for _ in range(2):
+        ids = [sample.id for sample in check(model, dev, settings(samples=3)).samples]
+        assert ids == [dev[0].id, dev[4].id, dev[8].id]
+    assert len(check(model, dev[:2], settings(samples=3)).samples) == 2
+    assert check(model, dev, settings(samples=0)).samples == []
+
+
+def test_models_compare_by_wer_and_from_100_percent_on_by_loss():
+    assert standing(0.5, 9.0) < standing(0.6, 0.1) < standing(1.2, 0.05)
+    assert standing(1.03, 2.2) < standing(1.01, 2.6)
+
+
+def test_a_model_that_begins_to_speak_is_not_worse_than_a_silent_one(model, tmp_path):
+    with torch.no_grad():
+        model.head.bias[VOCABULARY.encode(" ")[0]] += 10  # words of one letter, far too many
+    slow = {"optim": {"learning_rate": 3e-4}, "valid_every": 1, "max_steps": 8}
+    result, diary = run(tmp_path, tones(tmp_path, 4), CTCObjective(model), **slow)
+    lines = [line for line in diary.metrics if "wer" in line]
+    lowest = min(lines, key=lambda line: line["valid_loss"])
+    assert 1 < min(line["wer"] for line in lines) < lowest["wer"]
+    assert read_json(result.checkpoint / "state.json")["step"] == lowest["step"]
