@@ -114,6 +114,11 @@ class StepDir:
         """The result, where the step has succeeded; one that cannot be read is no success."""
         return self._object("result.json")
 
+    @property
+    def result_flaw(self) -> str:
+        """Why a result that is there cannot be read; empty where it can, or is not there."""
+        return self.flaws.get("result.json", "")
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Success: the last thing a step does."""
         write_json(self.path / "result.json", result)
@@ -402,7 +407,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
 
 def _wrong_facts(info: Mapping[str, Any]) -> Iterator[str]:
     """The keys of run.json that do not hold what they should."""
-    for name in ("pipeline", "user"):
+    for name in ("pipeline", "user", "cwd"):
         if not isinstance(info.get(name), str):
             yield name
     if number(info.get("created")) is None:

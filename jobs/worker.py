@@ -215,13 +215,7 @@ class _Process:
 
 def unsuccessful(step: StepDir) -> str:
     """Why a step has not succeeded, as far as its result says; empty where it has."""
-    try:
-        result: object = step.result()
-    except (OSError, ValueError, DataError) as error:
-        return f"its result.json is not valid: {error}"
-    if result is None:
-        return _ABSENT
-    return "" if isinstance(result, dict) else "its result.json is not a JSON object"
+    return "" if step.result() is not None else step.result_flaw or _ABSENT
 
 
 def check_needs(step: StepDir, needs: Sequence[str]) -> None:

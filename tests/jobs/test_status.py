@@ -57,6 +57,7 @@ def make_run(root: Path, name: str = "demo-1", second: str = "second") -> Run:
             "cluster": {"name": "local", "backend": "local"},
             "created": 1.0,
             "user": "me",
+            "cwd": str(root),
             "steps": steps,
         }
     )

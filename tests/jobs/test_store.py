@@ -15,7 +15,7 @@ def make_run(root: Path, name: str) -> Run:
     run = RunStore(root).create(name)
     steps = [{"name": "train", "kind": "command", "needs": []}]
     cluster = {"name": "local", "backend": "local"}
-    facts = {"pipeline": "p", "user": "me", "created": 1.0, "cluster": cluster}
+    facts = {"pipeline": "p", "user": "me", "cwd": "/", "created": 1.0, "cluster": cluster}
     run.write_info({**facts, "steps": steps})
     return run
 

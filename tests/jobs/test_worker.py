@@ -205,7 +205,7 @@ def test_a_step_whose_need_has_no_result_does_not_run_and_says_so(tmp_path: Path
     assert process.returncode == 1
     assert "waiting 10 s for the result of corpus" in said
     assert step.failure()["class"] == "needs"
-    assert "corpus: its result.json is not valid" in step.failure()["message"]
+    assert "corpus/result.json cannot be read: it is empty" in step.failure()["message"]
     assert wrong.splitlines()[-1].startswith("train failed: needs: corpus")
     assert "Traceback" not in wrong
     assert not (tmp_path / "ran").exists()

@@ -96,10 +96,14 @@ def test_accounts_are_asked_as_rarely_once_the_queue_has_forgotten(launcher: Lau
 def test_while_slurm_does_not_answer_files_are_shown_and_waiting_goes_on(
     launcher: Launcher,
 ) -> None:
-    steps = {"one": sh(""), "two": sh(f"echo begun; {UNTIL_GO}", "one"), "three": sh("", "two")}
+    steps = {
+        "one": sh(""),
+        "two": sh(f"echo begun; touch begun; {UNTIL_GO}", "one"),
+        "three": sh("", "two"),
+    }
     waiting = launcher.start("run", launcher.write(steps), "--wait")
     read_until(waiting, "three: job")
-    launcher.wait_for_states(two="running")
+    launcher.slurm.wait_for((launcher.folder / "begun").exists)
     launcher.wrap("squeue", NO_ANSWER)
     status = launcher.status(code=0)
     assert [step["state"] for step in status.values()] == ["succeeded", "running", "queued"]
