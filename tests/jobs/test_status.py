@@ -224,6 +224,18 @@ def test_what_may_not_be_read_is_said_with_its_path(
     assert step["state"] != "succeeded"
 
 
+def test_a_lock_that_is_not_ours_to_open_keeps_nobody_from_looking(
+    open_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(open_folder)
+    with run.lock():
+        pass
+    look(run, capsys)
+    (run.path / "lock").chmod(0)
+    with as_nobody():
+        assert look(run, capsys)["second"]["state"] == "new"
+
+
 def test_resume_does_nothing_where_it_cannot_tell_what_was_submitted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
