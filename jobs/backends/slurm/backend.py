@@ -148,6 +148,11 @@ class SlurmBackend:
                 f"mean other jobs: log in there, or set SLURM_CONF to its slurm.conf"
             )
 
+    def expect_home(self) -> None:
+        """Elsewhere where this is not the Slurm that the run belongs to."""
+        if self.home:
+            self._check_home(self.identity())
+
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel jobs in one call; those that have ended meanwhile are none of our business."""
         if ids:
