@@ -315,6 +315,7 @@ def _resume(given: argparse.Namespace) -> int:
     run, backend = _open(given.run)
     file = find_pipeline(given.file).absolute() if given.file else None
     with _submitting(run), run.lock():
+        backend.expect_home()  # where no job is left to ask about, nothing else would tell
         if file or given.set or given.redo:
             _mend(run, backend, file, given.set, given.redo)
         if given.fresh_code:

@@ -323,7 +323,7 @@ def step_job(run: Run, step: Mapping[str, Any], token: str) -> StepJob:
 class Cancelled(NamedTuple):
     """What came of asking jobs to end: step names, in the order of the run."""
 
-    ended: list[str]
+    ended: list[str]  # by us: neither with success nor with a failure of their own
     ending: list[str]  # still in the queue: saving, or not asked successfully
     trouble: str = ""  # what the cluster said against it
 
@@ -341,8 +341,8 @@ def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Ca
     living = alive(seen, [name for name in doomed if seen.records[name].result is None])
     trouble = end(run, backend, living)
     left = {each.step for each in settle(run, backend, living)}
-    touched = {each.step for each in living}
-    ended = [name for name in doomed if name in touched - left]
+    gone = {each.step for each in living} - left
+    ended = [name for name in doomed if name in gone and not run.step(name).has_ended()]
     return Cancelled(ended, [name for name in doomed if name in left], trouble)
 
 
