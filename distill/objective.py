@@ -179,7 +179,7 @@ class DistillObjective:
         if not self.projected:
             return teacher, {}
         said = self.trainable["logit_projector"](teacher.hidden[-1])
-        if self.config.target == "projector_notes":
+        if self.config.target == "original":
             return replace(teacher, log_probs=said), {}
         own = ctc_losses(said, teacher.lengths, batch).sum()
         return replace(teacher, log_probs=said.detach()), {"projector": own}

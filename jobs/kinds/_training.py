@@ -17,6 +17,7 @@ from jobs.errors import Interrupted, StepFailed, nearest
 from jobs.job import Job
 from jobs.pipeline import Frozen, Present
 from lact_asr.config import model as lact_config
+from lact_asr.config.base import Formerly
 from lact_asr.config.model import ModelConfig
 from lact_asr.config.presets import PRESETS, completed
 from lact_asr.config.training import CTCConfig, TrainingConfig
@@ -114,10 +115,12 @@ class TrainingSettings(ModelSettings):
     training: TrainingConfig = Field(
         TrainingConfig(), description="length, batches, optimiser, checkpoints"
     )
-    preset: Literal["modern", "founding", "plain"] = Field(
+    preset: Annotated[
+        Literal["modern", "original", "plain"], Formerly("founding", now="original")
+    ] = Field(
         "modern",
         description="what completes `training`: modern adds speed perturbation, SpecAugment, a "
-        "running mean of the weights and bfloat16 on GPUs; founding is the project's first recipe "
+        "running mean of the weights and bfloat16 on GPUs; original is the project's first recipe "
         "(24 utterances a step, peak learning rate 1e-4, float32, 100,000 steps); plain adds "
         "nothing. What is in force: `launch.py kinds NAME --preset PRESET`",
     )

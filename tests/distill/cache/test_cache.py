@@ -117,7 +117,7 @@ def gradients(source: Source, lesson: Batch, **changes: Any) -> tuple[torch.Tens
         {"contrastive_weight": 1.0, **AT_ONCE},
         {"layerwise_weight": 1.0, **AT_ONCE},
         {"feature_weight": 1.0, "router": {"kind": "recommended"}, **AT_ONCE},
-        {"feature_weight": 1.0, "router": {"kind": "notes"}, **AT_ONCE},
+        {"feature_weight": 1.0, "router": {"kind": "original"}, **AT_ONCE},
     ],
     ids=str,
 )
@@ -143,7 +143,7 @@ def test_utterances_at_changed_speeds_have_records_of_their_own(speech, tmp_path
 def test_settings_that_ask_for_more_than_was_kept_are_refused(speech, tmp_path):
     whole = filled(tmp_path / "whole", speech, hidden="none", count=1)
     some = filled(tmp_path / "some", speech, MANY, count=1)
-    ok, routed = {"top_k": 8}, {"feature_weight": 1, "router": {"kind": "notes"}}
+    ok, routed = {"top_k": 8}, {"feature_weight": 1, "router": {"kind": "original"}}
     some.check(DistillConfig(**ok), 1.0)
     for source, changes, ratio, message in (
         (whole, {"feature_weight": 0.1}, 1.0, "layers: none, and a feature_weight above 0 needs"),

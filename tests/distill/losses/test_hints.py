@@ -29,7 +29,7 @@ EVERY: list[dict[str, Any]] = [
     {"layerwise_weight": 1.0, "feature": "cosine", "layer_map": ((1, 3), (2, 1))},
     {"contrastive_weight": 1.0, "contrastive_apart": 40.0},
     ROUTED,
-    {"feature_weight": 0.5, "router": {"kind": "notes", "layers": 2}},
+    {"feature_weight": 0.5, "router": {"kind": "original", "layers": 2}},
     {"layerwise_weight": 0.3, "balance": "uncertainty"},
 ]
 
@@ -100,7 +100,7 @@ def test_the_contrastive_loss_of_the_objective_is_that_of_its_parts():
     ("progress", "layerwise", "contrastive"), [(0.4, 0.0, 0.0), (0.55, 0.5, 0.0), (0.85, 1.0, 0.5)]
 )
 def test_the_curriculum_brings_them_in_one_after_the_other(progress, layerwise, contrastive):
-    hinted = taught(layerwise_weight=1.0, contrastive_weight=1.0, curriculum="notes")
+    hinted = taught(layerwise_weight=1.0, contrastive_weight=1.0, curriculum="original")
     seen = shown(hinted, progress)
     assert seen["layerwise_weighted"] == pytest.approx(layerwise * seen["layerwise"], abs=1e-6)
     assert seen["contrastive_weighted"] == pytest.approx(
