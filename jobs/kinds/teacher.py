@@ -30,8 +30,8 @@ class Settings(_training.CTCSettings):
         "stopping after 20 validations, augmentation, bfloat16 on GPUs; standard and emergency are "
         "the original two stable recipes (batch norm, two utterances a step, a clamp on the "
         "attention's output; 1e-4 and clipping at 1, then 1e-5, clipping at 0.5 and steps above a "
-        "norm of 10 dropped: docs/origin.md); plain adds nothing. What is in force: `launch.py kinds "
-        "teacher --preset PRESET`",
+        "norm of 10 dropped: docs/origin.md); plain adds nothing. What is in force: "
+        "`launch.py kinds teacher --preset PRESET`",
     )
 
     def recipe(self) -> Mapping[str, Any]:

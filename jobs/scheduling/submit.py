@@ -50,16 +50,20 @@ def create(
 ) -> Run:
     """A new run with its snapshot and one job.json per step; nothing is submitted yet.
 
-    `scheduler` tells which Slurm, or which machine, the run's jobs will be known to; `facts` are
-    further entries of run.json. UserError where the disk does not take it; what was written of it
-    is removed.
+    `scheduler` tells which Slurm, or which machine, the run's jobs will be known to, or why it
+    would refuse them (UserError); `facts` are further entries of run.json. UserError where the disk
+    does not take it; what was written of it is removed.
     """
+    first = not store.root.exists()
     try:
         run = store.create(name)
         try:
             _fill(run, pipeline, cluster, given, scheduler, facts)
         except (OSError, UserError):
             shutil.rmtree(run.path, ignore_errors=True)
+            if first:
+                with contextlib.suppress(OSError):  # another launcher's run is in it
+                    store.root.rmdir()
             raise
     except OSError as error:
         raise UserError(
