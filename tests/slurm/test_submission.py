@@ -12,7 +12,7 @@ from jobs.backends.slurm.backend import SlurmBackend
 from jobs.errors import SubmitRefused
 from jobs.store import StepDir
 from tests.slurm.cluster import PrivateSlurm
-from tests.slurm.launching import Launcher, chain
+from tests.slurm.launcher import Launcher, chain
 from tests.slurm.steps import is_in, make_step, put_on_path
 
 SEEN = {"1.5.0", "1.5.1", "1.5.2", "1.5.3", "1.5.4"}  # versions of submitit
