@@ -52,14 +52,14 @@ def create(
 
     `scheduler` tells which Slurm, or which machine, the run's jobs will be known to, or why it
     would refuse them (UserError); `facts` are further entries of run.json. UserError where the disk
-    does not take it; what was written of it is removed.
+    does not take it; what was written of a run that does not come to be is removed.
     """
     first = not store.root.exists()
     try:
         run = store.create(name)
         try:
             _fill(run, pipeline, cluster, given, scheduler, facts)
-        except (OSError, UserError):
+        except BaseException:  # Ctrl-C, too
             shutil.rmtree(run.path, ignore_errors=True)
             if first:
                 with contextlib.suppress(OSError):  # another launcher's run is in it
