@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     gc.set_threshold(100_000)  # what imports make stays: looking for garbage in it takes 8 ms
-    given = parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a log may hold what a terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        given = parser().parse_args(arguments)
         code = int(_COMMANDS[given.command](given))
         sys.stdout.flush()
         return code

@@ -13,9 +13,8 @@ import pytest
 from jobs.backends.local import LocalBackend
 from jobs.cli import main
 from jobs.scheduling.observe import Queue
-from jobs.scheduling.submit import user
 from jobs.status import describe, exit_code, summary, table
-from jobs.store import Run, RunStore, StepDir
+from jobs.store import Run, RunStore, StepDir, user
 
 JOB = "999999999.second.t1"  # a process id that no machine has
 SOUND: dict[str, list[dict[str, Any]]] = {
