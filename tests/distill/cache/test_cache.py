@@ -26,7 +26,7 @@ from lact_asr.data.speed import change_speed
 from lact_asr.distributed import processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
-from tests.conftest import REPOSITORY, SHARED
+from tests.conftest import REPOSITORY
 from tests.distill.tiny_models import VOCABULARY, batch, tiny_baseline, tiny_teacher, utterances
 from tests.ranks import in_ranks
 
@@ -234,7 +234,7 @@ def slowly(folder: Path) -> None:
 
     format.Writer.flush = flush
     batch_plan.by_length = lambda durations, _: [np.array([row]) for row in range(len(durations))]
-    filled(folder / "cache", SHARED / "data" / "speech", count=8)
+    filled(folder / "cache", folder / "speech", count=8)
 
 
 def names(folder: Path) -> list[str]:
@@ -244,6 +244,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_killed_in_the_middle_it_goes_on_and_hears_nothing_twice(speech, tmp_path):
+    (tmp_path / "speech").symlink_to(speech)
     words = [sys.executable, "-m", "tests.ranks", __name__, "slowly", str(tmp_path)]
     process = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     folder = tmp_path / "cache"
@@ -268,10 +269,11 @@ def test_killed_in_the_middle_it_goes_on_and_hears_nothing_twice(speech, tmp_pat
 
 def shared_out(folder: Path) -> None:
     """One rank's share of a cache."""
-    filled(folder / "cache", SHARED / "data" / "speech", count=8)
+    filled(folder / "cache", folder / "speech", count=8)
 
 
 def test_two_processes_share_the_work(speech, tmp_path):
+    (tmp_path / "speech").symlink_to(speech)
     codes = in_ranks(shared_out, tmp_path, 2)
     assert codes == [0, 0], (tmp_path / "rank0.log").read_text()
     folder = tmp_path / "cache"

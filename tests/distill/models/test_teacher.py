@@ -1,4 +1,4 @@
-"""The teacher on real speech: padding, missing modalities, video, gradients, ten words by heart."""
+"""The teacher on speech: padding, missing modalities, video, gradients, ten words by heart."""
 
 from dataclasses import replace
 

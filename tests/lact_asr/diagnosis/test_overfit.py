@@ -68,11 +68,11 @@ def broken(kind: type[Recogniser], **changes: object) -> Callable[[], nn.Module]
 
 
 def test_a_sound_model_learns_ten_real_utterances_and_the_blind_control_does_not(
-    speech: Path, capsys: pytest.CaptureFixture
+    real_speech: Path, capsys: pytest.CaptureFixture
 ) -> None:
     metrics: list[dict] = []
     result = judged(
-        scan(speech / "train"),
+        scan(real_speech / "train"),
         lambda: tiny(hidden=64, layers=2, mlp=128),
         metrics=metrics,
         longest=2.5,
