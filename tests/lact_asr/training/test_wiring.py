@@ -7,6 +7,7 @@ and in what the run reports.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_the_weights_move_by_the_scheduled_rate_and_the_log_shows_that_rate(tmp_
         tmp_path, tones(tmp_path, 4), max_steps=6, valid_every=9, optim=optim
     )
     places = [call.ruler for call in objective.calls] + [float(objective.ruler.detach())]
-    moved = [before - after for before, after in zip(places[:-1], places[1:], strict=True)]
+    moved = [before - after for before, after in pairwise(places)]
     later = {
         "cosine": [1, 0.75, 0.25],
         "noam": [math.sqrt(3 / step) for step in (4, 5, 6)],
@@ -209,7 +210,7 @@ def test_muon_moves_the_matrices_between_the_ends_if_it_is_asked_for(tmp_path):
 
 def test_a_step_takes_as_many_micro_batches_as_are_asked_for_each_of_other_utterances(tmp_path):
     train = tones(tmp_path, 6)
-    calls, diary, _ = watched(tmp_path, train, max_steps=2, accumulate=3, batch_seconds=3.0)
+    calls, _, _ = watched(tmp_path, train, max_steps=2, accumulate=3, batch_seconds=3.0)
     assert [call.progress for call in calls] == [0.0] * 3 + [0.5] * 3
     assert len({call.ids for call in calls[:3]}) == 3
     moved = {round(call.ruler, 6) for call in calls[:3]}
@@ -329,9 +330,9 @@ def test_the_best_checkpoint_is_the_best_and_not_the_last(tmp_path):
 def test_a_resumed_run_has_the_optimiser_the_place_in_the_data_and_the_counters_of_before(tmp_path):
     train = tones(tmp_path, 8)
     short = {"max_steps": 6, "batch_seconds": 3.0, "valid_every": 2, "checkpoint_every": 9}
-    whole, diary, _ = watched(tmp_path / "whole", train, **short)
-    first, before, _ = watched(tmp_path / "cut", train, stop_at=3, **short)
-    rest, after, again = watched(tmp_path / "cut", train, tiny(seed=9), **short)
+    whole, _, _ = watched(tmp_path / "whole", train, **short)
+    first, _, _ = watched(tmp_path / "cut", train, stop_at=3, **short)
+    rest, _, _ = watched(tmp_path / "cut", train, tiny(seed=9), **short)
     assert [call.ids for call in first + rest] == [call.ids for call in whole]
     assert [call.ruler for call in first + rest] == [call.ruler for call in whole]
     states = [trainer_file(tmp_path / each, 6) for each in ("whole", "cut")]
