@@ -91,7 +91,8 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
             '--set samples=x: samples: write a valid integer, not "x"\n'
             "--set batch_second=3: batch_second: unknown key 'batch_second': did you mean "
             "'batch_seconds'?\n"
-            "--set resources.gpu=1: resources.gpu: unknown key 'gpu': write gpus: ... (GPUs per node; one process each)\n",
+            "--set resources.gpu=1: resources.gpu: unknown key 'gpu': write gpus: ... (GPUs per "
+            "node; one process each)\n",
         ),
         ([*INFER, "--set", "samples"], "--set samples: write setting=value"),
         (["diagnose", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
