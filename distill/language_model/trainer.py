@@ -30,7 +30,7 @@ from lact_asr.distributed import processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint, optim, train_step
 from lact_asr.training.guard import refuse_broken
-from lact_asr.training.logger import relative
+from lact_asr.training.loss import Outcome, shown
 from lact_asr.training.origin import changes, require_fit
 from lact_asr.training.resume import resume_optimizer, step_seed
 from lact_asr.utils.errors import DataError, TrainingFailed
@@ -218,7 +218,7 @@ class _Run:
             self._progress(outcome, config.optim.learning_rate * factor, progress)
         return outcome.stop
 
-    def _note_dropped(self, outcome: train_step.Outcome) -> None:
+    def _note_dropped(self, outcome: Outcome) -> None:
         """Count steps that were not taken; give up when they do not end."""
         state = self.state
         state["in_a_row"] = 0 if outcome.taken else state["in_a_row"] + 1
@@ -233,20 +233,20 @@ class _Run:
                 f"{self.config.optim.learning_rate:g}",
             )
 
-    def _progress(self, outcome: train_step.Outcome, rate: float, progress: float) -> None:
+    def _progress(self, outcome: Outcome, rate: float, progress: float) -> None:
         """A line, with the founding notes' `[LM]` in it, and the same as metrics."""
         step, total = self.state["step"], self.config.max_steps
         took, self.since = time.monotonic() - self.since, time.monotonic()
         parts = outcome.parts
         weight = self.objective.weights(progress)["lm"]
         numbers = {"loss": outcome.loss, "grad_norm": outcome.grad_norm, "learning_rate": rate}
-        shown = {**numbers, **relative(parts)}
-        finite = {k: v if math.isfinite(v) else None for k, v in shown.items()}
+        metrics = {**numbers, **shown(parts)}
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self.report({"step": step, "total_steps": total, **finite})
         self._say(
             f"Step {step}/{total} | Loss: {outcome.loss:.4f} | grad norm {outcome.grad_norm:.3g} | "
-            f"[LM] Raw: {parts['lm']:.4f}, Weight: {weight:.3f}, Weighted: "
-            f"{parts['lm_weighted']:.4f} | {took:.1f} s"
+            f"[LM] Raw: {parts['lm'].value:.4f}, Weight: {weight:.3f}, Weighted: "
+            f"{parts['lm_weighted'].value:.4f} | {took:.1f} s"
         )
 
     def _validate(self) -> None:

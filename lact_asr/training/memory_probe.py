@@ -9,6 +9,7 @@ out ends at once and says so itself, and those that wait for it end with it.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def worst(durations: np.ndarray, batches: list[np.ndarray]) -> list[np.ndarray]:
 
 def probe(
     module: nn.Module,  # the objective called as a module, perhaps wrapped
-    objective: Objective,
+    objective: Objective[Any, Any],
     optimizer: torch.optim.Optimizer,
     corpus: Corpus,
     config: TrainingConfig,
@@ -55,7 +56,7 @@ def probe(
     journal: Journal,
 ) -> None:
     """Run the worst batches of the first epoch; TrainingFailed if a rank cannot."""
-    budget = config.planned_seconds(getattr(objective, "views", 1))
+    budget = config.planned_seconds(objective.views)
     plan = epoch_plan(corpus.durations, budget, config.seed, 0, world.world_size)
     chosen = worst(corpus.durations, [batch for rank in plan for batch in rank])
     learning = [p for group in optimizer.param_groups for p in group["params"]]
@@ -86,11 +87,14 @@ def _slowest(batch: Batch, config: TrainingConfig, device: torch.device) -> Batc
 
 
 def _tried(
-    module: nn.Module, objective: Objective, batch: Batch, config: TrainingConfig, world: World
+    module: nn.Module,
+    objective: Objective[Any, Any],
+    batch: Batch,
+    config: TrainingConfig,
+    world: World,
 ) -> str:
     """Forward and backward; why memory ran out, if it did."""
-    if hasattr(objective, "begin_step"):
-        objective.begin_step([batch], world.all_sum)
+    objective.begin_step([batch], world.all_sum)
     try:
         with no_sync(module):
             with arithmetic(batch.waves.device, config.precision):

@@ -25,12 +25,12 @@ from lact_asr.data.manifest import Utterance
 from lact_asr.data.specaugment import SpecAugment
 from lact_asr.data.speed import change_speed, draw_speed
 from lact_asr.distributed import fsdp, processes
-from lact_asr.model.forward import sees
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint, early_stopping, guard, memory_probe, optim, train_step
 from lact_asr.training.averaging import Average, mean
 from lact_asr.training.logger import Journal
-from lact_asr.training.objective import CTCObjective, Loss, Objective
+from lact_asr.training.loss import Outcome
+from lact_asr.training.objective import SpeechObjective
 from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
 from lact_asr.training.retreat import retreat
@@ -38,8 +38,6 @@ from lact_asr.training.validation import standing, validate
 from lact_asr.utils.errors import DataError, TrainingFailed
 from lact_asr.utils.files import read_json
 from lact_asr.utils.locks import unrivalled
-
-__all__ = ["CTCObjective", "FitResult", "Loss", "Objective", "fit"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class FitResult:
 
 
 def fit(
-    objective: Objective,
+    objective: SpeechObjective,
     train: list[Utterance],
     dev: list[Utterance],
     vocabulary: Vocabulary,
@@ -96,7 +94,7 @@ class _Run:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: SpeechObjective,
         vocabulary: Vocabulary,
         config: TrainingConfig,
         folder: Path,
@@ -113,24 +111,23 @@ class _Run:
     def prepare(self, train: list[Utterance], dev: list[Utterance]) -> None:
         """Data, optimiser, and what an earlier process left."""
         objective, config = self.objective, self.config
-        views, seen = getattr(objective, "views", 1), getattr(objective, "sees", None)
+        views, seen = objective.views, objective.video_shape
         self.corpus, dropped = usable(
             train, self.vocabulary, objective.model.output_lengths, config, views, seen
         )
         self.journal.start(len(train), self.corpus.durations.sum(), len(dev), dropped)
-        self.dev = whole_corpus(dev, self.vocabulary, sees(objective.model))
+        self.dev = whole_corpus(dev, self.vocabulary, objective.model.video_shape)
         if not len(self.dev.labels.flat):
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
         objective.trainable.to(self.device)
         if config.sharded and self.world.world_size > 1:
-            fsdp.shard(objective.model, objective.trainable)
+            model = objective.model
+            fsdp.shard(model, objective.trainable, model.blocks, model.attends)
         self.optimizer = optim.build(objective, config.optim)
         self.average = Average(objective.model, config.average.decay)
         start = self._resume()
         self.stream = Stream(self.corpus, config, self.world, self.workers, start, views)
-        self.module = self.world.wrap(
-            train_step.Called(objective), getattr(objective, "unused_parameters", False)
-        )
+        self.module = self.world.wrap(train_step.Called(objective), objective.unused_parameters)
         if memory_probe.wanted(config, self.device):
             memory_probe.probe(
                 self.module,
@@ -201,8 +198,7 @@ class _Run:
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
         batches = [self._augmented(self.stream.take()) for _ in range(config.accumulate)]
-        if hasattr(self.objective, "begin_step"):
-            self.objective.begin_step(batches, self.world.all_sum)
+        self.objective.begin_step(batches, self.world.all_sum)
         progress = state.step / config.max_steps
         highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
         setting = train_step.Setting(config, self.world, self.device, highest)
@@ -213,8 +209,7 @@ class _Run:
         if outcome.taken:
             self.average.follow(state.step)
         self.journal.took(outcome)
-        if hasattr(self.objective, "end_step"):
-            self.objective.end_step(state.step, outcome, self.journal)
+        self.objective.end_step(state.step, outcome, self.journal)
         guard.note_unreadable(state, config, self.journal, outcome.unreadable)
         try:
             guard.note_step(state, config, self.journal, outcome, self.objective.trainable)
@@ -226,7 +221,7 @@ class _Run:
             self.journal.progress(state.step, self.stream.position.epoch, rate, state.skipped)
         return outcome.stop
 
-    def _retreat(self, outcome: train_step.Outcome) -> str:
+    def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
         aside, where = retreat(self.folder, self.state, outcome)
         for path in aside:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from lact_asr.config.training import TrainingConfig
 from lact_asr.data.batch_plan import by_length
@@ -20,6 +19,7 @@ from lact_asr.decoding.transcribe import decode
 from lact_asr.distributed.fsdp import accompany
 from lact_asr.distributed.processes import World
 from lact_asr.model.ctc_loss import ctc_losses
+from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
 
 
@@ -52,7 +52,7 @@ def standing(wer: float, loss: float) -> tuple[float, float]:
 
 
 def validate(
-    model: nn.Module,
+    model: CTCModel,
     corpus: Corpus,
     vocabulary: Vocabulary,
     config: TrainingConfig,
