@@ -12,7 +12,7 @@ Shapes: B texts, L places, N places that count, D width, V symbols.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ from distill.losses import functions as losses
 from distill.losses.schedules import kd_weight
 from distill.models.attention import Block, rotary
 from lact_asr.model.interface import Model
-from lact_asr.training.loss import Loss, Part
+from lact_asr.training.logger import Journal
+from lact_asr.training.loss import Loss, Outcome, Part
 from lact_asr.training.objective import Objective
 
+LOOK = 100  # steps between lines about the weights
 BOUNDARY = 0  # begins and ends a text
 PAD = -100  # a place that does not count
 
@@ -38,12 +40,12 @@ class TextBatch:
     ids: list[str]  # the texts' beginnings, for messages
     inputs: Tensor  # (B, L) int64
     targets: Tensor  # (B, L) int64: the next symbol, PAD past the end
+    amount: int  # symbols that count
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # none; as a batch of audio has
-    seconds: float = 0.0  # of audio
 
     def to(self, device: torch.device | str) -> "TextBatch":
         """The batch on a device."""
-        return TextBatch(self.ids, self.inputs.to(device), self.targets.to(device))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 def text_batch(texts: Sequence[Sequence[int]], names: Sequence[str]) -> TextBatch:
@@ -54,7 +56,7 @@ def text_batch(texts: Sequence[Sequence[int]], names: Sequence[str]) -> TextBatc
     for row, text in enumerate(texts):
         inputs[row, 1 : len(text) + 1] = torch.tensor(text, dtype=torch.int64)
         targets[row, : len(text) + 1] = torch.tensor([*text, BOUNDARY])
-    return TextBatch(list(names), inputs, targets)
+    return TextBatch(list(names), inputs, targets, sum(map(len, texts)) + len(texts))
 
 
 class LanguageModel(Model):
@@ -116,6 +118,7 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         self.model = self.trainable = model
         self.chunk, self.config = chunk, config or LMDistillConfig()
         self.teacher = teacher.eval().requires_grad_(False) if teacher else None
+        self.progress = 0.0
 
     def weights(self, progress: float) -> dict[str, float]:
         """What each component is multiplied by."""
@@ -125,7 +128,7 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
 
     def __call__(self, batch: TextBatch, progress: float) -> Loss:
         """Sums over the places that count; parts raw and weighted."""
-        there = batch.targets != PAD
+        self.progress, there = progress, batch.targets != PAD
         states, told = self.model(batch.inputs)[there], None  # (N, D)
         if self.teacher is not None:
             with torch.no_grad():
@@ -137,6 +140,13 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         parts = {**raw, **{f"{name}_weighted": value for name, value in weighted.items()}}
         shown = {n: Part(value.detach(), expected.get(n)) for n, value in parts.items()}
         return Loss(total, there.sum(), shown)
+
+    def end_step(self, step: int, outcome: Outcome, journal: Journal) -> None:
+        """Say now and then, in the founding notes' words, how the texts' loss is weighed."""
+        if outcome.taken and (step % LOOK == 0 or step <= 5):
+            raw, weighted = outcome.parts["lm"].value, outcome.parts["lm_weighted"].value
+            weight = self.weights(self.progress)["lm"]
+            journal.say(f"[LM] Raw: {raw:.4f}, Weight: {weight:.3f}, Weighted: {weighted:.4f}")
 
     def _chunked(
         self, states: Tensor, targets: Tensor, told: Tensor | None

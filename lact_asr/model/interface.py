@@ -55,6 +55,8 @@ class Model(nn.Module):
     family: ClassVar[str]  # the name that a checkpoint stores, for `FAMILIES`
     config: Settings
     head: nn.Linear  # from the last states to the V symbols
+    blocks: nn.ModuleList  # what sharding splits a model by; empty where it cannot be split
+    attends: ClassVar[bool] = False  # whether the last of the blocks has `look`: what it attends to
 
 
 class CTCModel(Model, ABC):
@@ -67,8 +69,6 @@ class CTCModel(Model, ABC):
     """
 
     config: CTCSettings
-    blocks: nn.ModuleList  # what sharding splits a model by; empty where it cannot be split
-    attends: ClassVar[bool] = False  # whether the last of the blocks has `look`: what it attends to
     modalities: tuple[str, ...] = ()  # names, in the order of M; empty where there is only one
     video_shape: tuple[int, ...] | None = None  # of a frame of the video that it looks at, if any
 

@@ -46,7 +46,7 @@ class Outcome:
     parts: Mapping[str, Part[float]]  # per label token
     counts: Mapping[str, float]
     grad_norm: float  # before clipping
-    audio_seconds: float  # without padding
+    amount: float  # seconds of audio, or what else throughput counts, without padding
     stop: bool  # some rank was asked to stop
     unreadable: dict[str, str]  # files met by any rank that could not be read, and why
     highest: float  # gradient norm that would still have been followed
