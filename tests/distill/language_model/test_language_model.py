@@ -123,7 +123,7 @@ def test_texts_that_cannot_be_written_are_counted_and_batches_keep_their_size():
 
 def texts_run(
     folder: Path,
-    student: LanguageModel,
+    student: LanguageModel | LMObjective,
     diary: Diary,
     train: list[str] | None = None,
     stop_at: int = 999,
@@ -135,7 +135,7 @@ def texts_run(
     optim = {"learning_rate": 5e-3, "warmup_steps": 5} | changes.pop("optim", {})
     short = {"max_steps": 12, "batch_tokens": 600, "valid_every": 6, "checkpoint_every": 6}
     return fit_texts(
-        LMObjective(student, 256),
+        student if isinstance(student, LMObjective) else LMObjective(student, 256),
         train or sentences(120),
         sentences(40, seed=1),
         VOCABULARY,
