@@ -29,7 +29,7 @@ from lact_asr.distributed import processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.loss import relative
-from lact_asr.training.trainer import FitResult
+from lact_asr.training.trainer import FitResult, Launcher
 from lact_asr.utils.locks import unrivalled
 from tests.distill.tiny_models import per_label
 from tests.lact_asr.tiny_runs import Diary
@@ -123,7 +123,7 @@ def test_texts_that_cannot_be_written_are_counted_and_batches_keep_their_size():
 
 def texts_run(
     folder: Path,
-    student: LanguageModel,
+    student: LanguageModel | LMObjective,
     diary: Diary,
     train: list[str] | None = None,
     stop_at: int = 999,
@@ -131,21 +131,19 @@ def texts_run(
     **changes: Any,
 ) -> FitResult:
     """fit_texts with the small parts; asked to stop once `stop_at` steps are done."""
-    asked = iter(range(1, 9999))
+    asked, record = iter(range(1, 9999)), lambda row: diary.metrics.append(dict(row))
+    launcher = Launcher(record, diary.event, lambda: next(asked) >= stop_at, fence)
     optim = {"learning_rate": 5e-3, "warmup_steps": 5} | changes.pop("optim", {})
     short = {"max_steps": 12, "batch_tokens": 600, "valid_every": 6, "checkpoint_every": 6}
     return fit_texts(
-        LMObjective(student, 256),
+        student if isinstance(student, LMObjective) else LMObjective(student, 256),
         train or sentences(120),
         sentences(40, seed=1),
         VOCABULARY,
         LMTrainingConfig.model_validate({**short, "log_every": 1, "optim": optim, **changes}),
         folder,
-        report=lambda row: diary.metrics.append(dict(row)),
-        event=diary.event,
-        should_stop=lambda: next(asked) >= stop_at,
-        fence=fence,
-        device=CPU,
+        launcher,
+        CPU,
     )
 
 

@@ -65,6 +65,21 @@ def test_a_finished_run_called_again_trains_no_further(tmp_path):
     assert diary.losses() == {}
 
 
+def test_a_checkpoint_that_names_the_best_wer_and_loss_goes_on(tmp_path):
+    train = tones(tmp_path, 4)
+    run(tmp_path, train, stop_at=4)
+    path = tmp_path / "checkpoints/00000004/trainer.pt"
+    saved = checkpoint.load(path)
+    saved["state"] |= {"best_wer": 0.0, "best_loss": 0.0}
+    del saved["state"]["best"]
+    torch.save(saved, path)
+    _, diary = run(tmp_path, train)
+    assert [line["step"] for line in diary.metrics if "wer" in line] == [6]
+    assert read_json(tmp_path / "checkpoints/best/state.json")["step"] == 3
+    after = checkpoint.load(tmp_path / "checkpoints/00000006/trainer.pt")
+    assert after["state"]["best"] == [0.0, 0.0]
+
+
 def killed(folder: Path) -> None:
     """Train, and be killed after step 7; the last checkpoint is that of step 6."""
     train = read_manifest(folder / "tones.jsonl")
