@@ -1,6 +1,6 @@
 """Where steps run. A backend submits, finds, judges and cancels jobs; it decides nothing.
 
-`slurm` goes through submitit, `local` starts processes on this machine. Both run the same
+`slurm` submits submitit's scripts, `local` starts processes on this machine. Both run the same
 `jobs.worker.Worker`.
 """
 
