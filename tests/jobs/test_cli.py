@@ -168,7 +168,7 @@ def test_ctrl_c_while_a_run_is_made_leaves_none(launch: Launcher) -> None:
     """The code is copied by a `cp` that takes its time."""
     slow = launch.folder / "bin" / "cp"
     slow.parent.mkdir()
-    slow.write_text("#!/bin/sh\ntouch copying\nexec sleep 60\n")
+    slow.write_text("#!/bin/sh\ntouch copying\nexec sleep 60 > /dev/null 2>&1\n")
     slow.chmod(0o755)
     path = f"{slow.parent}:{os.environ['PATH']}"
     command = [sys.executable, str(REPOSITORY / "launch.py"), "run", "demo", "--cluster", "local"]
