@@ -188,3 +188,28 @@ def test_ctrl_c_while_a_run_is_made_leaves_none(launch: Launcher) -> None:
     made.send_signal(signal.SIGINT)
     assert made.wait(timeout=50) == 130 and said.read_text() == "stopped\n"
     assert list(launch.folder.glob("runs/*")) == []
+
+
+def test_whoever_calls_trainyard_is_told_of_no_other_command(launch: Launcher) -> None:
+    """Whatever a job has written down is told by both names: it names neither."""
+    command = launch.folder / "trainyard"
+    command.write_text((REPOSITORY / "launch.py").read_text())
+    launch.environment = {**launch.environment, "PYTHONPATH": str(REPOSITORY)}
+    failing = "steps: {a: {kind: command, settings: {argv: ['false']}}}"
+    commands = (
+        ["run", launch.write(failing), "--cluster", "local", "--wait"],
+        ["status", "--json"],
+        ["resume"],
+        *([word, "--help"] for word in COMMANDS),
+        *(["kinds", kind] for kind in kinds.NAMES),
+    )
+    for words in commands:
+        done = subprocess.run(
+            [sys.executable, str(command), *map(str, words)],
+            cwd=launch.folder,
+            env=launch.environment,
+            capture_output=True,
+            text=True,
+        )
+        said = done.stdout + done.stderr
+        assert said and "launch.py" not in said.replace(str(REPOSITORY), ""), said
