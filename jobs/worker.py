@@ -182,7 +182,7 @@ class _Process:
                 time.sleep(0.1)
             if self.received != WARNING:
                 message = f"saved before its time limit, but not requeued: {refusal}"
-                raise StepFailed("requeue", f"{message}: `launch.py resume` goes on from there")
+                raise StepFailed("requeue", f"{message}: `resume` goes on from there")
             pause = min(2 * pause, longest)
 
     def _fail(self, error: Exception) -> None:
@@ -229,7 +229,7 @@ def check_needs(step: StepDir, needs: Sequence[str]) -> None:
     while missing := [name for name in needs if unsuccessful(step.upstream(name))]:
         if time.monotonic() > end:
             reasons = "; ".join(f"{name}: {unsuccessful(step.upstream(name))}" for name in missing)
-            raise StepFailed("needs", f"{reasons}: `launch.py resume` runs first what is missing")
+            raise StepFailed("needs", f"{reasons}: `resume` runs first what is missing")
         if not told:
             print(f"waiting {_LATE:g} s for the result of {', '.join(missing)}", flush=True)
         told = True

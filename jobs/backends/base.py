@@ -57,7 +57,7 @@ class StepJob(NamedTuple):
     directory: Path  # the step's folder
     logs: Path
     code: Path  # the snapshot the job imports its code from
-    cwd: Path  # where `launch.py` was called: relative paths of commands mean this
+    cwd: Path  # where `run` was called: relative paths of commands mean this
     resources: "Resources"
 
 

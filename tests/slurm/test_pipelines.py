@@ -56,7 +56,7 @@ def test_a_failure_empties_the_queue_behind_it_and_resume_submits_only_the_rest(
     launcher.slurm.wait_for(lambda: launcher.queued() == [])  # a failure comes before its job's end
     assert "two              failed  command: sh ended with status 3" in said
     status = launcher.status(code=1)
-    assert status["two"]["reason"] == "command: sh ended with status 3: see `launch.py logs`"
+    assert status["two"]["reason"] == "command: sh ended with status 3: see its log"
     assert status["three"]["state"] == status["four"]["state"] == "cancelled"
     assert "two has not succeeded" in status["three"]["reason"]
     assert "the disk is full" in launcher("logs", "/two")

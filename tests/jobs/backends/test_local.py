@@ -62,7 +62,7 @@ def test_a_failure_stops_what_is_behind_it_and_resume_does_only_what_is_left(
     assert done.returncode == 1
     steps = launch.status()
     assert [step["state"] for step in steps.values()] == ["succeeded", "failed", "cancelled"]
-    assert steps["second"]["reason"] == "command: sh ended with status 1: see `launch.py logs`"
+    assert steps["second"]["reason"] == "command: sh ended with status 1: see its log"
     assert steps["third"]["reason"] == "second has not succeeded"
 
     (launch.folder / "mended").touch()
