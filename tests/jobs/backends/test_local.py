@@ -99,8 +99,9 @@ def test_the_run_goes_on_when_the_terminal_closes(launch: Launcher) -> None:
         stdout=subprocess.PIPE,
     )
     assert terminal.stdout is not None
-    terminal.stdout.readline()
-    time.sleep(0.5)
+    for line in terminal.stdout:
+        if b"third: job" in line:  # all are submitted
+            break
     os.killpg(terminal.pid, signal.SIGHUP)
     os.killpg(terminal.pid, signal.SIGKILL)
     terminal.wait()
@@ -119,7 +120,7 @@ def test_cancel_ends_the_program_itself_and_resume_starts_it_again(launch: Launc
     assert _processes("sleep 60", launch) == 0
     launch("resume")
     launch.until("running", step="sleeper")
-    deadline = time.monotonic() + 20  # the worker runs before its program does
+    deadline = time.monotonic() + 120  # the worker runs before its program does
     while _processes("sleep 60", launch) != 1:
         assert time.monotonic() < deadline
         time.sleep(0.1)
