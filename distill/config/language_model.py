@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from distill.config.kd import RampConfig
 from lact_asr.config.base import Frozen
-from lact_asr.config.training import OptimConfig
+from lact_asr.config.training import LoopConfig
 
 
 class LanguageModelConfig(Frozen):
@@ -46,12 +46,15 @@ class LMDistillConfig(RampConfig):
     )
 
 
-class LMTrainingConfig(Frozen):
+class LMTrainingConfig(LoopConfig):
     """One training run on texts."""
 
     max_steps: int = Field(5000, gt=0, description="Optimiser steps in all")
     batch_tokens: int = Field(
-        8192, gt=0, description="Symbols of a batch on one process, with its padding"
+        8192,
+        gt=0,
+        description="Symbols of a micro-batch on one process, with its padding: texts x the "
+        "longest; halve it if memory runs out, and double accumulate",
     )
     chunk: int = Field(
         1024,
@@ -59,12 +62,8 @@ class LMTrainingConfig(Frozen):
         description="Places whose distributions exist at the same time: 1,024 over 32,000 symbols "
         "are 131 MB",
     )
-    valid_every: int = Field(250, gt=0, description="Steps between validations and checkpoints")
-    log_every: int = Field(50, gt=0, description="Steps between progress lines")
-    seed: int = Field(0, ge=0, description="Initial weights, order of the texts and dropout")
+    valid_every: int = Field(250, gt=0, description="Steps between validations")
+    checkpoint_every: int = Field(250, gt=0, description="Steps between checkpoints")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto",
-        description="Arithmetic of the forward pass, auto is bf16 on GPUs and fp32 elsewhere; "
-        "weights and losses stay float32",
+        "auto", description=LoopConfig.model_fields["precision"].description
     )
-    optim: OptimConfig = Field(OptimConfig(), description="optimiser and learning rate")

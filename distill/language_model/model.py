@@ -12,8 +12,8 @@ Shapes: B texts, L places, N places that count, D width, V symbols.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ from distill.losses.schedules import kd_weight
 from distill.models.attention import Block, rotary
 from lact_asr.training.objective import EXPECTED, Loss
 
+if TYPE_CHECKING:
+    from lact_asr.training.logger import Journal
+    from lact_asr.training.train_step import Outcome
+
+LOOK = 100  # steps between lines about the weights
 BOUNDARY = 0  # begins and ends a text
 PAD = -100  # a place that does not count
 
@@ -36,12 +41,12 @@ class TextBatch:
     ids: list[str]  # the texts' beginnings, for messages
     inputs: Tensor  # (B, L) int64
     targets: Tensor  # (B, L) int64: the next symbol, PAD past the end
+    amount: int  # symbols that count
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # none; as a batch of audio has
-    seconds: float = 0.0  # of audio
 
     def to(self, device: torch.device | str) -> "TextBatch":
         """The batch on a device."""
-        return TextBatch(self.ids, self.inputs.to(device), self.targets.to(device))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 def text_batch(texts: Sequence[Sequence[int]], names: Sequence[str]) -> TextBatch:
@@ -52,7 +57,7 @@ def text_batch(texts: Sequence[Sequence[int]], names: Sequence[str]) -> TextBatc
     for row, text in enumerate(texts):
         inputs[row, 1 : len(text) + 1] = torch.tensor(text, dtype=torch.int64)
         targets[row, : len(text) + 1] = torch.tensor([*text, BOUNDARY])
-    return TextBatch(list(names), inputs, targets)
+    return TextBatch(list(names), inputs, targets, sum(map(len, texts)) + len(texts))
 
 
 class LanguageModel(nn.Module):
@@ -113,6 +118,7 @@ class LMObjective:
         self.model = self.trainable = model
         self.chunk, self.config = chunk, config or LMDistillConfig()
         self.teacher = teacher.eval().requires_grad_(False) if teacher else None
+        self.progress = 0.0
 
     def weights(self, progress: float) -> dict[str, float]:
         """What each component is multiplied by."""
@@ -122,7 +128,7 @@ class LMObjective:
 
     def __call__(self, batch: TextBatch, progress: float) -> Loss:
         """Sums over the places that count; parts raw and weighted."""
-        there = batch.targets != PAD
+        self.progress, there = progress, batch.targets != PAD
         states, told = self.model(batch.inputs)[there], None  # (N, D)
         if self.teacher is not None:
             with torch.no_grad():
@@ -133,6 +139,13 @@ class LMObjective:
         shown = {**raw, **{f"{name}_weighted": value for name, value in weighted.items()}}
         shown[f"lm{EXPECTED}"] = there.sum() * math.log(self.model.head.out_features)
         return Loss(total, there.sum(), {name: value.detach() for name, value in shown.items()})
+
+    def end_step(self, step: int, outcome: "Outcome", journal: "Journal") -> None:
+        """Say now and then, in the founding notes' words, how the texts' loss is weighed."""
+        if outcome.taken and (step % LOOK == 0 or step <= 5):
+            raw, weighted = outcome.parts["lm"], outcome.parts["lm_weighted"]
+            weight = self.weights(self.progress)["lm"]
+            journal.say(f"[LM] Raw: {raw:.4f}, Weight: {weight:.3f}, Weighted: {weighted:.4f}")
 
     def _chunked(self, states: Tensor, targets: Tensor, told: Tensor | None) -> dict[str, Tensor]:
         rows = (states, targets) if told is None else (states, targets, told)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
     from lact_asr.text.vocabulary import Vocabulary
     from lact_asr.training.objective import Objective
+    from lact_asr.training.trainer import FitResult
 
 SIZES: dict[str, Mapping[str, BaseModel]] = {"lact": lact_config.SIZES, **distill_config.SIZES}
 
@@ -311,15 +312,15 @@ def learn(settings: CTCSettings, job: Job) -> Trained:
     return fit(CTCObjective(model, settings.ctc), settings, parts, symbols, job)
 
 
-def require_best(path: Path, steps: int, dev: Path) -> None:
-    """StepFailed where training has ended with the newest checkpoint and no best one."""
-    from lact_asr.training import checkpoint
-
-    if path.name != checkpoint.BEST:
+def require_best(done: "FitResult", dev: Path) -> None:
+    """Interrupted where training was stopped, StepFailed where it ended without a best model."""
+    if not done.finished:
+        raise Interrupted(done.step)
+    if not done.best:
         raise StepFailed(
             "divergence",
-            f"in {steps} steps no validation has found a model to keep: each had a loss that is "
-            "not finite. Lower training.optim.learning_rate, or look whether the utterances of "
+            f"in {done.step} steps no validation has found a model to keep: each had a loss that "
+            "is not finite. Lower training.optim.learning_rate, or look whether the utterances of "
             f"{dev} are long enough for their texts",
         )
 
@@ -346,13 +347,11 @@ def fit(
             should_stop=job.should_stop,
             fence=job.fence,
         )
-    if not done.finished:
-        raise Interrupted(done.step)
-    require_best(done.checkpoint, done.step, settings.dev)
+    require_best(done, settings.dev)
     return Trained(
         checkpoint=done.checkpoint,
         wer=done.wer,
-        cer=read_json(done.checkpoint / "state.json")["cer"],
+        cer=done.best["cer"],
         loss=done.loss,
         steps=done.step,
         steps_skipped=done.steps_skipped,

@@ -17,7 +17,6 @@ from distill.config.language_model import (
     LMDistillConfig,
     LMTrainingConfig,
 )
-from jobs.errors import Interrupted
 from jobs.job import Job
 from jobs.kinds import _training
 from jobs.pipeline import Frozen, Present, Resources
@@ -79,9 +78,10 @@ class Result(Frozen):
 
     checkpoint: Path = Field(description="folder of the best checkpoint, by perplexity on dev")
     perplexity: float = Field(description="of that checkpoint on dev, per symbol")
-    loss: float = Field(description="the same as nats per symbol")
+    loss: float = Field(description="of that checkpoint on dev, nats per symbol")
     teacher_perplexity: float | None = Field(description="of the teacher on dev; null without one")
     steps: int = Field(description="optimiser steps taken")
+    steps_skipped: int = Field(description="steps dropped because a number was not finite")
     parameters: int = Field(description="numbers that the model has learned")
 
 
@@ -90,7 +90,8 @@ def run(settings: Settings, job: Job) -> Result:
     import torch
 
     from distill.language_model.model import LanguageModel, LMObjective
-    from distill.language_model.trainer import Texts, fit_texts, held_out
+    from distill.language_model.texts import Texts
+    from distill.language_model.trainer import fit_texts, held_out
     from distill.models.registry import count_parameters
     from lact_asr.data.manifest import read_manifest
     from lact_asr.distributed import processes
@@ -113,20 +114,19 @@ def run(settings: Settings, job: Job) -> Result:
             should_stop=job.should_stop,
             fence=job.fence,
         )
-    if not done.finished:
-        raise Interrupted(done.step)
-    _training.require_best(done.checkpoint, done.step, settings.dev)
+    _training.require_best(done, settings.dev)
     told = None
     if teacher:
         world = processes.start()
         texts = Texts([each.text for each in dev], vocabulary, settings.training.batch_tokens)
-        told = held_out(teacher, texts, world, world.device())[0]
+        told = held_out(teacher, texts, world, world.device()).perplexity
     return Result(
         checkpoint=done.checkpoint,
-        perplexity=done.perplexity,
+        perplexity=done.best["perplexity"],
         loss=done.loss,
         teacher_perplexity=told,
         steps=done.step,
+        steps_skipped=done.steps_skipped,
         parameters=count_parameters(model),
     )
 

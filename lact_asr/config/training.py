@@ -83,16 +83,16 @@ class CTCConfig(Frozen):
 
 
 class StoppingConfig(Frozen):
-    """Early stopping on the dev utterances."""
+    """Early stopping on the dev data."""
 
     patience: int = Field(
         0,
         ge=0,
-        description="Validations without a lower WER (at equal WER: loss) before stopping early; "
-        "0 is never",
+        description="Validations without a lower WER (at equal WER: loss; of a language model: "
+        "perplexity) before stopping early; 0 is never",
     )
     min_delta: float = Field(
-        0.001, ge=0, description="Fall of the WER (a fraction) or the loss that counts as lower"
+        0.001, ge=0, description="Fall of the WER (a fraction), loss or perplexity that counts"
     )
     warmup_steps: int = Field(
         1000, ge=0, description="Validations before this step are not counted, good or bad"
@@ -133,39 +133,20 @@ class OptimConfig(Frozen):
     )
 
 
-class TrainingConfig(Frozen):
-    """One training run: how long, in what batches, how often it is looked at and saved."""
+class LoopConfig(Frozen):
+    """One training run of any model: how long, how often it is measured and saved."""
 
     max_steps: int = Field(25_000, gt=0, description="Optimiser steps in all")
-    batch_seconds: float = Field(
-        320.0,
-        gt=0,
-        description="Audio of a micro-batch on one process with its padding, seconds: utterances x "
-        "the longest; halve it if memory runs out, and double accumulate",
-    )
     accumulate: int = Field(1, gt=0, description="Micro-batches per optimiser step and process")
-    max_duration: float = Field(
-        20.0,
-        gt=0,
-        description="Training utterances longer than this are left out, seconds; validation "
-        "always takes every utterance",
-    )
     valid_every: int = Field(500, gt=0, description="Steps between validations")
     checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints")
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept, beside the best")
-    samples: int = Field(3, ge=0, description="Predictions printed at each validation")
     log_every: int = Field(50, gt=0, description="Steps between progress lines")
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "fp32",
         description="Arithmetic of the forward pass, auto is bf16 on GPUs and fp32 elsewhere; "
         "weights and losses stay float32",
-    )
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="Processes that decode audio, per GPU; unset is one per core up to 8 on a GPU "
-        "and none on a CPU",
     )
     sharded: bool = Field(
         False,
@@ -178,14 +159,38 @@ class TrainingConfig(Frozen):
         description="Try the worst batches of an epoch before the first step, so that memory that "
         "will not do shows at once; unset is on GPUs only",
     )
-    max_unreadable: int = Field(
-        20, ge=0, description="Unreadable audio files that are skipped before training stops"
-    )
-    augment: AugmentConfig = AugmentConfig()
     average: AverageConfig = AverageConfig()
     optim: OptimConfig = OptimConfig()
     guard: GuardConfig = GuardConfig()
     stopping: StoppingConfig = StoppingConfig()
+
+
+class TrainingConfig(LoopConfig):
+    """One training run on speech: in what batches, on what of it, heard how."""
+
+    batch_seconds: float = Field(
+        320.0,
+        gt=0,
+        description="Audio of a micro-batch on one process with its padding, seconds: utterances x "
+        "the longest; halve it if memory runs out, and double accumulate",
+    )
+    max_duration: float = Field(
+        20.0,
+        gt=0,
+        description="Training utterances longer than this are left out, seconds; validation "
+        "always takes every utterance",
+    )
+    samples: int = Field(3, ge=0, description="Predictions printed at each validation")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="Processes that decode audio, per GPU; unset is one per core up to 8 on a GPU "
+        "and none on a CPU",
+    )
+    max_unreadable: int = Field(
+        20, ge=0, description="Unreadable audio files that are skipped before training stops"
+    )
+    augment: AugmentConfig = AugmentConfig()
 
     def planned_seconds(self, views: int = 1) -> float:
         """Padded seconds of a micro-batch as read: at the slowest speed, heard `views` times, it

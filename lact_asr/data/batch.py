@@ -42,6 +42,11 @@ class Batch:
         """Audio without its padding; wave_lengths must be on the CPU for this to be cheap."""
         return int(self.wave_lengths.sum()) / RATE
 
+    @property
+    def amount(self) -> float:
+        """What the throughput of training counts: seconds."""
+        return self.seconds
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronously where its memory is pinned."""
         return self._apply(lambda tensor: tensor.to(device, non_blocking=True))

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.utils.errors import DataError
 
 
@@ -123,11 +122,8 @@ def norm(gradients: Sequence[Tensor]) -> float:
     return float(full(torch.nn.utils.get_total_norm(gradients)))
 
 
-def accompany(model: nn.Module, calls: int, device: torch.device) -> None:
-    """Call a split model on silence so often, while other ranks, which wait for it, hear speech."""
-    if not split(model):
-        return
-    silence = torch.zeros(1, SAMPLE_RATE // 10, device=device)
-    for _ in range(calls):
+def accompany(model: nn.Module, calls: int, *inputs: Tensor) -> None:
+    """Call a split model so often on these, while other ranks, which wait for it, have batches."""
+    for _ in range(calls if split(model) else 0):
         with torch.no_grad():
-            model(silence, torch.tensor([silence.shape[1]], device=device))
+            model(*inputs)

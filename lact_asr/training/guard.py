@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lact_asr.config.training import GuardConfig, TrainingConfig
+from lact_asr.config.training import GuardConfig, LoopConfig
 from lact_asr.distributed.fsdp import full
 from lact_asr.training.logger import Journal
 from lact_asr.training.resume import State
@@ -49,25 +49,23 @@ def recent(dropped: list[int], step: int) -> list[int]:
     return [each for each in dropped if each > step - WINDOW]
 
 
-def note_unreadable(
-    state: State, config: TrainingConfig, journal: Journal, news: Mapping[str, str]
-) -> None:
-    """Name files met for the first time (id -> why); DataError when there are too many."""
+def note_unreadable(state: State, most: int, journal: Journal, news: Mapping[str, str]) -> None:
+    """Name files met for the first time (id -> why); DataError when there are more than `most`."""
     if not news:
         return
     known = state.unreadable
     known |= news
     journal.unreadable(state.step, news)
-    if len(known) > config.max_unreadable:
+    if len(known) > most:
         named = "\n".join(f"{key}: {why}" for key, why in list(known.items())[:5])
         raise DataError(
-            f"{len(known)} audio files are unreadable, max_unreadable is "
-            f"{config.max_unreadable}; the first are\n{named}"
+            f"{len(known)} audio files are unreadable, max_unreadable is {most}; the first are\n"
+            f"{named}"
         )
 
 
 def note_step(
-    state: State, config: TrainingConfig, journal: Journal, outcome: Outcome, trainable: nn.Module
+    state: State, config: LoopConfig, journal: Journal, outcome: Outcome, trainable: nn.Module
 ) -> None:
     """Count a step that was not taken; TrainingFailed when they do not end."""
     state.typical_norm = remembered(state.typical_norm, outcome.grad_norm, outcome.highest)
@@ -84,7 +82,7 @@ def note_step(
         _give_up(state, config, outcome, trainable)
 
 
-def _give_up(state: State, config: TrainingConfig, outcome: Outcome, trainable: nn.Module) -> None:
+def _give_up(state: State, config: LoopConfig, outcome: Outcome, trainable: nn.Module) -> None:
     """TrainingFailed that says what dropped the steps and what to change."""
     often = f"{state.in_a_row} steps in a row"
     if state.in_a_row < BREAKER:

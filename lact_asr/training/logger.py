@@ -5,12 +5,12 @@ Rank 0 speaks; `grep "Loss:"` and `grep "Pred:"` work on its log.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from lact_asr.training.material import Material, Measure, Terms
 from lact_asr.training.objective import EXPECTED
 from lact_asr.training.train_step import Outcome
-from lact_asr.training.validation import Validation
 from lact_asr.utils.progress import clock
 
 NAMED = 100  # ids of left-out utterances in an event; all are counted
@@ -23,8 +23,11 @@ Event = Callable[..., None]
 class Journal:
     """Progress since the last line, and where it is written."""
 
-    def __init__(self, report: Report, event: Event, total_steps: int, loud: bool) -> None:
+    def __init__(
+        self, report: Report, event: Event, total_steps: int, terms: Terms, loud: bool
+    ) -> None:
         self._report, self._event, self._total, self._loud = report, event, total_steps, loud
+        self._terms = terms
         self._first: int | None = None  # step at which this process began
         self._started = self._since = time.monotonic()
         self._window: list[Outcome] = []
@@ -39,14 +42,12 @@ class Journal:
         if self._loud:
             self._event(name, **facts)
 
-    def start(
-        self, offered: int, seconds: float, dev: int, dropped: Mapping[str, Sequence[str]]
-    ) -> None:
+    def start(self, material: Material) -> None:
         """What is trained on, and what was left out and why."""
-        kept = offered - sum(map(len, dropped.values()))
-        self.say(f"Training on {kept} utterances ({seconds / 3600:.2f} h), validating on {dev}")
-        for reason, ids in dropped.items():
-            self.say(f"Left out {len(ids)} utterances: {reason} ({', '.join(ids[:5])} ...)")
+        self.say(f"Training on {material.summary}")
+        for reason, ids in material.left_out.items():
+            named = f"{reason} ({', '.join(ids[:5])} ...)"
+            self.say(f"Left out {len(ids)} {self._terms.items}: {named}")
             self.event("left_out", reason=reason, count=len(ids), ids=list(ids[:NAMED]))
 
     def begin(self, step: int) -> None:
@@ -82,7 +83,7 @@ class Journal:
         metrics = self._means() | {
             "grad_norm": self._window[-1].grad_norm,
             "learning_rate": rate,
-            "audio_seconds_per_second": sum(o.audio_seconds for o in self._window) / took,
+            self._terms.rate: sum(outcome.amount for outcome in self._window) / took,
             "seconds_per_step": each,
             "seconds_left": (self._total - step) * (now - self._started) / (step - self._first),
             "epoch": epoch,
@@ -91,7 +92,7 @@ class Journal:
         self.say(
             f"Step {step}/{self._total} | Loss: {metrics['loss']:.4f} | "
             f"grad norm {metrics['grad_norm']:.3g} | lr {rate:.2e} | {each:.3g} s/step | "
-            f"{metrics['audio_seconds_per_second']:,.0f} s of audio/s | "
+            f"{metrics[self._terms.rate]:,.0f} {self._terms.throughput} | "
             f"{clock(metrics['seconds_left'])} left"
         )
         largest = max(self._window, key=lambda outcome: outcome.grad_norm)
@@ -115,19 +116,15 @@ class Journal:
         counts = {name: sum(o.counts[name] for o in taken) for name in taken[-1].counts}
         return {"loss": mean(lambda o: o.loss), **relative(parts), **counts}
 
-    def validated(self, step: int, validation: Validation, best: bool) -> None:
+    def validated(self, step: int, measure: Measure, best: bool) -> None:
         """A validation's numbers and samples; its time does not count as training."""
-        scores = validation.scores
-        self.say(
-            f"Validation at step {step} | Valid loss {validation.loss:.4f} | "
-            f"WER {scores.wer:.2%} | CER {scores.cer:.2%}{' | best so far' if best else ''}"
-        )
-        for number, sample in enumerate(validation.samples, start=1):
+        self.say(f"Validation at step {step} | {measure.line}{' | best so far' if best else ''}")
+        for number, sample in enumerate(measure.samples, start=1):
             self.say(f"Sample Prediction {number} (step {step}, {sample.id})")
             self.say(f"True: {sample.true}\nPred: {sample.pred}")
-        metrics = {"valid_loss": validation.loss, "wer": scores.wer, "cer": scores.cer}
-        self._numbers(step, metrics)
-        self.event("samples", step=step, samples=[vars(each) for each in validation.samples])
+        self._numbers(step, {"valid_loss": measure.loss, **measure.figures})
+        if measure.samples:
+            self.event("samples", step=step, samples=[vars(each) for each in measure.samples])
         self._since = time.monotonic()
 
 

@@ -16,6 +16,7 @@ from lact_asr.training import checkpoint
 from lact_asr.training.averaging import Average
 from lact_asr.training.objective import Objective
 from lact_asr.training.origin import require_fit
+from lact_asr.training.validation import standing
 from lact_asr.utils.errors import Misfit
 
 
@@ -25,9 +26,8 @@ class State:
 
     step: int = 0
     validated: int = 0  # step of the last validation
-    best_wer: float = math.inf
-    best_loss: float = math.inf
-    mark: list[float] = field(default_factory=list)  # WER and loss that early stopping waits for
+    best: list[float] = field(default_factory=list)  # the order (`Measure`) of the best model
+    mark: list[float] = field(default_factory=list)  # the one that early stopping waits for
     averaged: bool = False  # whether the last checkpoints' mean has been validated
     stale: int = 0  # validations that did not come below them
     skipped: int = 0  # steps dropped
@@ -78,8 +78,9 @@ def resume(
     the model, the vocabulary, the objective or the kind of optimiser did.
     """
     require_fit(path, objective.model, vocabulary)
-    checkpoint.restore(objective.model, path / checkpoint.WEIGHTS)
     saved = checkpoint.load(path / "trainer.pt")
+    _require_place(saved, path)
+    checkpoint.restore(objective.model, path / checkpoint.WEIGHTS)
     present = _beside(objective)
     shapes = [{name: v.shape for name, v in each.items()} for each in (saved["beside"], present)]
     if shapes[0] != shapes[1]:
@@ -95,7 +96,25 @@ def resume(
     position = Position.from_dict(saved["position"])
     if saved["corpus"] != fingerprint:
         position = Position(position.epoch + 1)
-    return State(**saved["state"]), position
+    return _state(saved["state"]), position
+
+
+def _require_place(saved: dict[str, Any], path: Path) -> None:
+    """Misfit where a checkpoint does not say how far it was in its data."""
+    if "position" not in saved:
+        raise Misfit(
+            f"{path} was left by a loop for language models that is no more, which kept neither "
+            "its place in the texts nor which texts they were: begin anew with its weights, "
+            f"init_from: {path}"
+        )
+
+
+def _state(saved: dict[str, Any]) -> State:
+    """The state as it was saved; it used to name the best WER and loss."""
+    if "best_wer" not in saved:
+        return State(**saved)
+    others = {name: value for name, value in saved.items() if name not in ("best_wer", "best_loss")}
+    return State(**others, best=list(standing(saved["best_wer"], saved["best_loss"])))
 
 
 def judged_anew(state: State) -> State:

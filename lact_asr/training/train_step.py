@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lact_asr.config.training import TrainingConfig
-from lact_asr.data.batch import Batch
+from lact_asr.config.training import LoopConfig
 from lact_asr.distributed import fsdp
 from lact_asr.distributed.processes import World, no_sync
 from lact_asr.model.forward import arithmetic
+from lact_asr.training.material import MicroBatch
 from lact_asr.training.objective import Loss, Objective
 
 NAMED = 20  # utterances of a dropped step that are named
@@ -33,7 +33,7 @@ class Outcome:
     parts: dict[str, float]  # per label token
     counts: dict[str, float]
     grad_norm: float  # before clipping
-    audio_seconds: float  # without padding
+    amount: float  # seconds of audio, or what else throughput counts, without padding
     stop: bool  # some rank was asked to stop
     unreadable: dict[str, str]  # files met by any rank that could not be read, and why
     highest: float  # gradient norm that would still have been followed
@@ -54,7 +54,7 @@ class Outcome:
 class Setting:
     """What stays the same from step to step."""
 
-    config: TrainingConfig
+    config: LoopConfig
     world: World
     device: torch.device
     highest: float = math.inf  # gradient norm above which a step is not taken
@@ -68,7 +68,7 @@ class Called(nn.Module):
         self.trainable = objective.trainable
         self._call = objective.__call__  # a bound method: its other modules are no part of this
 
-    def forward(self, batch: Batch, progress: float) -> Loss:
+    def forward(self, batch: MicroBatch, progress: float) -> Loss:
         """The objective's loss."""
         return self._call(batch, progress)
 
@@ -76,7 +76,7 @@ class Called(nn.Module):
 def take(
     module: nn.Module,  # Called, perhaps wrapped
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],  # the micro-batches of this rank
+    batches: Sequence[MicroBatch],  # the micro-batches of this rank
     progress: float,
     setting: Setting,
     stop: bool,  # whether this rank was asked to stop
@@ -94,9 +94,9 @@ def take(
             loss.total.backward()
         losses.append(_detached(loss))
     news = {key: why for batch in batches for key, why in batch.unreadable if key not in known}
-    seconds = sum(batch.seconds for batch in batches)
-    sums = _row(losses, [seconds, float(stop), float(len(news))], device)
-    total, weight, *shown, seconds, stops, unheard = world.all_sum(sums).tolist()
+    amount = sum(batch.amount for batch in batches)
+    sums = _row(losses, [amount, float(stop), float(len(news))], device)
+    total, weight, *shown, amount, stops, unheard = world.all_sum(sums).tolist()
     norm = _normalise(optimizer, world.world_size / weight if weight else math.nan, config)
     if unheard:
         news = {key: why for part in world.gather(news) for key, why in part.items()}
@@ -107,7 +107,7 @@ def take(
         parts,
         counts,
         norm,
-        seconds,
+        amount,
         stops > 0,
         news,
         setting.highest,
@@ -155,7 +155,7 @@ def _named(
     return parts, dict(zip(sorted(loss.counts), values[size:], strict=True))
 
 
-def _normalise(optimizer: torch.optim.Optimizer, scale: float, config: TrainingConfig) -> float:
+def _normalise(optimizer: torch.optim.Optimizer, scale: float, config: LoopConfig) -> float:
     """Scale all gradients, clip their common norm, and return the norm before clipping.
 
     Wrapped gradients are averages over ranks, so the scale is ranks / labels of all of them.
@@ -169,7 +169,7 @@ def _normalise(optimizer: torch.optim.Optimizer, scale: float, config: TrainingC
     return norm
 
 
-def _suspects(batches: Sequence[Batch], losses: Sequence[Loss], world: World) -> list[str]:
+def _suspects(batches: Sequence[MicroBatch], losses: Sequence[Loss], world: World) -> list[str]:
     """Ids of micro-batches with a loss that is not finite, else of all, on all ranks."""
     pairs = list(zip(batches, losses, strict=True))
     bad = [batch.ids for batch, loss in pairs if not math.isfinite(float(loss.total))]

@@ -1,57 +1,72 @@
-"""The one training loop of the project: `fit`.
+"""The one training loop of the project.
 
-It takes an objective (a model and its loss), utterances and settings, and leaves checkpoints. It
-can be killed at any moment and called again with the same arguments: it goes on from the newest
-complete checkpoint, on one process bit for bit as if nothing had happened. For that everything
-random is a function of (seed, step, rank): no generator needs saving, and nothing that draws from
-one between two steps can disturb it.
+It takes an objective (a model and its loss), what to train on and measure with (speech: `fit`; any
+`Material`: `learn`) and settings, and leaves checkpoints. It can be killed at any moment and called
+again with the same arguments: it goes on from the newest complete checkpoint, on one process bit
+for bit as if nothing had happened. For that everything random is a function of (seed, step, rank):
+no generator needs saving, and nothing that draws from one between two steps can disturb it.
 
 A pass of the loop is: stop if asked, validate if due, save if due, end if done, take a step.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lact_asr.config.training import TrainingConfig
-from lact_asr.data.batch import Batch
+from lact_asr.config.training import LoopConfig, TrainingConfig
 from lact_asr.data.batch_plan import Position
-from lact_asr.data.dataset import usable, whole_corpus
-from lact_asr.data.loader import Stream, default_workers
 from lact_asr.data.manifest import Utterance
-from lact_asr.data.specaugment import SpecAugment
-from lact_asr.data.speed import change_speed, draw_speed
 from lact_asr.distributed import fsdp, processes
-from lact_asr.model.forward import sees
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint, early_stopping, guard, memory_probe, optim, train_step
 from lact_asr.training.averaging import Average, mean
 from lact_asr.training.logger import Journal
+from lact_asr.training.material import Material
 from lact_asr.training.objective import CTCObjective, Loss, Objective
 from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
 from lact_asr.training.retreat import retreat
-from lact_asr.training.validation import standing, validate
-from lact_asr.utils.errors import DataError, TrainingFailed
+from lact_asr.training.speech import Speech
+from lact_asr.utils.errors import TrainingFailed
 from lact_asr.utils.files import read_json
 from lact_asr.utils.locks import unrivalled
 
-__all__ = ["CTCObjective", "FitResult", "Loss", "Objective", "fit"]
+__all__ = ["CTCObjective", "FitResult", "Launcher", "Loss", "Objective", "fit", "learn"]
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Who has started the training: told what happens, and asked whether to go on."""
+
+    report: Callable[[Mapping[str, Any]], None]  # metrics
+    event: Callable[..., None]
+    should_stop: Callable[[], bool]
+    fence: Callable[[], None] = unrivalled  # before a write: raises where a newer process has begun
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a call of `fit` came to."""
+    """What a training came to."""
 
     finished: bool  # false: asked to stop, saved, and can be resumed
     step: int
-    checkpoint: Path  # the best one by WER on the dev utterances; the newest if none was validated
-    wer: float  # of the best checkpoint, as a fraction; inf before the first validation
-    loss: float  # validation loss of the best checkpoint, nats per label token
+    checkpoint: Path  # the best one on the dev data; the newest if none was validated
+    best: dict[str, float]  # loss and figures (`Measure`) of the best one; empty before the first
     steps_skipped: int  # steps dropped: a loss or gradient was not finite, or far too large
+
+    @property
+    def wer(self) -> float:
+        """Of the best checkpoint of a recogniser, as a fraction; inf before the first."""
+        return self.best.get("wer", math.inf)
+
+    @property
+    def loss(self) -> float:
+        """Validation loss of the best checkpoint, nats per label token."""
+        return self.best.get("loss", math.inf)
 
 
 def fit(
@@ -68,66 +83,79 @@ def fit(
     fence: Callable[[], None] = unrivalled,
     device: torch.device | None = None,
 ) -> FitResult:
-    """Train for max_steps, or until the dev WER stops falling, or until asked to stop.
+    """Train on speech for max_steps, until the dev WER stops falling, or until asked to stop.
 
-    Every rank calls this with the same arguments. Checkpoints go to directory/checkpoints. Raises
-    TrainingFailed ("divergence", "out_of_memory") and DataError (nothing to train or validate on,
-    more than half of the utterances unusable, more than max_unreadable unreadable files). `fence`
-    is called before a checkpoint is written, and raises where a newer process has taken over.
+    Every rank calls this with the same arguments. Raises what `learn` does, and DataError: nothing
+    to train or validate on, more than half of the utterances unusable, more than max_unreadable
+    unreadable files.
     """
     world = processes.start()
     device = device or world.device()
-    journal = Journal(report, event, config.max_steps, loud=world.main)
-    run = _Run(objective, vocabulary, config, directory / "checkpoints", world, journal, device)
-    run.fence = fence
+    speech = Speech(objective, train, dev, vocabulary, config, world, device)
+    launcher = Launcher(report, event, should_stop, fence)
+    return learn(objective, speech, vocabulary, config, directory, launcher, world, device)
+
+
+def learn(
+    objective: Objective,
+    material: Material,
+    vocabulary: Vocabulary,
+    config: LoopConfig,
+    directory: Path,
+    launcher: Launcher,
+    world: processes.World,
+    device: torch.device,
+) -> FitResult:
+    """Train on any material. Checkpoints go to directory/checkpoints.
+
+    Raises TrainingFailed ("divergence", "out_of_memory"), and Misfit where there are checkpoints of
+    something else.
+    """
+    folder, terms = directory / "checkpoints", material.terms
+    run = _Run(objective, material, vocabulary, config, folder, launcher, world, device)
     try:
-        run.prepare(train, dev)
-        return run.loop(should_stop)
+        run.prepare()
+        return run.loop()
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
             "out_of_memory",
-            f"memory ran out at step {run.state.step + 1} with batches of {config.batch_seconds:g} "
-            f"padded seconds; halve batch_seconds and double accumulate ({error})",
+            f"memory ran out at step {run.state.step + 1} with {terms.budget} "
+            f"{material.budget:g}; halve {terms.budget} and double accumulate ({error})",
         ) from error
 
 
 class _Run:
-    """One call of fit."""
+    """One call of learn."""
 
     def __init__(
         self,
         objective: Objective,
+        material: Material,
         vocabulary: Vocabulary,
-        config: TrainingConfig,
+        config: LoopConfig,
         folder: Path,
+        launcher: Launcher,
         world: processes.World,
-        journal: Journal,
         device: torch.device,
     ) -> None:
-        self.objective, self.vocabulary, self.config = objective, vocabulary, config
-        self.folder, self.world, self.journal, self.device = folder, world, journal, device
-        self.workers = default_workers(device) if config.workers is None else config.workers
-        self.state, self.saved = State(), 0
-        self.fence: Callable[[], None] = unrivalled
-
-    def prepare(self, train: list[Utterance], dev: list[Utterance]) -> None:
-        """Data, optimiser, and what an earlier process left."""
-        objective, config = self.objective, self.config
-        views, seen = getattr(objective, "views", 1), getattr(objective, "sees", None)
-        self.corpus, dropped = usable(
-            train, self.vocabulary, objective.model.output_lengths, config, views, seen
+        self.objective, self.material, self.vocabulary = objective, material, vocabulary
+        self.config, self.folder, self.launcher = config, folder, launcher
+        self.world, self.device = world, device
+        self.journal = Journal(
+            launcher.report, launcher.event, config.max_steps, material.terms, loud=world.main
         )
-        self.journal.start(len(train), self.corpus.durations.sum(), len(dev), dropped)
-        self.dev = whole_corpus(dev, self.vocabulary, sees(objective.model))
-        if not len(self.dev.labels.flat):
-            raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
+        self.state, self.saved = State(), 0
+
+    def prepare(self) -> None:
+        """Model, optimiser, what an earlier process left, and the batches from there on."""
+        objective, config = self.objective, self.config
+        self.journal.start(self.material)
         objective.trainable.to(self.device)
         if config.sharded and self.world.world_size > 1:
             fsdp.shard(objective.model, objective.trainable)
         self.optimizer = optim.build(objective, config.optim)
         self.average = Average(objective.model, config.average.decay)
-        start = self._resume()
-        self.stream = Stream(self.corpus, config, self.world, self.workers, start, views)
+        self.feed = self.material.feed(self._resume())
         self.module = self.world.wrap(
             train_step.Called(objective), getattr(objective, "unused_parameters", False)
         )
@@ -136,7 +164,7 @@ class _Run:
                 self.module,
                 objective,
                 self.optimizer,
-                self.corpus,
+                self.material,
                 config,
                 self.world,
                 self.device,
@@ -150,7 +178,7 @@ class _Run:
         path = self.world.gather(checkpoint.latest(self.folder))[0]
         if path is None:
             return Position()
-        fingerprint = self.corpus.fingerprint()
+        fingerprint = self.material.fingerprint()
         self.state, position = resume(
             path, self.objective, self.vocabulary, self.optimizer, fingerprint, self.average
         )
@@ -166,7 +194,7 @@ class _Run:
         )
         return position
 
-    def loop(self, should_stop: Callable[[], bool]) -> FitResult:
+    def loop(self) -> FitResult:
         """Train from where the state is."""
         state, config, stop = self.state, self.config, False
         self.objective.trainable.train()
@@ -185,7 +213,7 @@ class _Run:
                 self._save()
             if ended:
                 return self._result(finished=True)
-            stop = self._step(should_stop())
+            stop = self._step(self.launcher.should_stop())
         self._save()
         return self._result(finished=False)
 
@@ -200,7 +228,7 @@ class _Run:
         torch.manual_seed(step_seed(config.seed, state.step, self.world.rank))
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
-        batches = [self._augmented(self.stream.take()) for _ in range(config.accumulate)]
+        batches = [self.material.prepared(self.feed.take()) for _ in range(config.accumulate)]
         if hasattr(self.objective, "begin_step"):
             self.objective.begin_step(batches, self.world.all_sum)
         progress = state.step / config.max_steps
@@ -215,7 +243,7 @@ class _Run:
         self.journal.took(outcome)
         if hasattr(self.objective, "end_step"):
             self.objective.end_step(state.step, outcome, self.journal)
-        guard.note_unreadable(state, config, self.journal, outcome.unreadable)
+        guard.note_unreadable(state, self.material.max_unreadable, self.journal, outcome.unreadable)
         try:
             guard.note_step(state, config, self.journal, outcome, self.objective.trainable)
         except TrainingFailed as error:
@@ -223,7 +251,7 @@ class _Run:
             raise TrainingFailed(error.failure_class, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
             rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
-            self.journal.progress(state.step, self.stream.position.epoch, rate, state.skipped)
+            self.journal.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
 
     def _retreat(self, outcome: train_step.Outcome) -> str:
@@ -232,12 +260,6 @@ class _Run:
         for path in aside:
             self.journal.event("put_aside", checkpoint=path.name, now=checkpoint.DIVERGED)
         return where
-
-    def _augmented(self, batch: Batch) -> Batch:
-        """The batch at a speed drawn for it, with masks to be drawn for it."""
-        config = self.config.augment
-        batch = change_speed(batch.to(self.device), draw_speed(config))
-        return replace(batch, augment=SpecAugment(config)) if config.hides else batch
 
     def _validate_mean(self) -> None:
         """Measure the mean of the last checkpoints and the present weights."""
@@ -257,29 +279,20 @@ class _Run:
 
     def _measure(self) -> None:
         """Measure the model, and keep it if it is the best."""
-        state = self.state
-        validation = validate(
-            self.objective.model,
-            self.dev,
-            self.vocabulary,
-            self.config,
-            self.world,
-            self.device,
-            self.workers,
-        )
+        state, material = self.state, self.material
+        measure = material.measure()
         self.objective.trainable.train()
-        wer, loss = validation.scores.wer, validation.loss
-        best = standing(wer, loss) < standing(state.best_wer, state.best_loss)
+        best = measure.order < (tuple(state.best) or material.nothing_learned)
         state.validated = state.step
         state.mark, state.stale = early_stopping.watch(
-            self.config.stopping, state.step, standing(wer, loss), state.mark, state.stale
+            self.config.stopping, state.step, measure.order, state.mark, state.stale
         )
-        self.journal.validated(state.step, validation, best)
-        unheard = [each for each in validation.unreadable if each[0] not in state.unreadable]
-        guard.note_unreadable(state, self.config, self.journal, dict(unheard))
+        self.journal.validated(state.step, measure, best)
+        unheard = {key: why for key, why in measure.unreadable if key not in state.unreadable}
+        guard.note_unreadable(state, material.max_unreadable, self.journal, unheard)
         if best:
-            state.best_wer, state.best_loss = wer, loss
-            facts = {"step": state.step, "wer": wer, "cer": validation.scores.cer, "loss": loss}
+            state.best = list(measure.order)
+            facts = {"step": state.step, **measure.figures, "loss": measure.loss}
             self._write(checkpoint.BEST, facts, {})
 
     def _save(self) -> None:
@@ -294,11 +307,11 @@ class _Run:
             state,
             self.objective,
             self.optimizer,
-            self.stream.position,
-            self.corpus.fingerprint(),
+            self.feed.position,
+            self.material.fingerprint(),
             self.average,
         )
-        facts = {"step": state.step, "epoch": self.stream.position.epoch}
+        facts = {"step": state.step, "epoch": self.feed.position.epoch}
         facts["loss"] = state.typical_loss
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
         self.journal.event("checkpoint", step=state.step)
@@ -314,11 +327,15 @@ class _Run:
         if main:
             described = checkpoint.describe(model, self.vocabulary, self.config)
             files = {**tensors, "config.json": described, checkpoint.STATE: facts}
-            checkpoint.save(self.folder, name, files, self.fence)
+            checkpoint.save(self.folder, name, files, self.launcher.fence)
 
     def _result(self, finished: bool) -> FitResult:
         """The result on every rank, once rank 0 has written what it names."""
         self.world.gather(None)
-        state, best = self.state, self.folder / checkpoint.BEST
-        path = best if checkpoint.complete(best) else self.folder / f"{state.step:08d}"
-        return FitResult(finished, state.step, path, state.best_wer, state.best_loss, state.skipped)
+        state, path, facts = self.state, self.folder / checkpoint.BEST, {}
+        if checkpoint.complete(path):
+            facts = read_json(path / checkpoint.STATE)
+            facts.pop("step")
+        else:
+            path = self.folder / f"{state.step:08d}"
+        return FitResult(finished, state.step, path, facts, state.skipped)

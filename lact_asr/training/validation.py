@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.config.training import TrainingConfig
 from lact_asr.data.batch_plan import by_length
 from lact_asr.data.dataset import Corpus
@@ -21,25 +22,9 @@ from lact_asr.distributed.fsdp import accompany
 from lact_asr.distributed.processes import World
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training.material import Sample
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One utterance as spoken and as heard."""
-
-    id: str
-    true: str
-    pred: str
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The state of a model at one step."""
-
-    loss: float  # nats per label token, over the utterances that have a CTC path
-    scores: Scores
-    samples: list[Sample]
-    unreadable: list[tuple[str, str]]  # (id, why)
+SILENCE = SAMPLE_RATE // 10  # samples that a split model hears while other ranks decode
 
 
 def standing(wer: float, loss: float) -> tuple[float, float]:
@@ -49,6 +34,32 @@ def standing(wer: float, loss: float) -> tuple[float, float]:
     from 2.6 to 2.2 and its CER from 67 % to 58 %.
     """
     return min(wer, 1.0), loss
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How well a model does on speech."""
+
+    loss: float  # nats per label token, over the utterances that have a CTC path
+    scores: Scores
+    samples: list[Sample]
+    unreadable: list[tuple[str, str]]  # (id, why)
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """By what models are compared."""
+        return standing(self.scores.wer, self.loss)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the model is known by."""
+        return {"wer": self.scores.wer, "cer": self.scores.cer}
+
+    @property
+    def line(self) -> str:
+        """The same for people."""
+        scores = self.scores
+        return f"Valid loss {self.loss:.4f} | WER {scores.wer:.2%} | CER {scores.cer:.2%}"
 
 
 def validate(
@@ -77,7 +88,8 @@ def validate(
         tokens = batch.target_lengths * (losses > 0)  # 0: no path fits the labels
         sums += torch.stack([losses[tokens > 0].sum(), tokens.sum()])
         calls += 1
-    accompany(model, -(-len(shares) // world.world_size) - calls, device)
+    silence = torch.zeros(1, SILENCE, device=device), torch.tensor([SILENCE], device=device)
+    accompany(model, -(-len(shares) // world.world_size) - calls, *silence)
     loss, weight = world.all_sum(sums).tolist()
     for part, missing in world.gather((heard, unreadable)):
         heard |= part

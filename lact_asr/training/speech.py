@@ -1,0 +1,101 @@
+"""Transcribed speech as what a model learns from: read ahead, changed in speed, masked, decoded."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lact_asr.config.training import TrainingConfig
+from lact_asr.data.batch import Batch
+from lact_asr.data.batch_plan import Position, epoch_plan
+from lact_asr.data.dataset import Reader, usable, whole_corpus
+from lact_asr.data.loader import Stream, default_workers
+from lact_asr.data.manifest import Utterance
+from lact_asr.data.specaugment import SpecAugment
+from lact_asr.data.speed import change_speed, draw_speed
+from lact_asr.distributed.processes import World
+from lact_asr.model.forward import sees
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training.material import Terms, Worst
+from lact_asr.training.memory_probe import worst
+from lact_asr.training.objective import Objective
+from lact_asr.training.validation import Validation, standing, validate
+from lact_asr.utils.errors import DataError
+
+TERMS = Terms("utterances", "s", "batch_seconds", "audio_seconds_per_second", "s of audio/s")
+
+
+class Speech:
+    """Utterances to learn from and to measure on."""
+
+    terms = TERMS
+    nothing_learned = standing(np.inf, np.inf)
+
+    def __init__(
+        self,
+        objective: Objective,
+        train: list[Utterance],
+        dev: list[Utterance],
+        vocabulary: Vocabulary,
+        config: TrainingConfig,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        """DataError where more than half cannot be trained on, or nothing can be measured."""
+        self.model, self.vocabulary, self.config = objective.model, vocabulary, config
+        self.world, self.device = world, device
+        self.workers = default_workers(device) if config.workers is None else config.workers
+        self.views = getattr(objective, "views", 1)
+        self.corpus, self.left_out = usable(
+            train,
+            vocabulary,
+            self.model.output_lengths,
+            config,
+            self.views,
+            getattr(objective, "sees", None),
+        )
+        self.dev = whole_corpus(dev, vocabulary, sees(self.model))
+        if not len(self.dev.labels.flat):
+            raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
+        hours = self.corpus.durations.sum() / 3600
+        self.summary = f"{len(self.corpus)} utterances ({hours:.2f} h), validating on {len(dev)}"
+        self.budget, self.max_unreadable = config.batch_seconds, config.max_unreadable
+
+    def fingerprint(self) -> int:
+        """A number that changes when utterances come, go or change length."""
+        return self.corpus.fingerprint()
+
+    def feed(self, start: Position) -> Stream:
+        """The batches of this rank from a place on."""
+        return Stream(self.corpus, self.config, self.world, self.workers, start, self.views)
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch on the device at a speed drawn for it, with masks to be drawn for it."""
+        return self._masked(change_speed(batch.to(self.device), draw_speed(self.config.augment)))
+
+    def worst(self) -> Iterator[Worst]:
+        """The worst batches of the first epoch, at the slowest speed."""
+        durations, config = self.corpus.durations, self.config
+        budget = config.planned_seconds(self.views)
+        plan = epoch_plan(durations, budget, config.seed, 0, self.world.world_size)
+        reader, slowest = Reader(self.corpus, spare=True), min(config.augment.speeds)
+        for indices in worst(durations, [batch for rank in plan for batch in rank]):
+            batch = self._masked(change_speed(reader[indices].to(self.device), slowest))
+            yield Worst(len(indices), float(durations[indices].max()), batch)
+
+    def measure(self) -> Validation:
+        """Loss, WER and CER on every dev utterance."""
+        return validate(
+            self.model,
+            self.dev,
+            self.vocabulary,
+            self.config,
+            self.world,
+            self.device,
+            self.workers,
+        )
+
+    def _masked(self, batch: Batch) -> Batch:
+        config = self.config.augment
+        return replace(batch, augment=SpecAugment(config)) if config.hides else batch
