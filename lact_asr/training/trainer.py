@@ -246,7 +246,7 @@ class _Run:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
             raise TrainingFailed(error.failure_class, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
-            rate = config.optim.learning_rate * factor
+            rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
             self.journal.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
 
@@ -298,7 +298,7 @@ class _Run:
             return
         rate = self.config.optim.learning_rate
         guard.refuse_broken(state.step, rate, self.objective.trainable)
-        self.saved = state.step
+        self.saved, place = state.step, self.feed.position
         trainer = trainer_state(
             state,
             self.objective,
@@ -307,8 +307,7 @@ class _Run:
             self.material.fingerprint(),
             self.average,
         )
-        place, loss = self.feed.position, state.typical_loss
-        facts = {"step": state.step, "epoch": place.epoch, "loss": loss}
+        facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
         self.journal.event("checkpoint", step=state.step)
         if self.world.main:
