@@ -1,6 +1,5 @@
 """`infer` and `diagnose`: one step that takes a checkpoint to some audio."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +64,9 @@ def has_gpus(cluster: "Cluster") -> bool:
 
 def _manifest_of(subset: str, checkpoint: Path) -> Path:
     """The manifest of a subset: of a corpus, or of the run that the checkpoint comes from."""
-    folder = Path(os.environ.get("TRAINYARD_DATA", "data")) / "manifests"
+    from jobs.kinds.download import data_root
+
+    folder = data_root() / "manifests"
     known = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
     run = next((Run(path) for path in checkpoint.absolute().parents if is_run(path)), None)
     results = [run.step(step["name"]).result() or {} for step in run.steps()] if run else []

@@ -26,6 +26,7 @@ from jobs.kinds import _external
 from jobs.reading.paths import replace, walk
 from jobs.reading.references import filled
 from jobs.store import StepDir
+from lact_asr.distributed.place import from_environment
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
@@ -59,7 +60,7 @@ class Worker:
 class _Process:
     def __init__(self, step: StepDir) -> None:
         self.step = step
-        self.rank, self.world_size, self.local_rank = _place()
+        self.rank, self.world_size, self.local_rank = from_environment(os.environ)
         self.attempt = Attempt.present()
         self.fence = Fence(step, self.attempt)
         self.begun = False
@@ -317,14 +318,6 @@ def _described(step: StepDir) -> dict[str, Any]:
         raise UserError(message) from None
 
 
-def _place() -> tuple[int, int, int]:
-    """Rank, world size and local rank, from Slurm's variables or from torchrun's names."""
-    slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    names = slurm if "SLURM_PROCID" in os.environ else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
-    return rank, size, local
-
-
 def main() -> None:
     """Run the step in the folder named on the command line.
 
@@ -333,7 +326,7 @@ def main() -> None:
     which to Slurm is a failed job whose dependents never start.
     """
     Worker(Path(sys.argv[1]).absolute())()
-    if _place()[1] > 1:
+    if from_environment(os.environ).world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

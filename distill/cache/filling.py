@@ -149,7 +149,7 @@ def _read(
 ) -> Iterable[Batch]:
     """This process's share, in batches of similar length."""
     corpus = whole_corpus(utterances, vocabulary, shape)
-    mine = by_length(corpus.durations, batch_seconds)[world.rank :: world.world_size]
+    mine = world.share(by_length(corpus.durations, batch_seconds))
     return loader(corpus, mine, min(default_workers(device), len(mine)))
 
 

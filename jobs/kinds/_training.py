@@ -15,9 +15,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from distill.config import models as distill_config
 from jobs.errors import nearest
 from jobs.job import Job
-from jobs.pipeline import Frozen, Present
+from jobs.pipeline import Present
 from lact_asr.config import model as lact_config
-from lact_asr.config.base import Formerly
+from lact_asr.config.base import Formerly, Frozen
 from lact_asr.config.model import ModelConfig
 from lact_asr.config.presets import PRESETS, completed
 from lact_asr.config.training import CTCConfig, TrainingConfig

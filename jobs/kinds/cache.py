@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from jobs.job import Job
-from jobs.pipeline import Frozen, Resources
+from jobs.pipeline import Resources
 from lact_asr.config.augment import Speeds
+from lact_asr.config.base import Frozen
 from lact_asr.utils.errors import Failed
 
 RESOURCES = Resources(time="4h", cpus=4, memory_gb=32)

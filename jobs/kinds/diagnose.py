@@ -14,7 +14,8 @@ from pydantic import Field
 
 from jobs.job import Job
 from jobs.kinds import _inference
-from jobs.pipeline import Frozen, Resources
+from jobs.pipeline import Resources
+from lact_asr.config.base import Frozen
 from lact_asr.utils.errors import Failed
 from lact_asr.utils.files import write_json
 

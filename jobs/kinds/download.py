@@ -6,7 +6,6 @@ espeak-ng. Up to date takes seconds. Where compute nodes have no internet, run t
 login node that shares `root`: `run FILE --only STEP --cluster local`.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -15,8 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from jobs.errors import nearest
 from jobs.job import Job
-from jobs.pipeline import Frozen, Resources, Space
+from jobs.pipeline import Resources, Space
+from lact_asr.config.base import Frozen
 from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
 from lact_asr.data.disk_space import peak
 from lact_asr.data.synthetic.sentences import Synthetic
@@ -106,9 +107,7 @@ class Settings(Frozen):
             )
         if name in known:
             return []
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-        return [f"{self.source} has no subset {name!r}: {hint}"]
+        return [f"{self.source} has no subset {name!r}: {nearest(name, known)}"]
 
 
 class Result(Frozen):

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from jobs.job import Job
 from jobs.kinds import _training
-from jobs.pipeline import Frozen, Resources
+from jobs.pipeline import Resources
+from lact_asr.config.base import Frozen
 from lact_asr.config.overfit import OverfitConfig
 from lact_asr.utils.errors import Failed
 

@@ -184,7 +184,7 @@ def test_synthetic_speech_is_made_without_torch(tmp_path: Path) -> None:
         ({"source": "librispeech"}, "`train` names no subset"),
         (
             {"source": "librispeech", "train": ["train-clean-10"], "dev": ["x"]},
-            "has no subset 'train-clean-10': did you mean train-clean-100?",
+            "has no subset 'train-clean-10': did you mean 'train-clean-100'?",
         ),
         (
             {"source": "librispeech", "train": ["train-clean-100"], "dev": ["dev-clean"]},
@@ -192,7 +192,7 @@ def test_synthetic_speech_is_made_without_torch(tmp_path: Path) -> None:
         ),
         (
             {"source": "mini_librispeech", "train": ["all"], "holdout_speakers": 2},
-            "no subset 'all': it has train-clean-5, dev-clean-2",
+            "no subset 'all': valid are train-clean-5, dev-clean-2",
         ),
         (
             {"source": "folder", "train": ["a"], "dev": ["a"], "test": ["b"]},
