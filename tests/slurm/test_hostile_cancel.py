@@ -244,6 +244,17 @@ def test_a_step_that_succeeds_while_it_is_asked_to_end_is_not_called_cancelled(
     assert launcher.states() == {"one": "succeeded", "two": "cancelled"}
 
 
+def test_a_program_that_answers_cancel_with_a_bad_status_is_cancelled_and_has_not_failed(
+    launcher: Launcher,
+) -> None:
+    steps = {"one": sh(f"trap 'exit 1' TERM; touch traps; {UNTIL_GO}"), "two": sh(":", "one")}
+    launcher("run", launcher.write(steps))
+    launcher.slurm.wait_for((launcher.folder / "traps").exists)
+    assert launcher("cancel", launcher.newest().name) == "cancelled: one, two\n"
+    assert (launcher.newest() / "steps" / "one" / "failure.json").exists()
+    assert launcher.states() == {"one": "cancelled", "two": "cancelled"}
+
+
 def test_other_jobs_of_the_same_user_may_have_any_name(launcher: Launcher) -> None:
     run = start(launcher, one=UNTIL_GO, two="")
     for name in ("a|b|c", "two\nlines", "two\n7|RUNNING|0:01|lines"):
