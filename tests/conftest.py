@@ -23,6 +23,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Results are compared with the CPU's: a GPU is seen where `tests/gpu` alone is asked for."""
+    if not all("tests/gpu" in word for word in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def shared(relative: str) -> Path:
     """A path in the shared folder; the test skips, saying so, where it is absent."""
     path = SHARED / relative
