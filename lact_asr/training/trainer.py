@@ -302,17 +302,16 @@ class _Run:
             return
         rate = self.config.optim.learning_rate
         guard.refuse_broken(state.step, rate, self.objective.trainable)
-        self.saved = state.step
+        self.saved, place = state.step, self.feed.position
         trainer = trainer_state(
             state,
             self.objective,
             self.optimizer,
-            self.feed.position,
+            place,
             self.material.fingerprint(),
             self.average,
         )
-        facts = {"step": state.step, "epoch": self.feed.position.epoch}
-        facts["loss"] = state.typical_loss
+        facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
         self.journal.event("checkpoint", step=state.step)
         if self.world.main:
@@ -332,10 +331,9 @@ class _Run:
     def _result(self, finished: bool) -> FitResult:
         """The result on every rank, once rank 0 has written what it names."""
         self.world.gather(None)
-        state, path, facts = self.state, self.folder / checkpoint.BEST, {}
-        if checkpoint.complete(path):
-            facts = read_json(path / checkpoint.STATE)
-            facts.pop("step")
-        else:
-            path = self.folder / f"{state.step:08d}"
-        return FitResult(finished, state.step, path, facts, state.skipped)
+        state, path = self.state, self.folder / checkpoint.BEST
+        if not checkpoint.complete(path):
+            newest = self.folder / f"{state.step:08d}"
+            return FitResult(finished, state.step, newest, {}, state.skipped)
+        known = {n: v for n, v in read_json(path / checkpoint.STATE).items() if n != "step"}
+        return FitResult(finished, state.step, path, known, state.skipped)

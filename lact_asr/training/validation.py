@@ -45,22 +45,6 @@ class Validation:
     samples: list[Sample]
     unreadable: list[tuple[str, str]]  # (id, why)
 
-    @property
-    def order(self) -> tuple[float, float]:
-        """By what models are compared."""
-        return standing(self.scores.wer, self.loss)
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the model is known by."""
-        return {"wer": self.scores.wer, "cer": self.scores.cer}
-
-    @property
-    def line(self) -> str:
-        """The same for people."""
-        scores = self.scores
-        return f"Valid loss {self.loss:.4f} | WER {scores.wer:.2%} | CER {scores.cer:.2%}"
-
 
 def validate(
     model: nn.Module,

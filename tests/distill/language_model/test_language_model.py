@@ -29,7 +29,7 @@ from lact_asr.distributed import processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.logger import relative
-from lact_asr.training.trainer import FitResult
+from lact_asr.training.trainer import FitResult, Launcher
 from lact_asr.utils.locks import unrivalled
 from tests.lact_asr.tiny_runs import Diary
 from tests.ranks import in_ranks
@@ -131,7 +131,8 @@ def texts_run(
     **changes: Any,
 ) -> FitResult:
     """fit_texts with the small parts; asked to stop once `stop_at` steps are done."""
-    asked = iter(range(1, 9999))
+    asked, record = iter(range(1, 9999)), lambda row: diary.metrics.append(dict(row))
+    launcher = Launcher(record, diary.event, lambda: next(asked) >= stop_at, fence)
     optim = {"learning_rate": 5e-3, "warmup_steps": 5} | changes.pop("optim", {})
     short = {"max_steps": 12, "batch_tokens": 600, "valid_every": 6, "checkpoint_every": 6}
     return fit_texts(
@@ -141,11 +142,8 @@ def texts_run(
         VOCABULARY,
         LMTrainingConfig.model_validate({**short, "log_every": 1, "optim": optim, **changes}),
         folder,
-        report=lambda row: diary.metrics.append(dict(row)),
-        event=diary.event,
-        should_stop=lambda: next(asked) >= stop_at,
-        fence=fence,
-        device=CPU,
+        launcher,
+        CPU,
     )
 
 
