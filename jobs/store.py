@@ -20,6 +20,7 @@ the same file. Imports nothing heavy: `status` needs 60 ms in all.
 
 import contextlib
 import os
+import pwd
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,6 +55,14 @@ class Submission(NamedTuple):
     cancel_requested: float = 0.0  # when its end was asked for, seconds since 1970; 0: never
     ended: bool = False  # the cluster has said that its job, asked to end, is gone
     refused: str = ""  # what the cluster said when it refused it: nothing was queued
+
+
+def user() -> str:
+    """The name of the user whose process this is, whatever the environment says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container without an entry for its user
+        return str(os.geteuid())
 
 
 class StepDir:
@@ -313,7 +322,11 @@ class Run:
         return self.path / (f"code.{count + 1}" if count else "code")
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held while jobs are submitted or cancelled; UserError where somebody else holds it."""
+        """Held while jobs are submitted or cancelled; UserError where somebody else holds it, and
+        for a run of another user.
+        """
+        if (owner := self.info()["user"]) != user():
+            raise UserError(f"{self.name} belongs to {owner}, and you are {user()}: ask {owner}")
         return locks.exclusive(self.path / "lock")
 
     def busy(self) -> str:

@@ -20,6 +20,7 @@ from lact_asr.model.recogniser import Recogniser
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.files import append_json
 from tests.conftest import REPOSITORY
+from tests.slurm.cluster import missing_programs
 
 TINY = ModelConfig(hidden=64, layers=2, attention_heads=2, lact_heads=1, mlp=96, conv_layers=2)
 
@@ -61,6 +62,15 @@ def test_data_compares_with_bare_decoding(speech: Path) -> None:
 
 def test_start_reaches_the_first_step(speech: Path) -> None:
     assert "beyond importing torch" in bench("start", "--data", speech / "train")
+
+
+@pytest.mark.skipif(bool(missing_programs()), reason="Slurm is not installed")
+def test_launcher_stands_beside_raw_sbatch_and_those_that_are_installed() -> None:
+    said = bench("launcher")
+    chain = "chain of 2 trivial steps, end to end"
+    for what in ("submit a chain of 2", "submit 3 jobs", "status of 3 queued jobs", chain):
+        assert f"{what}, beside raw sbatch" in said
+        assert f"{what}, beside submitit" in said
 
 
 def test_learn_trains_three_models_and_goes_on_where_it_was_stopped(

@@ -1,11 +1,14 @@
 """Every setting of distillation: default, unit, bounds. No torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from distill.config.kd import RampConfig
 from distill.config.router import RouterConfig
+from lact_asr.config.base import Formerly
+
+FORMERLY = Formerly("notes", now="original")  # the recipes that docs/origin.md tells of
 
 
 class DistillConfig(RampConfig):
@@ -19,12 +22,14 @@ class DistillConfig(RampConfig):
         description="What is taught: every frame's distribution, the teacher's peaks only, or its "
         "greedy transcript through CTC",
     )
-    target: Literal["outputs", "projector", "projector_notes"] = Field(
+    target: Annotated[
+        Literal["outputs", "projector", "original"], Formerly("projector_notes", now="original")
+    ] = Field(
         "outputs",
         description="Whose distributions are taught: the teacher's own; those of a map from its "
         "last hidden states to the student's symbols, learned from the texts beside the student, "
-        "for a teacher with another vocabulary; or the notes' map of raw states, which the KD "
-        "loss itself moves and no text corrects",
+        "for a teacher with another vocabulary; or the original map of raw states, which the "
+        "KD loss itself moves and no text corrects",
     )
     top_k: int | None = Field(
         None,
@@ -39,10 +44,10 @@ class DistillConfig(RampConfig):
     blank_radius: float = Field(
         80.0, ge=0, description="Reach of `selected` around a symbol of the teacher, milliseconds"
     )
-    feature: Literal["ln_mse", "cosine", "notes"] = Field(
+    feature: Annotated[Literal["ln_mse", "cosine", "original"], FORMERLY] = Field(
         "ln_mse",
         description="Distance of hidden states: of layer-normed vectors, of directions, or the "
-        "notes' mean square divided by the width, which depends on the states' scale",
+        "original mean square divided by the width, which depends on the states' scale",
     )
     feature_weight: float = Field(
         0.0,
@@ -59,9 +64,9 @@ class DistillConfig(RampConfig):
         "student's window; student lact, teacher lact or teacher, not from a cache; 0 leaves it "
         "out",
     )
-    attention: Literal["rows", "notes"] = Field(
+    attention: Annotated[Literal["rows", "original"], FORMERLY] = Field(
         "rows",
-        description="The mean over queries and heads, or the notes' sum over heads, softened, "
+        description="The mean over queries and heads, or the original sum over heads, softened, "
         "times the squared temperature",
     )
     layerwise_weight: float = Field(
@@ -94,9 +99,9 @@ class DistillConfig(RampConfig):
         description="What the weights of the losses beside CTC multiply: the losses themselves, "
         "the losses brought to the size of CTC by their running means, or with learned scales",
     )
-    curriculum: Literal["notes", "ramp_0_60", "all_on"] = Field(
-        "notes",
-        description="When the losses on hidden states set in. notes: feature over 10 to 40 % of "
+    curriculum: Annotated[Literal["original", "ramp_0_60", "all_on"], FORMERLY] = Field(
+        "original",
+        description="When the losses on hidden states set in. original: feature over 10 to 40 % of "
         "training, layerwise 40 to 70 %, contrastive 70 to 100 %; ramp_0_60: feature over the "
         "first 60 %; all_on: at once",
     )
@@ -116,10 +121,8 @@ class DistillConfig(RampConfig):
         if self.top_k is not None and self.kd != "frames":
             raise ValueError(f"top_k belongs to kd: frames; kd is {self.kd}")
         compared = (self.kd, self.top_k, self.blank_policy)
-        if self.target == "projector_notes" and compared != ("frames", None, "all"):
-            raise ValueError(
-                "target projector_notes wants kd: frames, top_k: null and blank_policy: all"
-            )
+        if self.target == "original" and compared != ("frames", None, "all"):
+            raise ValueError("target original wants kd: frames, top_k: null and blank_policy: all")
         if self.router.kind != "off" and not self.feature_weight:
             raise ValueError("the router chooses what feature_weight weighs, and that is 0")
         return self

@@ -1,6 +1,6 @@
 """Settings of the teacher and the baseline, and their named sizes. No torch.
 
-`SIZES` names the two models' sizes: `default` is the founding notes' (43 M and 15.7 M parameters),
+`SIZES` names the two models' sizes: `default` is the original size (43 M and 15.7 M parameters),
 `tiny` learns ten utterances by heart on one CPU core in under a minute.
 """
 
@@ -15,8 +15,8 @@ from lact_asr.config.model import HOP
 FRAME = (3, 112, 112)  # of video: colours, height, width
 Norm = Literal["group", "batch"]
 NORM = (
-    "Normalisation after convolutions: group is independent of the batch; batch (the notes' first "
-    "teacher) diverges at two utterances a batch"
+    "Normalisation after convolutions: group is independent of the batch; batch (the first "
+    "original teacher) diverges at two utterances a batch"
 )
 
 
@@ -64,14 +64,14 @@ class TeacherConfig(Frozen):
     )
     output_cap: Literal["soft", "clamp", "none"] = Field(
         "soft",
-        description="Bound of 10 on the fusion's attention output: 10 tanh(x / 10), or the notes' "
-        "clamp, whose gradient is zero where it acts",
+        description="Bound of 10 on the fusion's attention output: 10 tanh(x / 10), or the "
+        "original clamp, whose gradient is zero where it acts",
     )
     head_std: float | None = Field(
         None,
         gt=0,
         description="Spread of the output weights at the start; null is 1 / sqrt(hidden): ten "
-        "utterances by heart in 30 steps, with the notes' 0.001 in 110",
+        "utterances by heart in 30 steps, with the original 0.001 in 110",
     )
     linear_std: float | None = Field(
         None,
@@ -109,7 +109,7 @@ class TeacherConfig(Frozen):
         return self
 
     @property
-    def sees(self) -> tuple[int, ...] | None:
+    def video_shape(self) -> tuple[int, ...] | None:
         """The shape of a frame of video."""
         return {"off": None, "frames": FRAME, "features": (self.video_features,)}[self.video]
 

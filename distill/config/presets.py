@@ -1,10 +1,10 @@
 """Named ways to train a teacher: how its layers start, its optimiser, what is dropped. No torch.
 
-`standard` and `emergency` are the founding notes' two answers to their exploding gradients, word
-for word: the second, their last, has a tenth of the learning rate (it learns ten utterances no
-further than from 10.1 to 9.1 nats in 450 passes) and drops every step whose gradient norm exceeds
-10. `recommended` cures causes: GroupNorm (two utterances make no batch statistics), bounded
-attention scores, a warm-up, gradients judged by their own past.
+`standard` and `emergency` are the original recipes against exploding gradients, word for word
+(docs/origin.md): the second and last of them has a tenth of the learning rate (it learns ten
+utterances no further than from 10.1 to 9.1 nats in 450 passes) and drops every step whose gradient
+norm exceeds 10. `recommended` cures causes: GroupNorm (two utterances make no batch statistics),
+bounded attention scores, a warm-up, gradients judged by their own past.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from lact_asr.config.presets import PRESETS, completed
 
 # Adam, batches of two utterances, and a clamp where scores were meant to be bounded.
-_NOTES_MODEL = {"norm": "batch", "qk_norm": False, "logit_cap": None, "output_cap": "clamp"}
-_NOTES_OPTIM = {"warmup_steps": 0, "decay": "constant", "betas": (0.9, 0.98), "weight_decay": 0.0}
+_UNBOUNDED = {"norm": "batch", "qk_norm": False, "logit_cap": None, "output_cap": "clamp"}
+_ADAM = {"warmup_steps": 0, "decay": "constant", "betas": (0.9, 0.98), "weight_decay": 0.0}
 
 TEACHER: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {
@@ -33,17 +33,17 @@ TEACHER: dict[str, dict[str, dict[str, Any]]] = {
         ),
     },
     "standard": {
-        "model": {**_NOTES_MODEL, "linear_std": 0.01},
+        "model": {**_UNBOUNDED, "linear_std": 0.01},
         "training": {
             "batch_seconds": 40.0,
-            "optim": {**_NOTES_OPTIM, "learning_rate": 1e-4, "clip_norm": 1.0},
+            "optim": {**_ADAM, "learning_rate": 1e-4, "clip_norm": 1.0},
         },
     },
     "emergency": {
-        "model": {**_NOTES_MODEL, "linear_std": 0.001, "conv_scale": 0.5},
+        "model": {**_UNBOUNDED, "linear_std": 0.001, "conv_scale": 0.5},
         "training": {
             "batch_seconds": 40.0,
-            "optim": {**_NOTES_OPTIM, "learning_rate": 1e-5, "clip_norm": 0.5},
+            "optim": {**_ADAM, "learning_rate": 1e-5, "clip_norm": 0.5},
             "guard": {"skip_above": 10.0},
         },
     },

@@ -1,20 +1,22 @@
 """Settings of the router over the teacher's states. No torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lact_asr.config.base import Frozen
+from lact_asr.config.base import Formerly, Frozen
 
 
 class RouterConfig(Frozen):
     """Which of the teacher's states the feature loss is about, chosen frame by frame."""
 
-    kind: Literal["off", "recommended", "notes"] = Field(
+    kind: Annotated[
+        Literal["off", "recommended", "original"], Formerly("notes", now="original")
+    ] = Field(
         "off",
         description="off is the last layer alone; recommended predicts every expert and learns "
-        "from the task which matter; notes mixes mapped experts, and maps and mix learn to be easy "
-        "to predict",
+        "from the task which matter; original mixes mapped experts, and maps and mix learn to be "
+        "easy to predict",
     )
     experts: Literal["layers", "modalities", "both"] = Field(
         "layers", description="What is chosen from; only the teacher's own family has modalities"

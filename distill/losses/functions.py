@@ -131,8 +131,8 @@ def candidates(mask: Tensor, apart: int) -> Tensor:
     return ((distance >= max(apart, 1)) & mask[:, None]) | (distance == 0)
 
 
-def notes_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """The notes' feature loss: the mean square over the width, divided by the width once more.
+def original_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """The original feature loss: the mean square over the width, divided by the width once more.
 
     (B, T, D) twice to (B, T); at the start (var_student + var_teacher) / D, whatever that is.
     """
@@ -141,7 +141,7 @@ def notes_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 UNRELATED = {"ln_mse": 2.0, "cosine": 1.0}  # what they are between states that share nothing
-FEATURE = {"ln_mse": layer_norm_mse, "cosine": cosine_distance, "notes": notes_mse}
+FEATURE = {"ln_mse": layer_norm_mse, "cosine": cosine_distance, "original": original_mse}
 
 
 def attention(student: Tensor, teacher: Tensor, seen: Tensor) -> Tensor:
@@ -157,8 +157,10 @@ def attention(student: Tensor, teacher: Tensor, seen: Tensor) -> Tensor:
     return (theirs.exp() * (theirs - mine)).sum(-1).mean(1)
 
 
-def notes_attention(student: Tensor, teacher: Tensor, seen: Tensor, temperature: float) -> Tensor:
-    """The notes' attention loss, tau^2 / T times a `batchmean`: a sum over heads, softened.
+def original_attention(
+    student: Tensor, teacher: Tensor, seen: Tensor, temperature: float
+) -> Tensor:
+    """The original attention loss, tau^2 / T times a `batchmean`: a sum over heads, softened.
 
     As `attention`, about H times as large.
     """

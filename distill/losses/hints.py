@@ -135,7 +135,7 @@ class Hints:
         expected: Shown = {}
         apart = losses.UNRELATED.get(self.config.feature)
         for name in ("feature", "layerwise"):
-            if name in found and apart and self.config.router.kind != "notes":
+            if name in found and apart and self.config.router.kind != "original":
                 expected[name] = torch.full_like(found[name], apart)
         if "attention" in found:
             even = student.attention.clamp(min=0.0)  # 0 where it looks, else -inf
@@ -149,8 +149,10 @@ class Hints:
         """(B, S); frames are the same on both sides."""
         frames = mask.shape[1]
         theirs = teacher.attention[:, :, :frames, :frames]
-        if self.config.attention == "notes":
-            return losses.notes_attention(student.attention, theirs, mask, self.config.temperature)
+        if self.config.attention == "original":
+            return losses.original_attention(
+                student.attention, theirs, mask, self.config.temperature
+            )
         return losses.attention(student.attention, theirs, mask)
 
     def _layerwise(

@@ -78,7 +78,7 @@ class Outputs:
         if config.blank_policy == "drop_class":
             student, teacher = losses.drop_blank(student), losses.drop_blank(teacher)
         if config.top_k is None:
-            still = config.target != "projector_notes"
+            still = config.target != "original"
             return losses.frame_kd(student, teacher, config.temperature, still)
         kept = losses.top_k(teacher, config.top_k, config.temperature)
         return losses.top_k_kd(student, kept, config.temperature)

@@ -6,7 +6,7 @@ key made of each expert's; the best two get a share, every expert at least a lit
 `recommended`: the student predicts every expert through a map of its own and is charged by the
 shares; nothing learnable stands on the teacher's side. The shares learn from what helps the task:
 their target is, per frame, how far the gradient of an expert's loss points where that of the task
-does. `notes`: experts are mapped and mixed, the mix is the target, and its loss trains maps and
+does. `original`: experts are mapped and mixed, the mix is the target, and its loss trains maps and
 shares alike. The target then learns to be easy: after 400 steps of a toy it was a constant, the
 loss 0.000, and nothing was taught. Shares trained by the losses they weigh, without maps, give all
 to the expert that is easiest to predict.
@@ -56,7 +56,7 @@ class StudentAwareRouter(nn.Module):
         super().__init__()
         self.config, self.experts = config, len(widths)
         self.gate = Gate(student_width, widths)
-        if config.kind == "notes":
+        if config.kind == "original":
             mixed = max(widths)
             self.maps = nn.ModuleList(nn.Linear(width, mixed) for width in widths)
             self.maps.append(nn.Linear(student_width, mixed))
@@ -80,7 +80,7 @@ class StudentAwareRouter(nn.Module):
         scores = self.gate(F.layer_norm(states.detach(), states.shape[-1:]), experts)
         scores = scores.masked_fill(~there, -torch.inf)
         shares = self.shares(scores, there)
-        if self.config.kind == "notes":
+        if self.config.kind == "original":
             feature = self._mixed(states, experts, shares)
             cost = torch.zeros_like(feature)
         else:
@@ -102,7 +102,7 @@ class StudentAwareRouter(nn.Module):
         return (1 - self.config.floor) * shares + self.config.floor * even
 
     def _mixed(self, states: Tensor, experts: Sequence[Tensor], shares: Tensor) -> Tensor:
-        """The notes' loss: the student's map against the mix of the experts' maps."""
+        """The original loss: the student's map against the mix of the experts' maps."""
         *maps, own = self.maps
         mapped = torch.stack([m(e) for m, e in zip(maps, experts, strict=True)], dim=-1)
         mix = (mapped * shares[..., None, :]).sum(-1)  # (B, S, D)

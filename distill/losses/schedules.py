@@ -11,7 +11,7 @@ Ramp = tuple[float, float]  # progress where a weight leaves 0, and where it rea
 
 # The KD term has its own weight (kd_weight) and is never held back here.
 CURRICULA: dict[str, dict[str, Ramp]] = {
-    "notes": {
+    "original": {
         "feature": (0.1, 0.4),
         "attention": (0.1, 0.4),
         "layerwise": (0.4, 0.7),

@@ -73,6 +73,9 @@ class Backend(Protocol):
     def identity(self) -> str:
         """Which scheduler answers here: job ids and process ids mean nothing to any other."""
 
+    def expect_home(self) -> None:
+        """Elsewhere where this is not the scheduler that the run belongs to."""
+
     def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
         """Queue `job` until the jobs `after` have succeeded and the jobs `behind` have ended.
 

@@ -39,6 +39,11 @@ class LocalBackend:
         """This machine, by name: process ids mean nothing on another one."""
         return socket.gethostname()
 
+    def expect_home(self) -> None:
+        """Elsewhere where this is not the machine that the run belongs to."""
+        if self.home and (here := self.identity()) != self.home:
+            raise Elsewhere(f"this run belongs to {self.home}, and here is {here}: log in there")
+
     def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
         """Start the keeper of a step."""
         command = [sys.executable, "-c", entry(__name__), str(job.directory)]
@@ -64,8 +69,7 @@ class LocalBackend:
 
     def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """Running when the keeper has workers; an ended keeper has failed, unless files differ."""
-        if self.home and (here := self.identity()) != self.home:
-            raise Elsewhere(f"this run belongs to {self.home}, and here is {here}: log in there")
+        self.expect_home()
         return {token: _state(job or _keeper_of(token)) for token, job in jobs.items()}
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -92,9 +92,9 @@ def run(settings: Settings, job: Job) -> Result:
     from distill.language_model.model import LanguageModel, LMObjective
     from distill.language_model.texts import Texts
     from distill.language_model.trainer import fit_texts, held_out
-    from distill.models.registry import count_parameters
     from lact_asr.data.manifest import read_manifest
     from lact_asr.distributed import processes
+    from lact_asr.model.interface import count_parameters
     from lact_asr.training.trainer import Launcher
 
     train, dev = read_manifest(settings.train), read_manifest(settings.dev)

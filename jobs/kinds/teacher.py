@@ -28,10 +28,10 @@ class Settings(_training.CTCSettings):
         description="what completes `training` and `model`: recommended is learning rate 1e-4 "
         "after 2,000 steps of warm-up, steps of 10 times the usual gradient norm dropped, early "
         "stopping after 20 validations, augmentation, bfloat16 on GPUs; standard and emergency are "
-        "the founding notes' two stable recipes (batch norm, two utterances a step, a clamp on the "
+        "the original two stable recipes (batch norm, two utterances a step, a clamp on the "
         "attention's output; 1e-4 and clipping at 1, then 1e-5, clipping at 0.5 and steps above a "
-        "norm of 10 dropped); plain adds nothing. What is in force: `launch.py kinds "
-        "teacher --preset PRESET`",
+        "norm of 10 dropped: docs/origin.md); plain adds nothing. What is in force: "
+        "`launch.py kinds teacher --preset PRESET`",
     )
 
     def recipe(self) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from jobs import kinds
 from jobs.errors import UserError, nearest
 from jobs.pipeline import NAME, Resources
+from jobs.reading.former import renewed
 from jobs.reading.paths import Place
 from jobs.reading.pipeline_file import PipelineFile, StepFile
 from jobs.reading.references import PATTERN
@@ -105,7 +106,7 @@ def _in_force(name: str, settings: type[BaseModel], preset: str) -> dict[str, st
             raise UserError(f"--preset {preset}: {name} has no presets: leave it out")
         return {}
     presets = get_args(field.annotation)
-    preset = preset or field.default
+    preset = renewed(settings, {"preset": preset or field.default})["preset"]
     if preset not in presets:
         raise UserError(f"no preset {preset!r} of {name}: {nearest(preset, presets)}")
     chosen: Any = settings.model_construct(preset=preset)

@@ -7,6 +7,7 @@ the step starts.
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from jobs import gate, kinds
 from jobs.errors import SpecError, nearest
 from jobs.pipeline import NAME, Frozen, Pipeline, Present, Resources, Step
 from jobs.program import NAME as PROGRAM
+from jobs.reading.former import former
 from jobs.reading.paths import Place, replace, walk
 from jobs.reading.references import escaped, filled, references, unclosed
 from jobs.reading.validation import ANYTHING, sample_of, shown, validate
@@ -57,7 +59,8 @@ def read_pipeline(
 ) -> Pipeline:
     """The pipeline in `path` with `--set` overrides laid over it (SpecError with every mistake).
 
-    Relative paths in it start from `folder`, the present one if not given.
+    Values under a former name are read, and told of on stderr, one line each. Relative paths in
+    it start from `folder`, the present one if not given.
     """
     document = read(path)
     for override in overrides:
@@ -69,6 +72,8 @@ def read_pipeline(
     default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())[:40]  # as long as NAME
     steps = _Steps(document, header.steps, folder or Path.cwd()).read()
     _stop(document)
+    for notice in document.notices:
+        print(notice, file=sys.stderr)
     return Pipeline(
         name=header.name or default_name, description=header.description, steps=tuple(steps)
     )
@@ -281,6 +286,9 @@ class _Steps:
         model = validate(self.document, kind.Settings, sample, place, unknown, blocks)
         if model is None:
             return None
+        for inner, mark in former(kind.Settings, raw):
+            words = f"{mark.name!r} is called {mark.now!r} now: write {inner[-1]}: {mark.now}"
+            self.document.notice((*place, *inner), words)
         settings: dict[str, Any] = model.model_dump()
         for key, field in kind.Settings.model_fields.items():
             if any(isinstance(mark, Present) for mark in field.metadata):

@@ -45,6 +45,7 @@ class Document:
     value: Any = None
     places: dict[Place, str] = field(default_factory=dict)  # -> "file:line"
     mistakes: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)  # what is no mistake and should be said
 
     def where(self, place: Place) -> str:
         """`file:line` of a value; of the nearest thing around it where it is not in the file."""
@@ -54,8 +55,15 @@ class Document:
 
     def mistake(self, place: Place, message: str) -> None:
         """Record a mistake at a place."""
+        self.mistakes.append(self._at(place, message))
+
+    def notice(self, place: Place, message: str) -> None:
+        """Record what is to be said of a place, which is no mistake."""
+        self.notices.append(self._at(place, message))
+
+    def _at(self, place: Place, message: str) -> str:
         dotted = ".".join(str(part) for part in place)
-        self.mistakes.append(f"{self.where(place)}: {dotted + ': ' if dotted else ''}{message}")
+        return f"{self.where(place)}: {dotted + ': ' if dotted else ''}{message}"
 
 
 def parse(text: str, name: str) -> Document:

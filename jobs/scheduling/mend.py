@@ -9,11 +9,12 @@ set aside, not deleted.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jobs import gate
+from jobs import gate, kinds
 from jobs.backends.base import Backend, QueueState
 from jobs.errors import ClusterError, UserError, nearest
 from jobs.pipeline import Pipeline
 from jobs.program import NAME
+from jobs.reading.former import renewed
 from jobs.reading.paths import walk
 from jobs.scheduling.observe import Record, View
 from jobs.scheduling.submit import Living, alive, end, look_closely, settle
@@ -106,12 +107,19 @@ def mending(run: Run, pipeline: Pipeline, redo: Sequence[str]) -> Mending:
     """What a run needs to become a pipeline, with some steps done anew."""
     folders = {step["name"]: run.step(step["name"]) for step in run.steps()}
     return compare(
-        run.steps(),
+        [_renewed(step) for step in run.steps()],
         [step.model_dump(mode="json") for step in pipeline.steps],
         {name: folder.result() for name, folder in folders.items()},
         {name: folder.latest() is not None for name, folder in folders.items()},
         redo,
     )
+
+
+def _renewed(step: dict[str, Any]) -> dict[str, Any]:
+    """A step as it was submitted, in the names of today: a new name alone is no difference."""
+    if step["kind"] not in kinds.NAMES:
+        return step
+    return {**step, "settings": renewed(kinds.load(step["kind"]).Settings, step["settings"])}
 
 
 def mend(run: Run, backend: Backend, plan: Mending, **facts: Any) -> None:

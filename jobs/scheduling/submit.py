@@ -10,8 +10,6 @@ what is submitted in its place waits until it has ended (afterany).
 """
 
 import contextlib
-import os
-import pwd
 import secrets
 import shutil
 import socket
@@ -30,7 +28,7 @@ from jobs.program import NAME
 from jobs.scheduling.observe import Queue, View, view
 from jobs.scheduling.plan import ACTIVE, State, Submit, has_ended, plan
 from jobs.snapshot import copy_code, provenance
-from jobs.store import Run, RunStore, Submission
+from jobs.store import Run, RunStore, Submission, user
 
 # sbatch calls at once: 50 jobs in 0.2 s instead of 0.5 s, and no load on a controller
 _PARALLEL = 4
@@ -50,16 +48,20 @@ def create(
 ) -> Run:
     """A new run with its snapshot and one job.json per step; nothing is submitted yet.
 
-    `scheduler` tells which Slurm, or which machine, the run's jobs will be known to; `facts` are
-    further entries of run.json. UserError where the disk does not take it; what was written of it
-    is removed.
+    `scheduler` tells which Slurm, or which machine, the run's jobs will be known to, or why it
+    would refuse them (UserError); `facts` are further entries of run.json. UserError where the disk
+    does not take it; what was written of a run that does not come to be is removed.
     """
+    first = not store.root.exists()
     try:
         run = store.create(name)
         try:
             _fill(run, pipeline, cluster, given, scheduler, facts)
-        except (OSError, UserError):
+        except BaseException:  # Ctrl-C, too
             shutil.rmtree(run.path, ignore_errors=True)
+            if first:
+                with contextlib.suppress(OSError):  # another launcher's run is in it
+                    store.root.rmdir()
             raise
     except OSError as error:
         raise UserError(
@@ -104,14 +106,6 @@ def _fill(
     )
 
 
-def user() -> str:
-    """The name of the user whose process this is, whatever the environment says."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a container without an entry for its user
-        return str(os.geteuid())
-
-
 def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None) -> list[Submit]:
     """Submit whatever of the run is not done and not under way; what was submitted.
 
@@ -145,12 +139,9 @@ def _expect_launch_folder(run: Run) -> None:
 def look_closely(run: Run, backend: Backend) -> View:
     """Where the run stands, with the jobs whose submission was never answered taken over.
 
-    Nothing is submitted or ended while the cluster does not answer (ClusterError), and nothing of
-    another person's (UserError).
+    The caller holds the run's lock. Nothing is submitted or ended while the cluster does not answer
+    (ClusterError).
     """
-    owner = run.info()["user"]
-    if owner != user():
-        raise UserError(f"{run.name} belongs to {owner}, and you are {user()}: ask {owner}")
     for step in run.steps():
         latest = run.step(step["name"]).latest()
         if latest is None or latest.job or latest.refused or latest.ended:
@@ -323,7 +314,7 @@ def step_job(run: Run, step: Mapping[str, Any], token: str) -> StepJob:
 class Cancelled(NamedTuple):
     """What came of asking jobs to end: step names, in the order of the run."""
 
-    ended: list[str]
+    ended: list[str]  # by us: neither with success nor with a failure of their own
     ending: list[str]  # still in the queue: saving, or not asked successfully
     trouble: str = ""  # what the cluster said against it
 
@@ -341,8 +332,8 @@ def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Ca
     living = alive(seen, [name for name in doomed if seen.records[name].result is None])
     trouble = end(run, backend, living)
     left = {each.step for each in settle(run, backend, living)}
-    touched = {each.step for each in living}
-    ended = [name for name in doomed if name in touched - left]
+    gone = {each.step for each in living} - left
+    ended = [name for name in doomed if name in gone and not run.step(name).has_ended()]
     return Cancelled(ended, [name for name in doomed if name in left], trouble)
 
 

@@ -1,9 +1,33 @@
 """What every block of settings is made of. No torch."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 class Frozen(BaseModel):
     """A settings block: immutable, and a key that it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Formerly:
+    """A mark on a setting whose value had another name: the old name is read as the new one.
+
+    Runs and checkpoints keep the names of their day. `launch.py check` and `run` say so once for
+    each place in a pipeline file.
+    """
+
+    def __init__(self, name: str, now: str) -> None:
+        self.name, self.now = name, now
+
+    def read(self, value: object) -> object:
+        """The value under the name that it has now."""
+        return self.now if value == self.name else value
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Read the value before its type is checked."""
+        return core_schema.no_info_before_validator_function(self.read, handler(source))

@@ -1,7 +1,7 @@
 """Named sets of training settings. No torch.
 
 `PRESETS` are what a pipeline file's `training` is completed from. "modern" is what the best public
-CTC recipes have in common; "founding" is this project's first recipe; "plain" leaves the defaults,
+CTC recipes have in common; "original" is this project's first recipe; "plain" leaves the defaults,
 which add nothing: for corpora of an hour, where a few hundred steps decide.
 """
 
@@ -15,8 +15,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "average": {"decay": 0.999},
         "optim": {"method": "muon"},
     },
-    # Batches of 12 utterances of up to 20 s; the notes' loss table ends at 100,000 steps.
-    "founding": {
+    # Batches of 12 utterances of up to 20 s; their loss table ends at 100,000 steps.
+    "original": {
         "max_steps": 100_000,
         "batch_seconds": 240.0,
         "accumulate": 2,

@@ -25,7 +25,7 @@ class GuardConfig(Frozen):
         None,
         gt=0,
         description="Drop every step whose gradient norm, per label token and before clipping, is "
-        "above this (the notes' rule, with 10); a healthy model may never come below it; null is "
+        "above this (the original rule, with 10); a healthy model may never come below it; null is "
         "never",
     )
 

@@ -15,11 +15,10 @@ from lact_asr.data.manifest import Utterance
 from lact_asr.data.specaugment import SpecAugment
 from lact_asr.data.speed import change_speed, draw_speed
 from lact_asr.distributed.processes import World
-from lact_asr.model.forward import sees
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Material, Measure, Terms, Worst
 from lact_asr.training.memory_probe import worst
-from lact_asr.training.objective import Objective
+from lact_asr.training.objective import SpeechObjective
 from lact_asr.training.validation import standing, validate
 from lact_asr.utils.errors import DataError
 
@@ -34,7 +33,7 @@ class Speech(Material):
 
     def __init__(
         self,
-        objective: Objective,
+        objective: SpeechObjective,
         train: list[Utterance],
         dev: list[Utterance],
         vocabulary: Vocabulary,
@@ -46,16 +45,16 @@ class Speech(Material):
         self.model, self.vocabulary, self.config = objective.model, vocabulary, config
         self.world, self.device = world, device
         self.workers = default_workers(device) if config.workers is None else config.workers
-        self.views = getattr(objective, "views", 1)
+        self.views = objective.views
         self.corpus, self.left_out = usable(
             train,
             vocabulary,
             self.model.output_lengths,
             config,
             self.views,
-            getattr(objective, "sees", None),
+            objective.video_shape,
         )
-        self.dev = whole_corpus(dev, vocabulary, sees(self.model))
+        self.dev = whole_corpus(dev, vocabulary, self.model.video_shape)
         if not len(self.dev.labels.flat):
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
         hours = self.corpus.durations.sum() / 3600

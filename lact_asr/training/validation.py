@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.config.training import TrainingConfig
@@ -21,6 +20,7 @@ from lact_asr.decoding.transcribe import decode
 from lact_asr.distributed.fsdp import accompany
 from lact_asr.distributed.processes import World
 from lact_asr.model.ctc_loss import ctc_losses
+from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Sample
 
@@ -47,7 +47,7 @@ class Validation:
 
 
 def validate(
-    model: nn.Module,
+    model: CTCModel,
     corpus: Corpus,
     vocabulary: Vocabulary,
     config: TrainingConfig,

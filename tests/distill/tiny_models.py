@@ -1,4 +1,4 @@
-"""The small parts that the distillation tests share: real utterances, tiny models."""
+"""The small parts that the distillation tests share: a few utterances, tiny models."""
 
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.greedy import greedy
 from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training.loss import Loss, Part
 from lact_asr.training.objective import CTCObjective
 
 VOCABULARY = Vocabulary.characters()
@@ -23,10 +24,8 @@ VOCABULARY = Vocabulary.characters()
 
 @cache
 def utterances(speech: Path) -> tuple[Utterance, ...]:
-    """Eight short utterances of eight speakers, 19 s in all, the shortest first."""
-    names = (speech / "lists" / "tiny8.txt").read_text().split()
-    found = {each.id: each for each in scan(speech / "train")}
-    return tuple(sorted((found[name] for name in names), key=lambda each: each.duration))
+    """The eight shortest utterances, the shortest first."""
+    return tuple(sorted(scan(speech / "train"), key=lambda each: each.duration)[:8])
 
 
 @cache
@@ -63,6 +62,12 @@ def tiny_baseline(seed: int = 0, **changes: Any) -> Baseline:
     torch.manual_seed(seed)
     config = sized("baseline", "tiny", {"dropout": 0.0, **changes})
     return FAMILIES["baseline"](config.model_dump(), len(VOCABULARY))
+
+
+def per_label(loss: Loss) -> dict[str, Part[float]]:
+    """The parts of a loss as a log has them."""
+    mean = lambda value: None if value is None else float(value / loss.weight)
+    return {name: Part(mean(part.value), mean(part.expected)) for name, part in loss.parts.items()}
 
 
 def memorise(model: torch.nn.Module, lesson: Batch, steps: int, rate: float = 2e-3) -> list[str]:

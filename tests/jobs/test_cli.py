@@ -1,8 +1,11 @@
 """The command line: what it teaches, what it costs, and what it says to a wrong word."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -88,7 +91,8 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
             '--set samples=x: samples: write a valid integer, not "x"\n'
             "--set batch_second=3: batch_second: unknown key 'batch_second': did you mean "
             "'batch_seconds'?\n"
-            "--set resources.gpu=1: resources.gpu: unknown key 'gpu': did you mean 'gpus'?\n",
+            "--set resources.gpu=1: resources.gpu: unknown key 'gpu': write gpus: ... (GPUs per "
+            "node; one process each)\n",
         ),
         ([*INFER, "--set", "samples"], "--set samples: write setting=value"),
         (["diagnose", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
@@ -158,3 +162,29 @@ def test_every_kind_is_read_with_torch_out_of_reach() -> None:
         "    assert kind.__doc__ and kind.RESOURCES and kind.Settings and kind.run\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
+
+
+def test_ctrl_c_while_a_run_is_made_leaves_none(launch: Launcher) -> None:
+    """The code is copied by a `cp` that takes its time."""
+    slow = launch.folder / "bin" / "cp"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\ntouch copying\nexec sleep 60\n")
+    slow.chmod(0o755)
+    path = f"{slow.parent}:{os.environ['PATH']}"
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "run", "demo", "--cluster", "local"]
+    made = subprocess.Popen(
+        command,
+        cwd=launch.folder,
+        env={**launch.environment, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not (launch.folder / "copying").exists():
+        assert time.monotonic() < end and made.poll() is None
+        time.sleep(0.05)
+    made.send_signal(signal.SIGINT)
+    said, _ = made.communicate(timeout=30)
+    assert (made.returncode, said) == (130, "stopped\n")
+    assert list(launch.folder.glob("runs/*")) == []

@@ -11,7 +11,9 @@ import pytest
 
 from jobs import locks
 from jobs.errors import UserError
+from jobs.store import user
 from tests.conftest import REPOSITORY
+from tests.jobs.test_status import make_run
 
 HOLD = """
 import sys, time, pathlib
@@ -24,6 +26,7 @@ RACE = """
 import os, sys, pathlib, time
 from jobs import locks
 from jobs.errors import UserError
+from jobs.store import user
 folder = pathlib.Path(sys.argv[1])
 while time.time() < float(sys.argv[2]):
     pass
@@ -99,3 +102,17 @@ def test_a_file_system_without_flock_gets_a_file_that_only_one_can_create(
         with pytest.raises(UserError, match=advice), locks.exclusive(lock):
             pass
     assert locks.holder(lock) == ""
+
+
+def test_a_lock_that_cannot_be_taken_is_a_sentence_and_another_users_is_not_tried(
+    tmp_path: Path,
+) -> None:
+    """In a shared folder the lock of another user's run cannot even be opened."""
+    run = make_run(tmp_path)
+    run.write_info({**run.info(), "user": user()})
+    (run.path / "lock").mkdir()  # not even root can write into it
+    with pytest.raises(UserError, match="lock cannot be written: Is a directory"), run.lock():
+        pass
+    run.write_info({**run.info(), "user": "somebody"})
+    with pytest.raises(UserError, match="belongs to somebody, and you are "), run.lock():
+        pass

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 FILES = sorted((REPOSITORY / "jobs" / "pipelines").glob("*.yaml"))
 FOLDER = ["corpus.folder=speech"]  # what the user has to add
 NEEDED = {"smoke_real": FOLDER, "distillation": FOLDER}
-FOUNDING = ["train.preset=founding", "train.training={}"]
+ORIGINAL = ["train.preset=original", "train.training={}"]
 
 
 def read(name: str, *overrides: str) -> Pipeline:
@@ -102,7 +102,7 @@ def test_smoke_real_is_six_dependent_steps_of_six_kinds_and_wants_its_folder() -
     ("name", "size", "hours"),
     [("base", "base", 1), ("improved", "improved", 2), ("large", "large", 3)],
 )
-def test_the_librispeech_pipelines_train_the_founding_sizes_in_bfloat16(
+def test_the_librispeech_pipelines_train_the_original_sizes_in_bfloat16(
     name: str, size: str, hours: int
 ) -> None:
     pipeline = read(f"librispeech_{name}")
@@ -116,10 +116,10 @@ def test_the_librispeech_pipelines_train_the_founding_sizes_in_bfloat16(
 
 
 @pytest.mark.parametrize("name", ["base", "improved", "large"])
-def test_the_founding_recipe_is_one_command_away(name: str) -> None:
+def test_the_original_recipe_is_one_command_away(name: str) -> None:
     text = (REPOSITORY / "jobs" / "pipelines" / f"librispeech_{name}.yaml").read_text()
-    assert "--set train.preset=founding --set 'train.training={}'" in text
-    training = read(f"librispeech_{name}", *FOUNDING).step("train").settings["training"]
+    assert "--set train.preset=original --set 'train.training={}'" in text
+    training = read(f"librispeech_{name}", *ORIGINAL).step("train").settings["training"]
     assert (training["batch_seconds"], training["accumulate"]) == (240, 2)  # 2 x 12 of 20 s
     assert (training["optim"]["learning_rate"], training["optim"]["warmup_steps"]) == (1e-4, 2000)
     assert (training["max_duration"], training["optim"]["clip_norm"]) == (20, 1)

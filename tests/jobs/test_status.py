@@ -13,9 +13,8 @@ import pytest
 from jobs.backends.local import LocalBackend
 from jobs.cli import main
 from jobs.scheduling.observe import Queue
-from jobs.scheduling.submit import user
 from jobs.status import describe, exit_code, summary, table
-from jobs.store import Run, RunStore, StepDir
+from jobs.store import Run, RunStore, StepDir, user
 
 JOB = "999999999.second.t1"  # a process id that no machine has
 SOUND: dict[str, list[dict[str, Any]]] = {
@@ -194,6 +193,12 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
+def open_to_all(run: Run) -> None:
+    """Somebody shares a run, which is for its user alone as it is made."""
+    for path in (run.path, *run.path.rglob("*")):
+        path.chmod(0o755)
+
+
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that everybody may enter; pytest's own is for its user alone."""
@@ -209,6 +214,7 @@ def test_what_may_not_be_read_is_said_with_its_path(
     run = make_run(open_folder)
     write_sound(run.step("second"), *([] if name == "result.json" else ["result.json"]))
     look(run, capsys)  # imports what it needs while it may
+    open_to_all(run)
     path = run.step("second").path / name
     path.chmod(0)
     try:
@@ -222,6 +228,19 @@ def test_what_may_not_be_read_is_said_with_its_path(
     if name == ".":
         assert f"{path}/result.json cannot be read: Permission denied" in said
     assert step["state"] != "succeeded"
+
+
+def test_a_lock_that_is_not_ours_to_open_keeps_nobody_from_looking(
+    open_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(open_folder)
+    with run.lock():
+        pass
+    look(run, capsys)
+    open_to_all(run)
+    (run.path / "lock").chmod(0)
+    with as_nobody():
+        assert look(run, capsys)["second"]["state"] == "new"
 
 
 def test_resume_does_nothing_where_it_cannot_tell_what_was_submitted(

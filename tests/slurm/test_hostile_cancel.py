@@ -231,3 +231,22 @@ def test_after_the_first_refusal_nothing_more_is_asked_and_what_is_queued_goes_o
     launcher.touch("go")
     launcher("resume", "--wait")
     assert sorted(launcher.ran()) == sorted(many)
+
+
+def test_a_step_that_succeeds_while_it_is_asked_to_end_is_not_called_cancelled(
+    launcher: Launcher,
+) -> None:
+    steps = {"one": sh(f"trap 'exit 0' TERM; touch traps; {UNTIL_GO}"), "two": sh(":", "one")}
+    launcher("run", launcher.write(steps))
+    launcher.slurm.wait_for((launcher.folder / "traps").exists)
+    assert launcher("cancel", launcher.newest().name) == "cancelled: two\n"
+    assert launcher.states() == {"one": "succeeded", "two": "cancelled"}
+
+
+def test_other_jobs_of_the_same_user_may_have_any_name(launcher: Launcher) -> None:
+    run = start(launcher, one=UNTIL_GO, two="")
+    for name in ("a|b|c", "two\nlines", "two\n7|RUNNING|0:01|lines"):
+        submitted = ["--time=5", "--mem=10M", "--output=/dev/null", "--wrap=sleep 600"]
+        launcher.slurm.run("sbatch", f"--job-name={name}", *submitted)
+    assert launcher.states() == {"one": "running", "two": "waiting"}
+    assert launcher("cancel", run) == "cancelled: one, two\n"

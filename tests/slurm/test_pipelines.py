@@ -53,7 +53,7 @@ def test_a_failure_empties_the_queue_behind_it_and_resume_submits_only_the_rest(
     breaks = "test -e mended || { echo the disk is full >&2; exit 3; }"
     file = launcher.write(chain(one="", two=breaks, three="", four=""))
     said = launcher("run", file, "--wait", code=1)
-    assert launcher.queued() == []
+    launcher.slurm.wait_for(lambda: launcher.queued() == [])  # a failure comes before its job's end
     assert "two              failed  command: sh ended with status 3" in said
     status = launcher.status(code=1)
     assert status["two"]["reason"] == "command: sh ended with status 3: see `launch.py logs`"
@@ -92,7 +92,7 @@ def test_a_missed_gate_stops_everything_behind_it_and_says_why(launcher: Launche
     assert status["quick"]["reason"].startswith("gate: seconds is 0.")
     assert status["quick"]["reason"].endswith("the gate asks for < 0.0")
     assert status["behind"]["state"] == status["last"]["state"] == "cancelled"
-    assert launcher.queued() == []
+    launcher.slurm.wait_for(lambda: launcher.queued() == [])
     assert launcher.ran() == ["quick"]
 
 

@@ -1,6 +1,6 @@
 """Interrupted for real: a time limit met, nodes taken by a higher partition. The work goes on.
 
-Both runs learn eight real utterances and start together, on nodes of their own, since Slurm looks
+Both runs learn eight utterances and start together, on nodes of their own, since Slurm looks
 at time limits every 30 s only. Neither would end by itself: while its job waits in the queue again,
 a step is told to stop some steps after its checkpoint.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lact_asr.data.manifest import Utterance, write_manifest
-from tests.conftest import shared
+from lact_asr.data.librispeech import scan
+from lact_asr.data.manifest import write_manifest
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launcher import Launcher, sh
 
@@ -39,34 +39,16 @@ def learn(time: str) -> dict[str, Any]:
     }
 
 
-def write_eight(target: Path) -> None:
-    speech = shared("data/speech")
-    wanted = (speech / "lists" / "tiny8.txt").read_text().split()
-    rows = map(json.loads, (speech / "manifest.jsonl").read_text().splitlines())
-    utterances = [
-        Utterance(
-            id=row["id"],
-            audio=speech / row["audio_filepath"],
-            duration=row["duration"],
-            text=row["text"],
-            speaker=row["speaker"],
-        )
-        for row in rows
-        if row["id"] in wanted
-    ]
-    write_manifest(target, utterances)
-
-
 @pytest.fixture(scope="module")
 def runs(
-    private_slurm: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory
+    private_slurm: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory, speech: Path
 ) -> Iterator[dict[str, Launcher]]:
     """A launcher for each run, both of them submitted."""
     launchers = {}
     for name, steps in {"limited": learn("1m"), "preempted": learn("10m")}.items():
         launcher = Launcher(tmp_path_factory.mktemp(name), private_slurm)
         (launcher.folder / "site.yaml").write_text(CLUSTERS[name])
-        write_eight(launcher.folder / "eight.jsonl")
+        write_manifest(launcher.folder / "eight.jsonl", scan(speech / "train")[:8])
         launcher("run", launcher.write(steps, name), "--cluster", "site.yaml")
         threading.Thread(target=end_soon_after_interruption, args=[launcher], daemon=True).start()
         launchers[name] = launcher

@@ -12,6 +12,7 @@ from jobs.backends.slurm.backend import SlurmBackend
 from jobs.errors import SubmitRefused
 from jobs.store import StepDir
 from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.launcher import Launcher, chain
 from tests.slurm.steps import is_in, make_step, put_on_path
 
 SEEN = {"1.5.0", "1.5.1", "1.5.2", "1.5.3", "1.5.4"}  # versions of submitit
@@ -116,6 +117,21 @@ def test_a_verdict_of_the_controller_on_the_request_is_a_refusal(
     put_on_path(tmp_path / "bin", "sbatch", f'printf "{said}\\n" >&2; exit 1', monkeypatch)
     with pytest.raises(SubmitRefused, match="ask us"):
         backend.submit(make_step(tmp_path, "train"), [])
+
+
+def test_a_run_that_the_preflight_refuses_leaves_nothing_behind(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
+    """Its files are written while Slurm answers: they go away again, with the folder of runs."""
+    launcher = Launcher(tmp_path, slurm)
+    (tmp_path / "site.yaml").write_text("partition: gpuu\n")
+    for kept in (False, True):
+        said = launcher("run", launcher.write(chain(one="")), "--cluster", "site.yaml", code=1)
+        assert "partition 'gpuu' is not valid: did you mean 'gpu'?" in said
+        assert (tmp_path / "runs").exists() == kept
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        assert [*(tmp_path / "runs").iterdir()] == []
+    assert slurm.run("squeue", "-h") == ""
 
 
 def test_the_private_part_of_submitit_that_is_used_is_as_it_was_seen() -> None:

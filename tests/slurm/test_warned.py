@@ -16,6 +16,8 @@ from tests.slurm.launcher import Launcher, sh
 
 FOREVER = "while :; do sleep 0.1; done"
 REFUSE = "echo 'Unable to contact slurm controller' >&2; exit 1"
+# the launcher asks scontrol too: only requests to requeue are counted and refused
+ELSE_REAL = 'test "$1" = requeue || exec "$real" "$@"'
 
 
 @pytest.fixture
@@ -118,7 +120,9 @@ def test_a_program_that_does_not_know_the_warning_is_not_disturbed_by_it(
 
 def test_a_requeue_that_fails_twice_is_asked_for_until_it_works(launcher: Launcher) -> None:
     run(launcher, program(f"test $(wc -l < ran) = 2 || {FOREVER}", handles_warning=True))
-    launcher.wrap("scontrol", f'if test $nth -lt 3; then {REFUSE}; fi; exec "$real" "$@"')
+    count = f"echo request >> {launcher.folder}/requests"
+    twice = f"if test $(wc -l < {launcher.folder}/requests) -lt 3; then {REFUSE}; fi"
+    launcher.wrap("scontrol", f'{ELSE_REAL}; {count}; {twice}; exec "$real" "$@"')
     warn(launcher, 1)
     launcher.wait_for_states(60, only="succeeded")
     assert launcher.ran() == ["begin", "begin"]
@@ -129,7 +133,7 @@ def test_a_requeue_that_fails_twice_is_asked_for_until_it_works(launcher: Launch
 
 def test_a_requeue_that_never_works_is_a_failure_that_says_why(launcher: Launcher) -> None:
     run(launcher, program(FOREVER, handles_warning=True))
-    launcher.wrap("scontrol", REFUSE)
+    launcher.wrap("scontrol", f"{ELSE_REAL}; {REFUSE}")
     warn(launcher, 1)
     launcher.slurm.wait_for(lambda: len(facts(launcher, "not_requeued")) >= 2)
     path = launcher.newest() / "steps" / "only" / "failure.json"

@@ -11,6 +11,7 @@ submitit and pydantic are imported by `submit` alone (0.3 s): status and cancel 
 
 import importlib
 import re
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,9 @@ _REFUSED = (
     rf"Batch job submission failed: ({'|'.join(_VERDICTS)})"
 )
 _ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?")  # a whole line of it
+# Lines of squeue and sacct. Other jobs of the same user may have any name: "a|b", "two\nlines".
+_IN_QUEUE = re.compile(r"(\d+)\|([^|]+)\|([^|]+)\|(.*)\|([^|]*)")
+_IN_ACCOUNTS = re.compile(r"(\d+)\|(?P<name>.*)\|([^|]+)\|([^|]+)\|([^|]+)")
 _OF_STATE = {
     QueueState.PENDING: "PENDING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT",
     QueueState.RUNNING: "RUNNING COMPLETING CONFIGURING RESIZING SIGNALING STAGE_OUT STOPPED"
@@ -148,6 +152,11 @@ class SlurmBackend:
                 f"mean other jobs: log in there, or set SLURM_CONF to its slurm.conf"
             )
 
+    def expect_home(self) -> None:
+        """Elsewhere where this is not the Slurm that the run belongs to."""
+        if self.home:
+            self._check_home(self.identity())
+
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel jobs in one call; those that have ended meanwhile are none of our business."""
         if ids:
@@ -155,7 +164,11 @@ class SlurmBackend:
 
 
 def load_early() -> None:
-    """Import submitit (60 ms) while others wait for Slurm and for the disk."""
+    """Import submitit (60 ms) while others wait for Slurm and for the disk.
+
+    They would get their turn only every 5 ms.
+    """
+    sys.setswitchinterval(0.0005)
     threading.Thread(target=importlib.import_module, args=["submitit.slurm.slurm"]).start()
 
 
@@ -224,7 +237,9 @@ def _queued(jobs: Mapping[str, str], owner: str) -> dict[str, JobState]:
     command = ["squeue", "-h", "-t", "all", "-o", "%A|%T|%M|%j|%r"]
     states: dict[str, JobState] = {}
     for line in call(*command, *(["-u", owner] if owner else [])).splitlines():
-        job, word, elapsed, name, reason = line.split("|", 4)
+        if not (told := _IN_QUEUE.fullmatch(line)):
+            continue  # part of another job's name
+        job, word, elapsed, name, reason = told.groups()
         if name in jobs and int(job) >= int(((known := states.get(name)) and known.job) or 0):
             states[name] = _in_queue(word, reason, elapsed)._replace(job=job)
     return states
@@ -253,9 +268,10 @@ def _accounted(jobs: Mapping[str, str]) -> dict[str, JobState]:
         said += more
     states = dict.fromkeys(jobs, JobState(QueueState.UNKNOWN, trouble or "unknown to Slurm"))
     for line in said.splitlines():  # a requeued job has several lines: the last one counts
-        job, name, words, elapsed, status = line.split("|")
-        if name not in jobs:
+        told = _IN_ACCOUNTS.fullmatch(line)
+        if not told or told["name"] not in jobs:
             continue  # another cluster's job, or one from before the ids began anew
+        job, name, words, elapsed, status = told.groups()
         word, _, by = words.partition(" ")  # CANCELLED by 1234
         seen = _judge(
             word, f"exit status {status.split(':')[0]}" if word == "FAILED" else by, elapsed

@@ -26,7 +26,7 @@ from lact_asr.data.speed import change_speed
 from lact_asr.distributed import processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
-from tests.conftest import REPOSITORY, SHARED
+from tests.conftest import REPOSITORY
 from tests.distill.tiny_models import VOCABULARY, batch, tiny_baseline, tiny_teacher, utterances
 from tests.ranks import in_ranks
 
@@ -117,7 +117,7 @@ def gradients(source: Source, lesson: Batch, **changes: Any) -> tuple[torch.Tens
         {"contrastive_weight": 1.0, **AT_ONCE},
         {"layerwise_weight": 1.0, **AT_ONCE},
         {"feature_weight": 1.0, "router": {"kind": "recommended"}, **AT_ONCE},
-        {"feature_weight": 1.0, "router": {"kind": "notes"}, **AT_ONCE},
+        {"feature_weight": 1.0, "router": {"kind": "original"}, **AT_ONCE},
     ],
     ids=str,
 )
@@ -143,7 +143,7 @@ def test_utterances_at_changed_speeds_have_records_of_their_own(speech, tmp_path
 def test_settings_that_ask_for_more_than_was_kept_are_refused(speech, tmp_path):
     whole = filled(tmp_path / "whole", speech, hidden="none", count=1)
     some = filled(tmp_path / "some", speech, MANY, count=1)
-    ok, routed = {"top_k": 8}, {"feature_weight": 1, "router": {"kind": "notes"}}
+    ok, routed = {"top_k": 8}, {"feature_weight": 1, "router": {"kind": "original"}}
     some.check(DistillConfig(**ok), 1.0)
     for source, changes, ratio, message in (
         (whole, {"feature_weight": 0.1}, 1.0, "layers: none, and a feature_weight above 0 needs"),
@@ -234,7 +234,7 @@ def slowly(folder: Path) -> None:
 
     format.Writer.flush = flush
     batch_plan.by_length = lambda durations, _: [np.array([row]) for row in range(len(durations))]
-    filled(folder / "cache", SHARED / "data" / "speech", count=8)
+    filled(folder / "cache", folder / "speech", count=8)
 
 
 def names(folder: Path) -> list[str]:
@@ -244,6 +244,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_killed_in_the_middle_it_goes_on_and_hears_nothing_twice(speech, tmp_path):
+    (tmp_path / "speech").symlink_to(speech)
     words = [sys.executable, "-m", "tests.ranks", __name__, "slowly", str(tmp_path)]
     process = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     folder = tmp_path / "cache"
@@ -268,10 +269,11 @@ def test_killed_in_the_middle_it_goes_on_and_hears_nothing_twice(speech, tmp_pat
 
 def shared_out(folder: Path) -> None:
     """One rank's share of a cache."""
-    filled(folder / "cache", SHARED / "data" / "speech", count=8)
+    filled(folder / "cache", folder / "speech", count=8)
 
 
 def test_two_processes_share_the_work(speech, tmp_path):
+    (tmp_path / "speech").symlink_to(speech)
     codes = in_ranks(shared_out, tmp_path, 2)
     assert codes == [0, 0], (tmp_path / "rank0.log").read_text()
     folder = tmp_path / "cache"

@@ -14,9 +14,10 @@ from tests.distill.tiny_models import VOCABULARY, batch, tiny_teacher, utterance
 
 
 def test_a_teacher_that_watches_is_kept_with_what_it_saw(speech, tmp_path):
-    seen = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    np.save(tmp_path / "film.npy", seen)
     said = replace(utterances(speech)[0], video=tmp_path / "film.npy", text="")
+    frames = int(25 * said.duration)
+    seen = np.random.default_rng(0).normal(size=(frames, 3)).astype(np.float32)
+    np.save(tmp_path / "film.npy", seen)
     model = tiny_teacher(seed=1, video="features", video_features=3)
     form = filling.form_of(
         model, VOCABULARY, kept=8, temperatures=[], hidden="none", precision="fp32"

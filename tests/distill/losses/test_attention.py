@@ -80,7 +80,7 @@ def test_equal_maps_cost_nothing_and_the_notes_sum_over_heads_what_ours_averages
     assert float(losses.attention(one, one, seen).abs().max()) < 1e-5
     ours = float(losses.attention(one, other, seen).mean())
     assert ours == pytest.approx(1.0, abs=0.05)  # half the sum of two variances of 1
-    notes = float(losses.notes_attention(one, other, seen, 2.0).mean())
+    notes = float(losses.original_attention(one, other, seen, 2.0).mean())
     assert notes == pytest.approx(12 * 1.0, rel=0.05)  # tau^2 undoes the softening of small scores
     spiked = torch.full((1, 1, 4, 4), -50.0)
     spiked[..., 0] = 0.0
@@ -95,7 +95,7 @@ def attentive(**changes: object) -> DistillObjective:
     return DistillObjective(tiny(layers=2), source, config, vocabulary=VOCABULARY)
 
 
-@pytest.mark.parametrize("kind", ["rows", "notes"])
+@pytest.mark.parametrize("kind", ["rows", "original"])
 def test_the_gradient_depends_neither_on_micro_batches_nor_on_padding(kind):
     taught, whole = attentive(attention=kind), noise()
     together = gradients(taught, [whole])
@@ -110,7 +110,9 @@ def test_the_objective_pays_for_the_last_blocks_by_the_curriculum():
     theirs = taught.source.teacher(lesson.waves, lesson.wave_lengths, attention=True)
     seen = mine.lengths[:, None] > torch.arange(mine.log_probs.shape[1])
     expected = losses.attention(mine.attention, theirs.attention, seen)[seen].mean().detach()
-    assert float(loss.parts["attention"] / loss.weight) == pytest.approx(float(expected), rel=1e-4)
+    assert float(loss.parts["attention"].value / loss.weight) == pytest.approx(
+        float(expected), rel=1e-4
+    )
     gated = DistillConfig(attention_weight=1.0)
     half = DistillObjective(tiny(), taught.source, gated, vocabulary=VOCABULARY).weights(0.25)
     assert half["attention"] == pytest.approx(0.5)
@@ -132,7 +134,7 @@ def split_rank(folder: Path) -> None:
     """The gradient of half the utterances, the student split over two ranks."""
     world = processes.start()
     taught, whole = attentive(), noise()
-    fsdp.shard(taught.model, taught.trainable)
+    fsdp.shard(taught.model, taught.trainable, taught.model.blocks, taught.model.attends)
     mine = part(whole, [0, 1] if world.main else [2, 3])
     taught.begin_step([mine], world.all_sum)
     loss = taught(mine, 1.0)

@@ -62,7 +62,7 @@ def learn(routed: StudentAwareRouter, steps: int, regress: bool = False) -> dict
         ((task + cost.sum()) / 128).backward()
         optimizer.step()
         routed.observe(shown["firsts"].mean((0, 1)).tolist())
-    if routed.config.kind == "notes":
+    if routed.config.kind == "original":
         shown["target"] = target(routed, experts, shown["shares"])
     return {name: value.detach() for name, value in shown.items()}
 
@@ -81,8 +81,8 @@ def test_shares_trained_by_the_losses_they_weigh_all_go_to_the_easiest_expert():
 
 
 def test_the_notes_target_learns_to_be_a_constant():
-    before = learn(router("notes"), 1)
-    after = learn(router("notes"), 400)
+    before = learn(router("original"), 1)
+    after = learn(router("original"), 400)
     assert float(before["feature"].mean()) > 0.1
     assert float(after["feature"].mean()) < 1e-3
     spread = [float(each["target"].std((0, 1)).mean()) for each in (before, after)]

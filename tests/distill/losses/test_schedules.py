@@ -35,7 +35,7 @@ def test_the_kd_weight_follows_the_notes_table(step, weight):
     ],
 )
 def test_the_curriculum_follows_the_notes_table(percent, row):
-    weights = curriculum("notes", percent / 100)
+    weights = curriculum("original", percent / 100)
     names = ("kd", "feature", "attention", "layerwise", "contrastive")
     assert tuple(round(100 * weights[name]) for name in names) == row
     assert tuple(weights) == names
@@ -46,7 +46,9 @@ def test_the_curriculum_follows_the_notes_table(percent, row):
     [(10, 0.0), (30, 66.7), (35, 83.3), (40, 100.0), (50, 100.0), (70, 100.0)],
 )
 def test_the_feature_loss_is_fully_on_by_40_percent(percent, feature):
-    assert 100 * curriculum("notes", percent / 100)["feature"] == pytest.approx(feature, abs=0.05)
+    assert 100 * curriculum("original", percent / 100)["feature"] == pytest.approx(
+        feature, abs=0.05
+    )
 
 
 def test_the_other_curricula():
@@ -55,6 +57,9 @@ def test_the_other_curricula():
 
 
 def test_progress_outside_0_to_1_and_a_ramp_of_no_length_are_fine():
-    assert curriculum("notes", -0.5)["feature"] == 0 and curriculum("notes", 7)["contrastive"] == 1
+    assert (
+        curriculum("original", -0.5)["feature"] == 0
+        and curriculum("original", 7)["contrastive"] == 1
+    )
     assert rise(0.0, (0.0, 0.0)) == 1
     assert kd_weight(0.0, DistillConfig(kd_ramp=0)) == 0.7

@@ -1,4 +1,4 @@
-"""The convolutional baseline on real speech."""
+"""The convolutional baseline on speech."""
 
 import torch
 

@@ -24,9 +24,9 @@ def test_the_modern_recipe_is_the_default_of_every_kind_that_trains(kind):
 
 def test_a_preset_leaves_what_is_written_alone():
     written = {"max_steps": 9, "optim": {"warmup_steps": 3}, "augment": {"speeds": [1.0]}}
-    founding = train.Settings(**FILES, preset="founding", training=written).training
-    assert (founding.max_steps, founding.optim.warmup_steps) == (9, 3)
-    assert (founding.batch_seconds, founding.optim.decay) == (240.0, "constant")
+    original = train.Settings(**FILES, preset="original", training=written).training
+    assert (original.max_steps, original.optim.warmup_steps) == (9, 3)
+    assert (original.batch_seconds, original.optim.decay) == (240.0, "constant")
     modern = train.Settings(**FILES, training=written).training
     assert modern.augment.speeds == (1.0,)
     assert modern.augment.time_masks == 10

@@ -75,7 +75,7 @@ def test_the_default_preset_is_in_force_and_another_can_be_asked_for(tmp_path: P
     assert shown("train", "plain")["training.precision"]["default"] == "fp32"
     assert shown("teacher")["training.stopping.patience"]["default"] == "20 (preset recommended)"
     assert '"norm": "batch"' in shown("teacher", "standard")["model"]["default"]
-    assert "100000 (preset founding)" in launch("kinds", "train", "--preset", "founding").stdout
+    assert "100000 (preset original)" in launch("kinds", "train", "--preset", "original").stdout
     wrong = launch("kinds", "train", "--preset", "modren")
     assert (wrong.returncode, wrong.stderr) == (
         2,

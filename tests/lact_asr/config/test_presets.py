@@ -32,12 +32,12 @@ def test_what_is_given_beats_the_preset_setting_by_setting():
     assert PRESETS["modern"]["augment"]["time_masks"] == 10
 
 
-def test_plain_adds_nothing_and_founding_has_no_augmentation():
+def test_plain_adds_nothing_and_original_has_no_augmentation():
     assert TrainingConfig.model_validate(PRESETS["plain"]) == TrainingConfig()
-    founding = TrainingConfig.model_validate(PRESETS["founding"])
-    assert founding.augment == TrainingConfig().augment
-    assert not founding.augment.hides
-    assert founding.optim.learning_rate == 1e-4
+    original = TrainingConfig.model_validate(PRESETS["original"])
+    assert original.augment == TrainingConfig().augment
+    assert not original.augment.hides
+    assert original.optim.learning_rate == 1e-4
 
 
 @pytest.mark.parametrize("speeds", [[], [0.0, 1.0], [3.0]])

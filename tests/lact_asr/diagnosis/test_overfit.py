@@ -21,7 +21,8 @@ from lact_asr.diagnosis.overfit_learner import choose
 from lact_asr.model.features import LogMel
 from lact_asr.model.interface import CTCOutput
 from lact_asr.model.recogniser import Recogniser
-from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.training.loss import Loss
+from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.errors import DataError
 from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, tiny, tones
 
@@ -68,11 +69,11 @@ def broken(kind: type[Recogniser], **changes: object) -> Callable[[], nn.Module]
 
 
 def test_a_sound_model_learns_ten_real_utterances_and_the_blind_control_does_not(
-    speech: Path, capsys: pytest.CaptureFixture
+    real_speech: Path, capsys: pytest.CaptureFixture
 ) -> None:
     metrics: list[dict] = []
     result = judged(
-        scan(speech / "train"),
+        scan(real_speech / "train"),
         lambda: tiny(hidden=64, layers=2, mlp=128),
         metrics=metrics,
         longest=2.5,

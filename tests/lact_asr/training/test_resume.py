@@ -10,7 +10,8 @@ import torch
 
 from lact_asr.data.manifest import read_manifest
 from lact_asr.training import checkpoint
-from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.training.loss import Loss, Part
+from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import fit
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import read_json
@@ -133,7 +134,7 @@ class Pair(CTCObjective):
     def __call__(self, batch, progress) -> Loss:
         loss = super().__call__(batch, progress)
         penalty = self.trainable["beside"].weight.square().sum()
-        return replace(loss, total=loss.total + penalty, parts={"penalty": penalty})
+        return replace(loss, total=loss.total + penalty, parts={"penalty": Part(penalty.detach())})
 
 
 def test_what_is_trained_beside_the_model_is_resumed_too(tmp_path):

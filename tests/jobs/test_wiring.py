@@ -1,0 +1,373 @@
+"""That the launcher and the worker call what they are made of: a test goes red for a call less.
+
+Decisions are watched with a queue of paper, a backend that keeps its jobs in a dict and looks at
+the run's files whenever it is asked; what a worker does is seen from a process of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
+from jobs.backends.local import LocalBackend
+from jobs.errors import ClusterError, SubmitRefused, UserError
+from jobs.scheduling import submit
+from jobs.scheduling.observe import Queue, view
+from jobs.store import Run, RunStore, StepDir
+from tests.conftest import REPOSITORY
+from tests.jobs.test_worker import COMPLETE, events, make_step
+
+RESOURCES = {"time": "1h", "nodes": 1, "gpus": 0, "cpus": 1, "memory_gb": 1}
+NOTHING: dict[str, list[str]] = {"one": [], "two": ["one"], "three": ["two"]}
+
+
+def make_run(folder: Path, needs: Mapping[str, Sequence[str]] = NOTHING, **facts: Any) -> Run:
+    """A run of `true`s that nobody has submitted, with this checkout as its code."""
+    run = RunStore(folder / "runs").create("demo-1-abcdef")
+    steps = [
+        {
+            "name": name, "kind": "command", "needs": list(before), "gate": {},
+            "settings": {**COMPLETE, "argv": ["true"]}, "resources": RESOURCES,
+        }
+        for name, before in needs.items()
+    ]  # fmt: skip
+    run.write_info(
+        {
+            "name": run.name, "pipeline": "demo", "created": 1.0, "user": submit.user(),
+            "cluster": {"name": "local", "backend": "local"}, "cwd": str(folder), "steps": steps,
+            **facts,
+        }
+    )  # fmt: skip
+    for step in steps:
+        run.step(str(step["name"])).write_job(step)
+    run.next_code().symlink_to(REPOSITORY)
+    return run
+
+
+class Paper:
+    """A queue whose jobs run until somebody says otherwise."""
+
+    every = 0.0
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.state: dict[str, QueueState] = {}  # by id
+        self.token: dict[str, str] = {}  # of each id
+        self.asked: list[tuple[str, list[str], list[str]]] = []  # step, after, behind
+        self.ended: list[list[str]] = []  # ids of each request
+        self.trouble: dict[str, Exception] = {}  # of a step's submission, or of "states", "cancel"
+        self.leaves = 0  # questions until a job that is asked to end is gone
+        self.before_answer: Callable[[], None] = lambda: None
+
+    def identity(self) -> str:
+        return "paper"
+
+    def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
+        intent = self.run.step(job.step).latest()
+        assert intent and (intent.token, intent.job) == (job.token, ""), "the intent comes first"
+        self.asked.append((job.step, list(after), list(behind)))
+        trouble = self.trouble.get(job.step)
+        if isinstance(trouble, SubmitRefused):
+            raise trouble
+        number = str(100 + len(self.state))
+        self.state[number], self.token[number] = QueueState.RUNNING, job.token
+        if trouble:
+            raise trouble
+        return number
+
+    def find(self, job: StepJob) -> str | None:
+        found = [number for number, token in self.token.items() if token == job.token]
+        return found[0] if found else None
+
+    def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
+        if "states" in self.trouble:
+            raise self.trouble["states"]
+        self.before_answer()
+        self.leaves -= 1
+        if self.leaves < 0:
+            for number in [each for request in self.ended for each in request]:
+                self.state[number] = QueueState.CANCELLED
+        ids = {self.token[number]: number for number in self.state}
+        unknown = JobState(QueueState.UNKNOWN)
+        return {
+            token: JobState(self.state[ids[token]], job=ids[token]) if token in ids else unknown
+            for token in jobs
+        }
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        for each in ids:
+            step = self.token[each].split(".")[0]
+            latest = [t for t in self.run.step(step).submissions() if t.token == self.token[each]]
+            assert latest[0].cancel_requested, "the request is on record before it is made"
+        if "cancel" in self.trouble:
+            raise self.trouble["cancel"]
+        if ids:
+            self.ended.append(list(ids))
+
+
+def submitted(run: Run, queue: Paper, **given: Any) -> list[str]:
+    return [each.step for each in submit.submit_pending(run, queue, **given)]
+
+
+def test_each_step_is_submitted_behind_its_needs_with_its_intent_and_its_id_on_record(tmp_path):
+    run = make_run(tmp_path)
+    queue = Paper(run)
+    assert submitted(run, queue) == ["one", "two", "three"]
+    assert queue.asked == [("one", [], []), ("two", ["100"], []), ("three", ["101"], [])]
+    tries = [run.step(name).submissions() for name in NOTHING]
+    assert [[each.job for each in some] for some in tries] == [["100"], ["101"], ["102"]]
+    assert len({each.token for some in tries for each in some}) == 3
+    assert submitted(run, queue) == [], "all are under way"
+
+
+def test_only_the_steps_that_are_named_are_submitted(tmp_path):
+    run = make_run(tmp_path)
+    assert submitted(run, Paper(run), only=["one", "two"]) == ["one", "two"]
+
+
+def test_after_a_refusal_nothing_more_is_asked_and_it_is_on_record(tmp_path):
+    run = make_run(tmp_path)
+    queue = Paper(run)
+    queue.trouble["two"] = SubmitRefused("Invalid account")
+    with pytest.raises(ClusterError, match="two: Slurm refused it: Invalid account") as caught:
+        submitted(run, queue)
+    assert "queued: one; not submitted: two, three" in str(caught.value)
+    assert [step for step, *_ in queue.asked] == ["one", "two"]
+    assert run.step("two").latest().refused == "Invalid account"
+    del queue.trouble["two"]
+    assert submitted(run, queue) == ["two", "three"]
+    assert queue.asked[-2:] == [("two", ["100"], []), ("three", ["101"], [])]
+
+
+def test_a_submission_without_an_answer_is_looked_for_by_its_token(tmp_path):
+    run = make_run(tmp_path)
+    queue = Paper(run)
+    queue.trouble["one"] = SubmitUnclear("Socket timed out")
+    assert submitted(run, queue) == ["one", "two", "three"]
+    assert run.step("one").latest().job == "100"
+    assert len(queue.state) == 3
+
+
+def test_a_job_whose_submission_was_never_answered_is_taken_over_by_the_next_start(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    queue = Paper(run)
+    run.step("one").add_submission("one.t1")
+    queue.state["7"], queue.token["7"] = QueueState.RUNNING, "one.t1"
+    assert submitted(run, queue) == [] and queue.asked == []
+    assert run.step("one").latest().job == "7"
+
+
+def test_while_the_queue_is_silent_nothing_is_submitted_or_ended(tmp_path):
+    run = make_run(tmp_path)
+    queue = Paper(run)
+    submitted(run, queue, only=["one"])
+    queue.trouble["states"] = ClusterError("Unable to contact slurm controller")
+    for act in (submitted, submit.cancel):
+        with pytest.raises(ClusterError, match="Unable to contact"):
+            act(run, queue)
+    assert len(queue.asked) == 1 and queue.ended == []
+
+
+def dying(tmp_path: Path) -> tuple[Run, Paper]:
+    """A run of one step whose job was asked to end, and goes on to save for a long time."""
+    run = make_run(tmp_path, {"one": []})
+    queue = Paper(run)
+    submitted(run, queue)
+    queue.leaves = 1000
+    return run, queue
+
+
+def test_what_takes_the_place_of_a_living_job_waits_behind_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "_PAUSES", (0.0, 0.0))
+    run, queue = dying(tmp_path)
+    assert submit.cancel(run, queue) == ([], ["one"], "")
+    assert submitted(run, queue) == ["one"]
+    assert queue.asked[-1] == ("one", [], ["100"])
+    assert queue.ended == [["100"], ["100"]], "it is asked again: the first may have been lost"
+
+
+def test_an_older_job_that_is_alive_is_ended_too_although_a_newer_try_has_failed(tmp_path):
+    """Two tries of one step: the newest has recorded its end, and the one before runs on."""
+    run, queue = dying(tmp_path)
+    run.step("one").add_submission("one.t2", job="200")
+    queue.state["200"], queue.token["200"] = QueueState.FAILED, "one.t2"
+    run.step("one").write_failure({"class": "error", "message": "it broke", "job": "200"})
+    assert submitted(run, queue) == ["one"]
+    assert queue.ended == [["100"]]
+    assert queue.asked[-1] == ("one", [], ["100"])
+
+
+def test_where_a_living_job_cannot_be_ended_nothing_is_submitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "_PAUSES", (0.0,))
+    run, queue = dying(tmp_path)
+    queue.trouble["cancel"] = ClusterError("Kill job error")
+    assert submit.cancel(run, queue).trouble == "Kill job error"
+    with pytest.raises(ClusterError, match="nothing is submitted beside jobs that may be alive"):
+        submitted(run, queue)
+    assert len(queue.asked) == 1
+
+
+def test_that_a_job_has_ended_is_noted_by_whoever_sees_it_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "_PAUSES", (0.0,))
+    run, queue = dying(tmp_path)
+    submit.cancel(run, queue)
+    assert not run.step("one").latest().ended
+    queue.leaves = 0
+    submitted(run, queue)
+    assert [each.ended for each in run.step("one").submissions()] == [True, False]
+    assert queue.asked[-1] == ("one", [], []), "it is gone: nothing is behind it"
+
+
+def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_succeeded(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(submit, "_PAUSES", (0.0,) * 5)
+    run = make_run(tmp_path, {**NOTHING, "beside": []})
+    queue = Paper(run)
+    submitted(run, queue)
+    run.step("one").write_result({})
+    queue.leaves = 4
+    found = submit.cancel(run, queue, ["one"])
+    assert found == (["two", "three"], [], "")
+    assert queue.ended == [["103", "102"]], "dependents first"
+    ends = {name: run.step(name).latest().ended for name in (*NOTHING, "beside")}
+    assert ends == {"one": False, "two": True, "three": True, "beside": False}
+
+
+def test_cancel_says_which_jobs_are_still_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "_PAUSES", (0.0,) * 3)
+    run, queue = dying(tmp_path)
+    assert submit.cancel(run, queue) == ([], ["one"], "")
+    queue.leaves = 1
+    assert submit.cancel(run, queue) == (["one"], [], "")
+
+
+def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_path):
+    run, queue = dying(tmp_path)
+    run.step("one").write_failure({"class": "error", "message": "it broke", "job": "100"})
+    assert submitted(run, queue) == ["one"]
+    assert queue.asked[-1] == ("one", [], ["100"])
+
+
+def test_nothing_is_done_for_another_user_in_a_folder_that_is_gone_or_beside_unreadable_records(
+    tmp_path,
+):
+    for facts, words in (
+        ({"user": "nobody-at-all"}, "belongs to nobody-at-all"),
+        ({"cwd": str(tmp_path / "gone")}, "which is not there"),
+    ):
+        run = make_run(tmp_path / words.replace(" ", "-"), {"one": []}, **facts)
+        with pytest.raises(UserError, match=words):
+            submitted(run, Paper(run))
+    run = make_run(tmp_path / "damaged", {"one": []})
+    (run.step("one").path / "submissions.jsonl").mkdir()
+    with pytest.raises(UserError, match="nothing is done beside jobs that may be alive"):
+        submitted(run, Paper(run))
+
+
+def test_a_step_that_ends_while_the_queue_is_asked_is_seen_to_have_ended(tmp_path):
+    """The queue says RUNNING of what it knew a moment ago; the result is there by now."""
+    run = make_run(tmp_path, {"one": []})
+    queue = Paper(run)
+    submitted(run, queue)
+    queue.before_answer = lambda: run.step("one").write_result({"wer": 0.1})
+    assert view(run, Queue(queue)).observed["one"].state.value == "succeeded"
+
+
+def test_a_worker_that_began_after_the_queue_was_asked_is_running(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    queue = Paper(run)
+    submitted(run, queue)
+    queue.state["100"] = QueueState.PENDING
+    asker = Queue(queue, every=1000.0)
+    assert view(run, asker).observed["one"].state.value == "queued"
+    run.step("one").add_event("started", {"job": "100", "host": "n1", "time": time.time() + 5})
+    assert view(run, asker).observed["one"].state.value == "running"
+
+
+def test_who_submits_at_this_moment_is_named(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    with run.lock():
+        seen = view(run, Queue(Paper(run)))
+    assert seen.busy and seen.observed["one"].reason == f"being submitted by {seen.busy}"
+
+
+def wait_for(path: Path, content: str) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_text() != content:
+        assert time.monotonic() < deadline, path.read_text() if path.exists() else "not there"
+        time.sleep(0.02)
+
+
+def test_a_job_of_this_machine_waits_until_the_jobs_it_is_behind_have_ended(tmp_path):
+    """In runs folders of their own, so that no turn is waited for."""
+    ran, backend = tmp_path / "ran", LocalBackend()
+    scripts = {"slow": f"sleep 0.7; echo slow >> {ran}", "next": f"echo next >> {ran}"}
+    behind: list[str] = []
+    for name, script in scripts.items():
+        run = make_run(tmp_path / name, {"one": []})
+        step = run.steps()[0]
+        step["settings"] = {**COMPLETE, "argv": ["sh", "-c", script]}
+        run.step("one").write_job(step)
+        token = f"one.{name}"
+        run.step("one").add_submission(token)
+        behind = [backend.submit(submit.step_job(run, step, token), [], behind)]
+    wait_for(ran, "slow\nnext\n")
+
+
+def start(step: StepDir, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The worker, as a process, to its end; without the settings of this test's own process."""
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.worker", str(step.path)],
+        cwd=REPOSITORY, env={**inherited, "TRAINYARD_JOB": "7", **environment},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_a_worker_gives_its_program_as_many_threads_as_it_has_cores(tmp_path):
+    write = 'printf \'{"threads": %s}\' "$OMP_NUM_THREADS" > $TRAINYARD_RESULT'
+    step = make_step(tmp_path, ["sh", "-c", write], resources={**RESOURCES, "cpus": 3})
+    assert start(step).returncode == 0
+    assert step.result()["threads"] == 3
+
+
+def test_a_worker_judges_the_gate_and_a_result_that_misses_it_is_no_result(tmp_path):
+    write = "printf '{\"wer\": 0.5}' > $TRAINYARD_RESULT"
+    step = make_step(tmp_path, ["sh", "-c", write], gate={"wer": "<= 0.1"})
+    assert start(step).returncode == 1
+    assert step.result() is None and step.failure()["class"] == "gate"
+    assert "wer is 0.5" in step.failure()["message"]
+
+
+TAKEN_OVER = {"token": "train.zz", "job": "8", "restart": 0, "host": "elsewhere"}
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_worker_writes_neither_result_nor_failure_nor_event_once_a_newer_start_has_the_step(
+    tmp_path, status
+):
+    claim = f"printf '%s' '{json.dumps(TAKEN_OVER)}' > $TRAINYARD_STEP/attempt.json; exit {status}"
+    step = make_step(tmp_path, ["sh", "-c", claim])
+    done = start(step)
+    assert "goes on elsewhere (start 1 of job 8 on elsewhere)" in done.stdout, done.stderr
+    assert step.result() is None and step.failure() is None
+    assert events(step) == ["started"]
+
+
+def test_a_worker_of_a_job_that_was_submitted_anew_does_not_begin(tmp_path):
+    step = make_step(tmp_path, ["touch", str(tmp_path / "ran")])
+    for token in ("train.aa", "train.bb"):
+        step.add_submission(token)
+    done = start(step, TRAINYARD_JOB="7.train.aa")
+    assert "was submitted anew" in done.stdout
+    assert not (tmp_path / "ran").exists() and events(step) == []
+    assert start(step, TRAINYARD_JOB="8.train.bb").returncode == 0
+    assert step.claim()["token"] == "train.bb"
