@@ -107,8 +107,8 @@ def _add_for_runs(add: _Add) -> None:
         "A failed step goes on from its checkpoint. What has succeeded is kept, unless it is "
         "touched by\na changed setting, or behind a step that is; what a step had done before it "
         "is done anew\nstays in its folder as earlier.N.\n\n"
-        "example: launch.py resume RUN --set train.resources.memory_gb=64\n"
-        "         launch.py resume RUN changed.yaml --redo evaluate",
+        f"example: {NAME} resume RUN --set train.resources.memory_gb=64\n"
+        f"         {NAME} resume RUN changed.yaml --redo evaluate",
     )
     _add_run(resume)
     resume.add_argument(

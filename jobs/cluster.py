@@ -32,7 +32,7 @@ _TAKEN = {  # sbatch parameters that have a home elsewhere: parameter -> what to
     "array": "one step for each job: a step is one job",
     "export": "environment, or export lines in setup",
     "export-file": "environment, or export lines in setup",
-    "chdir": "nothing: a step runs where launch.py was called (folder in a step of kind command)",
+    "chdir": "nothing: a step runs where `run` was called (folder in a step of kind command)",
     "clusters": "nothing: log in where those jobs are to run",
     "input": "nothing: a step reads its files by their names",
     **dict.fromkeys(("job-name", "dependency", "comment"), "nothing: the launcher sets it"),

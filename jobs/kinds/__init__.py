@@ -1,6 +1,6 @@
 """The kinds of steps: one module here is one kind.
 
-A kind has a docstring (its first line is what `launch.py kinds` prints), `RESOURCES` (what a step
+A kind has a docstring (its first line is what `kinds` prints), `RESOURCES` (what a step
 of it asks for unless the file says otherwise), `Settings`, `Result` and `run(settings, job) ->
 Result`. One that takes much disk outside of its run has `space(settings)`, too. Nothing heavy is
 imported before `run`.

@@ -47,7 +47,7 @@ def run(settings: Any, job: Job) -> dict[str, Any]:
         raise Interrupted(_position(job.directory / "position"))
     if status:
         reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise StepFailed("command", f"{settings.argv[0]} {reason}: see `launch.py logs`")
+        raise StepFailed("command", f"{settings.argv[0]} {reason}: see its log")
     return {**_written(written), "seconds": round(time.monotonic() - started, 3)}
 
 

@@ -122,7 +122,7 @@ class TrainingSettings(ModelSettings):
         description="what completes `training`: modern adds speed perturbation, SpecAugment, a "
         "running mean of the weights and bfloat16 on GPUs; original is the project's first recipe "
         "(24 utterances a step, peak learning rate 1e-4, float32, 100,000 steps); plain adds "
-        "nothing. What is in force: `launch.py kinds NAME --preset PRESET`",
+        "nothing. What is in force: `kinds NAME --preset PRESET`",
     )
 
     @model_validator(mode="after")
@@ -297,7 +297,7 @@ def going_on(job: Job) -> Iterator[None]:
         yield
     except Misfit as error:
         run, step = job.directory.parents[1].name, job.directory.name
-        anew = f"launch.py resume {run} --redo {step}"
+        anew = f"resume {run} --redo {step}"
         raise StepFailed("settings", f"{error}; or start the step anew: {anew}") from None
 
 

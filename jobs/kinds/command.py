@@ -35,7 +35,7 @@ class Settings(Frozen):
     argv: list[Text] = Field(min_length=1, description="the program and its arguments; no shell")
     environment: dict[str, Text] = Field({}, description="variables added to the environment")
     folder: Path | None = Field(
-        None, description="where it runs; the folder of `launch.py run` if not given"
+        None, description="where it runs; the folder in which `run` was called if not given"
     )
     handles_warning: bool = Field(
         False,

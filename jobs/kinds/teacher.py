@@ -31,7 +31,7 @@ class Settings(_training.CTCSettings):
         "the original two stable recipes (batch norm, two utterances a step, a clamp on the "
         "attention's output; 1e-4 and clipping at 1, then 1e-5, clipping at 0.5 and steps above a "
         "norm of 10 dropped: docs/origin.md); plain adds nothing. What is in force: "
-        "`launch.py kinds teacher --preset PRESET`",
+        "`kinds teacher --preset PRESET`",
     )
 
     def recipe(self) -> Mapping[str, Any]:

@@ -271,6 +271,7 @@ def _submit(
     behind: Sequence[str],
 ) -> None:
     folder = run.step(step["name"])
+    folder.finish_setting_aside()
     run_part = "".join(filter(str.isalnum, run.name[-6:]))  # a rendered run has a name of any kind
     token = f"{step['name']}.{run_part}{secrets.token_hex(2)}"
     ids = [latest.job for name in after if (latest := run.step(name).latest())]

@@ -246,7 +246,7 @@ class _Run:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
             raise TrainingFailed(error.failure_class, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
-            rate = config.optim.learning_rate * factor
+            rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
             self.journal.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
 

@@ -49,7 +49,7 @@ class Launcher:
         assert done.returncode in (0, 1), done.stderr
         return {step["step"]: step for step in json.loads(done.stdout)["steps"]}
 
-    def until(self, *states: str, step: str, seconds: float = 60) -> dict[str, Any]:
+    def until(self, *states: str, step: str, seconds: float = 120) -> dict[str, Any]:
         """The status once `step` is in one of `states`."""
         deadline = time.monotonic() + seconds
         while (status := self.status())[step]["state"] not in states:

@@ -168,23 +168,48 @@ def test_ctrl_c_while_a_run_is_made_leaves_none(launch: Launcher) -> None:
     """The code is copied by a `cp` that takes its time."""
     slow = launch.folder / "bin" / "cp"
     slow.parent.mkdir()
-    slow.write_text("#!/bin/sh\ntouch copying\nexec sleep 60\n")
+    slow.write_text("#!/bin/sh\ntouch copying\nexec sleep 60 > /dev/null 2>&1\n")
     slow.chmod(0o755)
     path = f"{slow.parent}:{os.environ['PATH']}"
     command = [sys.executable, str(REPOSITORY / "launch.py"), "run", "demo", "--cluster", "local"]
-    made = subprocess.Popen(
-        command,
-        cwd=launch.folder,
-        env={**launch.environment, "PATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    said = launch.folder / "said"
+    with said.open("w") as file:
+        made = subprocess.Popen(
+            command,
+            cwd=launch.folder,
+            env={**launch.environment, "PATH": path},
+            stdout=file,
+            stderr=file,
+        )
     end = time.monotonic() + 60
     while not (launch.folder / "copying").exists():
         assert time.monotonic() < end and made.poll() is None
         time.sleep(0.05)
     made.send_signal(signal.SIGINT)
-    said, _ = made.communicate(timeout=30)
-    assert (made.returncode, said) == (130, "stopped\n")
+    assert made.wait(timeout=50) == 130 and said.read_text() == "stopped\n"
     assert list(launch.folder.glob("runs/*")) == []
+
+
+def test_whoever_calls_trainyard_is_told_of_no_other_command(launch: Launcher) -> None:
+    """Whatever a job has written down is told by both names: it names neither."""
+    command = launch.folder / "trainyard"
+    command.write_text((REPOSITORY / "launch.py").read_text())
+    launch.environment = {**launch.environment, "PYTHONPATH": str(REPOSITORY)}
+    failing = "steps: {a: {kind: command, settings: {argv: ['false']}}}"
+    commands = (
+        ["run", launch.write(failing), "--cluster", "local", "--wait"],
+        ["status", "--json"],
+        ["resume"],
+        *([word, "--help"] for word in COMMANDS),
+        *(["kinds", kind] for kind in kinds.NAMES),
+    )
+    for words in commands:
+        done = subprocess.run(
+            [sys.executable, str(command), *map(str, words)],
+            cwd=launch.folder,
+            env=launch.environment,
+            capture_output=True,
+            text=True,
+        )
+        said = done.stdout + done.stderr
+        assert said and "launch.py" not in said.replace(str(REPOSITORY), ""), said

@@ -15,7 +15,7 @@ from jobs.store import Run
 from tests.conftest import REPOSITORY
 from tests.jobs.test_status import JOB, make_run, write
 
-_SECONDS = 20.0  # that something may take which takes none
+_SECONDS = 120.0  # that something may take which takes none
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def logs(run: Run, *arguments: str) -> str:
         [sys.executable, REPOSITORY / "launch.py", "logs", f"{run.path}/second", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=_SECONDS,
     )
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr

@@ -101,7 +101,7 @@ class PrivateSlurm:
         """PENDING, RUNNING, COMPLETED ... as the controller says, which forgets after 300 s."""
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
         """Wait until the condition holds; AssertionError with the queue if it never does."""
         end = time.monotonic() + seconds
         while not condition():
@@ -114,7 +114,7 @@ class PrivateSlurm:
     def clear(self) -> None:
         """Cancel every job and wait until the nodes are free again."""
         self.run("scancel", f"--user={getpass.getuser()}")
-        with contextlib.suppress(AssertionError):  # a stubborn job has KillWait, 5 s, and then ends
+        with contextlib.suppress(AssertionError):  # a stubborn job is killed
             self.wait_for(lambda: not self.run("squeue", "-h").strip(), seconds=3)
         self.run("scancel", f"--user={getpass.getuser()}", "--signal=KILL", "--full")
         self.wait_for(lambda: not self.run("squeue", "-h").strip())

@@ -1,5 +1,7 @@
 """Configuration files of the private Slurm; {names} are filled in by its keeper."""
 
+# MessageTimeout, TCPTimeout: the defaults of 10 and 2 s are too short for a loaded machine.
+# KillWait: so long may a job save after SIGTERM; tests whose jobs ignore it wait for the kill.
 # cred_expire: a requeued job becomes eligible only after the old credential has expired (120 s).
 # AccountingStoragePass: the munge socket for talking to slurmdbd; AuthInfo alone leaves it at the
 # system-wide socket and slurmdbd refuses every credential.
@@ -49,7 +51,9 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=5
+KillWait=15
+MessageTimeout=50
+TCPTimeout=20
 OverTimeLimit=0
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost

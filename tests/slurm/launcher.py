@@ -49,7 +49,7 @@ class Launcher:
         for name in ("TRAINYARD_RUNS", "TRAINYARD_DATA", "PYTHONPATH"):
             self.environment.pop(name, None)
 
-    def __call__(self, *arguments: str, code: int = 0, timeout: float = 120) -> str:
+    def __call__(self, *arguments: str, code: int = 0, timeout: float = 240) -> str:
         """What a command prints; AssertionError where its exit code is not `code`."""
         done = subprocess.run(
             [*self.command, *arguments],
@@ -158,7 +158,7 @@ class Launcher:
     def expect_accounts(self, **expected: list[str]) -> None:
         """Wait until sacct, which lags by seconds, has exactly these jobs of each step."""
         with contextlib.suppress(AssertionError):
-            self.slurm.wait_for(lambda: self.accounted() == expected, 10)
+            self.slurm.wait_for(lambda: self.accounted() == expected, 60)
         found = self.accounted()
         assert found == expected, f"sacct has {found}, not {expected}"
 
@@ -166,7 +166,7 @@ class Launcher:
         """Each of these steps was one job, which completed, and there was no other job."""
         self.expect_accounts(**{name: ["COMPLETED"] for name in names})
 
-    def wait_for_states(self, seconds: float = 30, **states: str) -> None:
+    def wait_for_states(self, seconds: float = 120, **states: str) -> None:
         """Wait until steps of the newest run are in these states."""
 
         def reached() -> bool:

@@ -53,7 +53,7 @@ def test_daemons_and_jobs_end_when_the_user_of_a_cluster_is_killed(tmp_path: Pat
     finally:
         user.kill()
         user.communicate()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(map(lives, alive)) and time.monotonic() < end:
         time.sleep(0.1)
     assert [process for process in alive if lives(process)] == []
@@ -73,7 +73,5 @@ def test_a_job_in_preempt_is_requeued_when_gpu_needs_its_nodes(slurm: PrivateSlu
     lower = slurm.run("sbatch", "--partition=preempt", "--requeue", *script).strip()
     slurm.wait_for(lambda: slurm.state(lower) == "RUNNING")
     upper = slurm.run("sbatch", *script).strip()
-    started = time.monotonic()
     slurm.wait_for(lambda: slurm.state(upper) == "RUNNING")
     assert slurm.state(lower) == "PENDING"
-    assert time.monotonic() - started < 15

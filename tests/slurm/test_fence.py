@@ -12,10 +12,12 @@ import pytest
 from jobs.backends.slurm.backend import SlurmBackend
 from jobs.snapshot import entry
 from jobs.store import StepDir
+from lact_asr.data.librispeech import scan
+from lact_asr.data.manifest import write_manifest
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launcher import Launcher
 from tests.slurm.steps import as_stored, make_step
-from tests.slurm.test_requeue import learn, write_eight
+from tests.slurm.test_requeue import learn
 
 
 @pytest.fixture
@@ -56,9 +58,9 @@ def orphans() -> Iterator[list[Orphan]]:
 
 
 def test_an_orphan_on_a_lost_node_leaves_to_the_requeued_job_without_another_write(
-    launcher: Launcher, orphans: list[Orphan]
+    launcher: Launcher, orphans: list[Orphan], speech: Path
 ) -> None:
-    write_eight(launcher.folder / "eight.jsonl")
+    write_manifest(launcher.folder / "eight.jsonl", scan(speech / "train")[:8])
     training = learn("10m")["train"]
     launcher("run", launcher.write({"train": training}))
     step = StepDir(launcher.newest() / "steps" / "train")

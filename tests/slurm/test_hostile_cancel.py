@@ -94,7 +94,7 @@ def test_resume_right_after_cancel_waits_until_the_job_has_saved_and_ended(
 ) -> None:
     run = start(launcher, one=SLOW_TO_END, two="")
     launcher.slurm.wait_for(lambda: trace(launcher) == ["begin"])
-    launcher.start("cancel", run).wait(timeout=60)
+    launcher.start("cancel", run).wait(timeout=120)
     launcher("resume", run)
     launcher.touch("go")
     launcher.wait_for_states(one="succeeded", two="succeeded")
@@ -171,7 +171,7 @@ def test_the_job_of_a_killed_launcher_is_seen_by_status_and_ended_by_cancel(
 
 
 def test_a_status_during_a_submission_says_that_it_is_under_way(launcher: Launcher) -> None:
-    launcher.wrap("sbatch", 'if test $nth = 2; then sleep 5; fi; exec "$real" "$@"')
+    launcher.wrap("sbatch", f'if test $nth = 2; then {UNTIL_GO}; fi; exec "$real" "$@"')
     running = launcher.start("run", launcher.write(chain(one="", two="", three="")))
     calls = launcher.folder / "bin" / "sbatch.calls"
     launcher.slurm.wait_for(lambda: calls.exists() and len(calls.read_text().split()) == 2)
@@ -179,7 +179,8 @@ def test_a_status_during_a_submission_says_that_it_is_under_way(launcher: Launch
     assert status["two"]["state"] == "queued"
     assert status["two"]["reason"].startswith(f"being submitted by process {running.pid} on ")
     assert status["three"]["state"] == "new"
-    assert running.wait(timeout=60) == 0
+    launcher.touch("go")
+    assert running.wait(timeout=120) == 0
 
 
 def test_on_another_slurm_the_jobs_of_a_run_are_not_looked_for_and_not_ended(

@@ -16,6 +16,7 @@ import pytest
 
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import write_manifest
+from lact_asr.utils.files import write_json
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launcher import Launcher, sh
 
@@ -73,12 +74,12 @@ def end_soon_after_interruption(launcher: Launcher) -> None:
     path = launcher.newest() / "steps" / "train" / "job.json"
     job = json.loads(path.read_text())
     job["settings"]["training"]["max_steps"] = interrupted[0]["position"] + FURTHER
-    path.write_text(json.dumps(job))
+    write_json(path, job)
 
 
 def went_on_and_ended(launcher: Launcher, signal: str, state: str) -> None:
     """Training saved when the signal came, went on from there, ended; what is behind ran once."""
-    launcher.wait_for_states(120, last="succeeded")
+    launcher.wait_for_states(270, last="succeeded")
     interrupted, *_ = events(launcher, "interrupted")
     position = interrupted["position"]
     assert interrupted["signal"] == signal
@@ -99,7 +100,7 @@ def test_a_training_step_whose_nodes_are_taken_goes_on_from_its_checkpoint(
     runs: dict[str, Launcher],
 ) -> None:
     launcher = runs["preempted"]
-    launcher.slurm.wait_for(lambda: events(launcher, "checkpoint"), 60)
+    launcher.slurm.wait_for(lambda: events(launcher, "checkpoint"), 200)
     job = launcher.status()["train"]["job"]
     taker = ["--partition=gpu", "--nodelist=n4", "--exclusive", "--output=/dev/null"]
     higher = launcher.slurm.run("sbatch", "--parsable", *taker, "--wrap", "sleep 600").strip()

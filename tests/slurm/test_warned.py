@@ -42,7 +42,7 @@ def facts(launcher: Launcher, name: str) -> list[dict[str, Any]]:
 
 def warn(launcher: Launcher, starts: int) -> None:
     """Send the warning to the step, once its program has begun for the nth time."""
-    launcher.slurm.wait_for(lambda: len(launcher.ran()) == starts, 60)
+    launcher.slurm.wait_for(lambda: len(launcher.ran()) == starts)
     launcher.slurm.run("scancel", "--signal=USR2", job(launcher))
 
 
@@ -59,7 +59,7 @@ def done(launcher: Launcher) -> list[str]:
 def failure(launcher: Launcher) -> dict[str, Any]:
     """failure.json of the step, once it is there."""
     path = launcher.newest() / "steps" / "only" / "failure.json"
-    launcher.slurm.wait_for(path.exists, 60)
+    launcher.slurm.wait_for(path.exists)
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -98,7 +98,7 @@ for at in $(seq $((at + 1)) 4); do echo $at >> done; until test -e go$at; do sle
 """
     run(launcher, program(script, handles_warning=True))
     for start in (1, 2, 3, 4):  # three warnings would be too many without progress
-        launcher.slurm.wait_for(lambda start=start: len(launcher.ran()) == start, 60)
+        launcher.slurm.wait_for(lambda start=start: len(launcher.ran()) == start)
         launcher.slurm.wait_for(lambda start=start: done(launcher)[-1:] == [str(start)])
         if start < 4:
             launcher.slurm.run("scancel", "--signal=USR2", job(launcher))
@@ -124,7 +124,7 @@ def test_a_requeue_that_fails_twice_is_asked_for_until_it_works(launcher: Launch
     twice = f"if test $(wc -l < {launcher.folder}/requests) -lt 3; then {REFUSE}; fi"
     launcher.wrap("scontrol", f'{ELSE_REAL}; {count}; {twice}; exec "$real" "$@"')
     warn(launcher, 1)
-    launcher.wait_for_states(60, only="succeeded")
+    launcher.wait_for_states(only="succeeded")
     assert launcher.ran() == ["begin", "begin"]
     refusals = [event["reason"] for event in facts(launcher, "not_requeued")]
     assert refusals == ["Unable to contact slurm controller"] * 2

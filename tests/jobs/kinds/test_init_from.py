@@ -186,7 +186,7 @@ def _resumed_with(tmp_path: Path, corpus: dict[str, Path], before: Any, now: Any
         train.run(settings(train, corpus, **now), told(folder)[0])
     assert caught.value.failure_class == "settings"
     said = str(caught.value)
-    assert said.endswith("; or start the step anew: launch.py resume demo-1 --redo train")
+    assert said.endswith("; or start the step anew: resume demo-1 --redo train")
     assert "\n" not in said and len(said.replace(str(tmp_path), "")) < 250
     return said
 

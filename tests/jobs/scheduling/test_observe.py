@@ -28,10 +28,10 @@ def test_a_queue_that_says_the_same_is_asked_ever_more_rarely() -> None:
     """After 0.2, 0.3, 0.45, 0.6, 0.6 ... s: 7 questions in 3 s, not 15."""
     backend = Counted()
     queue, end = Queue(backend, every=0.2), time.monotonic() + 3.0
-    while time.monotonic() < end:
+    while time.monotonic() < end or backend.asked < 2:
         assert queue.ask(JOBS)["second.t1"].state is QueueState.FAILED
         time.sleep(0.01)
-    assert 2 <= backend.asked <= 8
+    assert backend.asked <= 8
 
 
 def test_a_job_that_was_not_asked_about_is_asked_about_at_once() -> None:

@@ -172,7 +172,7 @@ def test_two_jobs_that_want_the_same_subset_fetch_it_once(
     subset, root = offer(), tmp_path / "root"
     site.rate = 20_000
     jobs = [process(subset, root, site) for _ in range(2)]
-    assert [job.wait(30) for job in jobs] == [0, 0]
+    assert [job.wait(120) for job in jobs] == [0, 0]
     assert len(site.asked) == 1
     assert visible(root) == ["LICENSE.TXT", NAME]
 

@@ -88,9 +88,7 @@ def test_the_same_recipe_gives_the_same_bytes_in_every_process(
 
 def test_what_is_there_is_not_made_again(corpus: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
-    started = time.monotonic()
     assert synthesise(SMALL, corpus.parent) == corpus
-    assert time.monotonic() - started < 0.5
     assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
 
 
