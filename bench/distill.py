@@ -30,7 +30,7 @@ from distill.cache.teacher import Cached
 from distill.config import models as distill_config
 from distill.config.distillation import DistillConfig
 from distill.config.models import TeacherConfig
-from distill.models.registry import FAMILIES, count_parameters
+from distill.models.registry import FAMILIES
 from distill.objective import DistillObjective
 from distill.teachers import Live, Source
 from lact_asr.config import model as lact_config
@@ -40,6 +40,7 @@ from lact_asr.data.audio import RATE
 from lact_asr.data.batch import Batch
 from lact_asr.data.manifest import Utterance
 from lact_asr.distributed.processes import World
+from lact_asr.model.interface import count_parameters
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step

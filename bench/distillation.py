@@ -40,7 +40,7 @@ from bench.machine import device, machine, precision
 from distill.cache.filling import fill, form_of, identity
 from distill.cache.teacher import Cached
 from distill.config.distillation import DistillConfig
-from distill.models.registry import FAMILIES, count_parameters
+from distill.models.registry import FAMILIES
 from distill.objective import DistillObjective
 from lact_asr.config.model import ModelConfig
 from lact_asr.config.training import OptimConfig, TrainingConfig
@@ -48,10 +48,11 @@ from lact_asr.data.dataset import whole_corpus
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.distributed.processes import World
+from lact_asr.model.interface import count_parameters
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
-from lact_asr.training.objective import CTCObjective, Objective
+from lact_asr.training.objective import CTCObjective, SpeechObjective
 from lact_asr.training.trainer import fit
 from lact_asr.training.validation import Validation, validate
 from lact_asr.utils.files import append_json, read_json, write_atomic, write_json
@@ -63,7 +64,7 @@ STUDENT = ModelConfig(
 )
 DISTILL = DistillConfig()  # the product's defaults
 Parts = tuple[list[Utterance], list[Utterance]]
-Build = Callable[[Recogniser], Objective]
+Build = Callable[[Recogniser], SpeechObjective]
 
 
 def settings(steps: int, batch_seconds: float, rate: float, seed: int) -> TrainingConfig:

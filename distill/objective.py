@@ -16,7 +16,7 @@ Shapes: B batch, S student frames, T teacher frames, V vocabulary.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,28 +34,25 @@ from distill.losses.vocabularies import check_vocabularies
 from distill.teachers import Source, widths
 from lact_asr.data.batch import Batch
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.forward import listen, sees
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.forward import listen
+from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.model.masks import valid
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training.logger import relative
-from lact_asr.training.objective import EXPECTED, Loss
+from lact_asr.training.logger import Journal
+from lact_asr.training.loss import Loss, Outcome, Part, relative
+from lact_asr.training.objective import SpeechObjective
 from lact_asr.utils.errors import DataError
-
-if TYPE_CHECKING:
-    from lact_asr.training.logger import Journal
-    from lact_asr.training.train_step import Outcome
 
 SCALES_RATE = 10.0  # learned scales, as a multiple: at the student's rate not there in 600 steps
 LOOK = 100  # steps between lines about the weights and the router
 
 
-class DistillObjective:
+class DistillObjective(SpeechObjective):
     """A student with parameters to learn, and a frozen teacher beside it."""
 
     def __init__(
         self,
-        student: nn.Module,
+        student: CTCModel,
         source: Source,
         config: DistillConfig,
         *,
@@ -67,7 +64,7 @@ class DistillObjective:
 
         `sample` is what a layer map by likeness is made from.
         """
-        self.sees = sees(student) or source.sees
+        self.video_shape = student.video_shape or source.video_shape
         check_vocabularies(vocabulary, source.vocabulary, config)
         self.config, self.model, self.source = config, student, source
         self.vocabulary, self.projected = vocabulary, config.target != "outputs"
@@ -105,7 +102,7 @@ class DistillObjective:
         """What the student gives beside its output; DataError if one of the two cannot."""
         if not self.config.attention_weight:
             return {}
-        if not (self.source.attends and hasattr(self.model, "attends")):
+        if not (self.source.attends and self.model.attends):
             raise DataError(
                 "attention_weight compares what student and teacher attend to, and one of them "
                 "cannot say (the baseline has no attention, a cache does not keep it): write "
@@ -167,9 +164,10 @@ class DistillObjective:
         weighted |= own
         total = torch.stack(list(weighted.values())).sum()
         weighted = {f"{name}_weighted": value for name, value in weighted.items()}
-        expected = {f"{name}{EXPECTED}": value for name, value in unlearned.items()}
-        shown = {"ctc": ctc, **taught, **own, **weighted, **use, **expected}
-        return Loss(total, labels, {name: value.detach() for name, value in shown.items()})
+        parts = {"ctc": ctc, **taught, **own, **weighted, **use}
+        return Loss(
+            total, labels, {n: Part(value.detach(), unlearned.get(n)) for n, value in parts.items()}
+        )
 
     def _translated(self, teacher: CTCOutput, batch: Batch) -> tuple[CTCOutput, dict[str, Tensor]]:
         """What the teacher says in the student's symbols; and the projector's loss, if it has one.
@@ -197,15 +195,15 @@ class DistillObjective:
             "contrastive": config.contrastive_weight * gates["contrastive"],
         }
 
-    def end_step(self, step: int, outcome: "Outcome", journal: "Journal") -> None:
+    def end_step(self, step: int, outcome: Outcome, journal: Journal) -> None:
         """Remember what a step came to, and say now and then how losses and router are weighed."""
-        parts = outcome.parts
         if not outcome.taken:
             return
+        parts = {name: part.value for name, part in outcome.parts.items()}
         self.balancer.observe(parts["ctc"], parts)
         look = step % LOOK == 0 or step <= 5
         if look:
-            for line in self._lines(step, outcome.loss, parts):
+            for line in self._lines(step, outcome):
                 journal.say(line)
         if "router" not in self.trainable:
             return
@@ -216,7 +214,7 @@ class DistillObjective:
             journal.event("router_collapsed", step=step, firsts=firsts, shares=shares)
             journal.say(f"Warning at step {step}: {wrong}")
 
-    def _lines(self, step: int, total: float, parts: dict[str, float]) -> list[str]:
+    def _lines(self, step: int, outcome: Outcome) -> list[str]:
         """The founding notes' lines, for those who look for them."""
         weights, names = self.weights(self.progress), ["kd", *self.hints.names]
         shown = ", ".join(f"{name}={weights[name]:.3f}" for name in names)
@@ -226,15 +224,15 @@ class DistillObjective:
             shown = ", ".join(f"{n}={f:.3f}" for n, f in zip(names, factors, strict=True))
             lines.append(f"[BALANCE] {shown}")
         if self.hints.experts:
-            shares = [parts[f"share_{name}"] for name in self.hints.experts]
+            shares = [outcome.parts[f"share_{name}"].value for name in self.hints.experts]
             shown = ", ".join(
                 f"{n}={s:.3f}" for n, s in zip(self.hints.experts, shares, strict=True)
             )
             lines.append(f"[ROUTER] {shown}, evenness={evenness(shares):.3f}")
-        against = {n: v for n, v in relative(parts).items() if n.endswith("_relative")}
-        shown = ", ".join(f"{n.removesuffix('_relative')}={v:.3f}" for n, v in against.items())
+        against = relative(outcome.parts)
+        shown = ", ".join(f"{name}={share:.3f}" for name, share in against.items())
         lines.append(f"[RELATIVE] to what nothing learned costs: {shown}")
-        lines.append(f"[TOTAL] Loss: {total:.4f}, Components: {1 + len(names)}")
+        lines.append(f"[TOTAL] Loss: {outcome.loss:.4f}, Components: {1 + len(names)}")
         return lines
 
     def _pairs(self, sample: Batch | None) -> layer_map.Pairs:

@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.config.distillation import DistillConfig
 from distill.losses.time_grid import frame_rate
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.data.batch import Batch
-from lact_asr.model.forward import listen, sees
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.forward import listen
+from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 
 
@@ -29,7 +29,7 @@ class Source(Protocol):
     frame_rate: float  # output frames per second
     widths: tuple[int, ...]  # of the hidden states it gives, the last ones last
     modalities: tuple[str, ...]  # whose states it gives
-    sees: tuple[int, ...] | None  # the shape of a frame of the video it looks at, if it does
+    video_shape: tuple[int, ...] | None  # the shape of a frame of the video it looks at, if it does
     attends: bool  # whether it can say what it attends to
 
     def check(self, config: DistillConfig, ratio: float) -> None:
@@ -48,14 +48,14 @@ class Source(Protocol):
 class Live:
     """The teacher itself, frozen and in evaluation mode, on the device of the batches."""
 
-    def __init__(self, teacher: nn.Module, vocabulary: Vocabulary) -> None:
+    def __init__(self, teacher: CTCModel, vocabulary: Vocabulary) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.frame_rate = frame_rate(teacher)
         self.widths = widths(teacher)
-        self.modalities = getattr(teacher, "modality_names", ())
-        self.sees = sees(teacher)
-        self.attends = hasattr(teacher, "attends")
+        self.modalities = teacher.modalities
+        self.video_shape = teacher.video_shape
+        self.attends = teacher.attends
         self.asked: dict[str, bool] = {}
 
     def check(self, config: DistillConfig, ratio: float) -> None:
@@ -74,7 +74,7 @@ class Live:
         return listen(self.teacher, replace(batch, augment=None), **self.asked)
 
 
-def widths(model: nn.Module) -> tuple[int, ...]:
+def widths(model: CTCModel) -> tuple[int, ...]:
     """Widths of a model's hidden states, seen on a tenth of a second of silence."""
     training, device = model.training, next(model.parameters()).device
     samples = SAMPLE_RATE // 10

@@ -27,8 +27,8 @@ from lact_asr.data.loader import default_workers, loader
 from lact_asr.data.manifest import Utterance
 from lact_asr.data.speed import change_speed
 from lact_asr.distributed.processes import World
-from lact_asr.model.forward import arithmetic, listen, sees
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.forward import arithmetic, listen
+from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.locks import unrivalled
@@ -47,7 +47,7 @@ class Filled:
 
 
 def form_of(
-    teacher: nn.Module,
+    teacher: CTCModel,
     vocabulary: Vocabulary,
     *,
     kept: int,
@@ -69,7 +69,7 @@ def form_of(
     )
 
 
-def identity(teacher: nn.Module, vocabulary: Vocabulary) -> dict[str, Any]:
+def identity(teacher: CTCModel, vocabulary: Vocabulary) -> dict[str, Any]:
     """The part of a form that says whose words are kept."""
     return {
         "weights": weights_hash(teacher),
@@ -91,7 +91,7 @@ def weights_hash(model: nn.Module) -> str:
 
 def fill(
     folder: Path,
-    teacher: nn.Module,
+    teacher: CTCModel,
     vocabulary: Vocabulary,
     utterances: Sequence[Utterance],
     form: Form,
@@ -121,7 +121,7 @@ def fill(
     for speed in speeds:
         left = [each for each in utterances if (each.id, speed) not in done]
         batches = _read(
-            left, vocabulary, sees(teacher), batch_seconds * min(speed, 1.0), world, device
+            left, vocabulary, teacher.video_shape, batch_seconds * min(speed, 1.0), world, device
         )
         for batch in batches:
             unreadable |= dict(batch.unreadable)
@@ -167,7 +167,7 @@ class _Record:
 
 
 @torch.no_grad()
-def _heard(teacher: nn.Module, batch: Batch, form: Form, device: torch.device) -> list[_Record]:
+def _heard(teacher: CTCModel, batch: Batch, form: Form, device: torch.device) -> list[_Record]:
     """What the teacher says of each utterance of a batch."""
     with arithmetic(device, form.precision):
         output = listen(teacher, batch)

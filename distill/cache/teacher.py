@@ -38,7 +38,7 @@ class Cached:
         self.vocabulary = load_vocabulary(self.form.vocabulary)
         self.frame_rate, self.widths = self.form.frame_rate, tuple(self.form.widths)
         self.modalities: tuple[str, ...] = ()
-        self.sees: tuple[int, ...] | None = None
+        self.video_shape: tuple[int, ...] | None = None
         self.attends = False
 
     def check(self, config: DistillConfig, ratio: float) -> None:

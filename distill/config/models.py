@@ -109,7 +109,7 @@ class TeacherConfig(Frozen):
         return self
 
     @property
-    def sees(self) -> tuple[int, ...] | None:
+    def video_shape(self) -> tuple[int, ...] | None:
         """The shape of a frame of video."""
         return {"off": None, "frames": FRAME, "features": (self.video_features,)}[self.video]
 

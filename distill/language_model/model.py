@@ -13,7 +13,7 @@ Shapes: B texts, L places, N places that count, D width, V symbols.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,10 @@ from distill.config.language_model import LanguageModelConfig, LMDistillConfig
 from distill.losses import functions as losses
 from distill.losses.schedules import kd_weight
 from distill.models.attention import Block, rotary
-from lact_asr.training.objective import EXPECTED, Loss
-
-if TYPE_CHECKING:
-    from lact_asr.training.logger import Journal
-    from lact_asr.training.train_step import Outcome
+from lact_asr.model.interface import Model
+from lact_asr.training.logger import Journal
+from lact_asr.training.loss import Loss, Outcome, Part
+from lact_asr.training.objective import Objective
 
 LOOK = 100  # steps between lines about the weights
 BOUNDARY = 0  # begins and ends a text
@@ -60,10 +59,11 @@ def text_batch(texts: Sequence[Sequence[int]], names: Sequence[str]) -> TextBatc
     return TextBatch(list(names), inputs, targets, sum(map(len, texts)) + len(texts))
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Model):
     """The next symbol from all before it."""
 
     family = "language_model"
+    config: LanguageModelConfig
 
     def __init__(self, config: LanguageModelConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -100,12 +100,12 @@ def language_model(config: dict[str, Any], vocabulary_size: int) -> LanguageMode
     return LanguageModel(LanguageModelConfig.model_validate(config), vocabulary_size)
 
 
-LM_FAMILIES: dict[str, Callable[[dict[str, Any], int], nn.Module]] = {
+LM_FAMILIES: dict[str, Callable[[dict[str, Any], int], LanguageModel]] = {
     LanguageModel.family: language_model
 }
 
 
-class LMObjective:
+class LMObjective(Objective[TextBatch, LanguageModel]):
     """The texts' loss, and with a teacher (1 - alpha) of it plus KD, per symbol."""
 
     def __init__(
@@ -133,26 +133,33 @@ class LMObjective:
         if self.teacher is not None:
             with torch.no_grad():
                 told = self.teacher.to(batch.inputs.device)(batch.inputs)[there]
-        raw = self._chunked(states, batch.targets[there], told)
+        raw, expected = self._chunked(states, batch.targets[there], told)
         weighted = {name: weight * raw[name] for name, weight in self.weights(progress).items()}
         total = torch.stack(list(weighted.values())).sum()
-        shown = {**raw, **{f"{name}_weighted": value for name, value in weighted.items()}}
-        shown[f"lm{EXPECTED}"] = there.sum() * math.log(self.model.head.out_features)
-        return Loss(total, there.sum(), {name: value.detach() for name, value in shown.items()})
+        expected["lm"] = there.sum() * math.log(self.model.head.out_features)
+        parts = {**raw, **{f"{name}_weighted": value for name, value in weighted.items()}}
+        shown = {n: Part(value.detach(), expected.get(n)) for n, value in parts.items()}
+        return Loss(total, there.sum(), shown)
 
-    def end_step(self, step: int, outcome: "Outcome", journal: "Journal") -> None:
+    def end_step(self, step: int, outcome: Outcome, journal: Journal) -> None:
         """Say now and then, in the founding notes' words, how the texts' loss is weighed."""
         if outcome.taken and (step % LOOK == 0 or step <= 5):
-            raw, weighted = outcome.parts["lm"], outcome.parts["lm_weighted"]
+            raw, weighted = outcome.parts["lm"].value, outcome.parts["lm_weighted"].value
             weight = self.weights(self.progress)["lm"]
             journal.say(f"[LM] Raw: {raw:.4f}, Weight: {weight:.3f}, Weighted: {weighted:.4f}")
 
-    def _chunked(self, states: Tensor, targets: Tensor, told: Tensor | None) -> dict[str, Tensor]:
+    def _chunked(
+        self, states: Tensor, targets: Tensor, told: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Components by name, and what is expected of the divergence before it is learned."""
         rows = (states, targets) if told is None else (states, targets, told)
         pieces = zip(*(row.split(self.chunk) for row in rows), strict=True)
         sums = [checkpoint(self._sums, *piece, use_reentrant=False) for piece in pieces]
-        names = ("lm",) if told is None else ("lm", "kd", f"kd{EXPECTED}")
-        return dict(zip(names, torch.stack(sums).sum(0), strict=True))
+        lm, *rest = torch.stack(sums).sum(0)
+        if not rest:
+            return {"lm": lm}, {}
+        kd, unlearned = rest
+        return {"lm": lm, "kd": kd}, {"kd": unlearned.detach()}
 
     def _sums(self, states: Tensor, targets: Tensor, told: Tensor | None = None) -> Tensor:
         """Negative log-likelihood, divergence, and that of a uniform student, over a chunk."""

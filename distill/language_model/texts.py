@@ -5,7 +5,7 @@ sequence, shuffled anew for every epoch, from which each step takes one for each
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,9 +49,9 @@ class Texts:
         order = np.random.default_rng([seed, epoch]).permutation(len(self.plan))
         return self.batch(self.plan[order[place]])
 
-    def share(self, world: World) -> Iterator[TextBatch]:
+    def share(self, world: World) -> list[TextBatch]:
         """Every batch once, those of this rank."""
-        return (self.batch(rows) for rows in self.plan[world.rank :: world.world_size])
+        return [self.batch(rows) for rows in self.plan[world.rank :: world.world_size]]
 
 
 class TextFeed:

@@ -1,9 +1,7 @@
 """Training of language models: texts as a `Material` of the one loop, measured by perplexity."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,44 +19,17 @@ from lact_asr.data.batch_plan import Position
 from lact_asr.distributed import processes
 from lact_asr.distributed.fsdp import accompany
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training.material import Sample, Terms, Worst
+from lact_asr.training.material import Material, Measure, Terms, Worst
 from lact_asr.training.memory_probe import worst
 from lact_asr.training.trainer import FitResult, Launcher, learn
-from lact_asr.utils.locks import unrivalled
 
 TERMS = Terms("texts", "symbols", "batch_tokens", "symbols_per_second", "symbols/s")
 
 
-@dataclass(frozen=True)
-class Perplexity:
-    """How well a model foretells texts."""
-
-    loss: float  # nats per symbol, ends of texts included
-    perplexity: float
-    samples: ClassVar[Sequence[Sample]] = ()
-    unreadable: ClassVar[Sequence[tuple[str, str]]] = ()
-
-    @property
-    def order(self) -> tuple[float]:
-        """By what models are compared."""
-        return (self.perplexity,)
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the model is known by."""
-        return {"perplexity": self.perplexity}
-
-    @property
-    def line(self) -> str:
-        """The same for people."""
-        return f"Perplexity {self.perplexity:.3f} | {self.loss:.4f} nats a symbol"
-
-
-class TextMaterial:
+class TextMaterial(Material):
     """Texts to learn from and to measure on."""
 
     terms = TERMS
-    max_unreadable = 0
     nothing_learned = (np.inf,)
 
     def __init__(
@@ -104,7 +75,7 @@ class TextMaterial:
             batch = self.prepared(self.train.batch(rows))
             yield Worst(len(rows), float(self.train.lengths[rows].max()), batch)
 
-    def measure(self) -> Perplexity:
+    def measure(self) -> Measure:
         """Perplexity of the dev texts."""
         return held_out(self.model, self.dev, self.world, self.device)
 
@@ -116,31 +87,25 @@ def fit_texts(
     vocabulary: Vocabulary,
     config: LMTrainingConfig,
     directory: Path,
-    *,
-    report: Callable[[Mapping[str, Any]], None],
-    event: Callable[..., None],
-    should_stop: Callable[[], bool],
-    fence: Callable[[], None] = unrivalled,
+    launcher: Launcher,
     device: torch.device | None = None,
 ) -> FitResult:
     """`lact_asr.training.trainer.fit` for texts: what is best is so by perplexity."""
     world = processes.start()
     device = device or world.device()
     texts = TextMaterial(objective.model, train, dev, vocabulary, config, world, device)
-    launcher = Launcher(report, event, should_stop, fence)
     return learn(objective, texts, vocabulary, config, directory, launcher, world, device)
 
 
 def held_out(
     model: LanguageModel, texts: Texts, world: processes.World, device: torch.device
-) -> Perplexity:
+) -> Measure:
     """How well a model does on texts, over all ranks; leaves it as it was, training or not."""
-    found = likelihood(model.to(device), texts.share(world), device)
+    share = texts.share(world)
+    found = likelihood(model.to(device), share, device)
     nothing = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    mine, largest = (
-        len(texts.plan[world.rank :: world.world_size]),
-        -(-len(texts.plan) // world.world_size),
-    )
-    accompany(model, largest - mine, nothing)
+    accompany(model, -(-len(texts.plan) // world.world_size) - len(share), nothing)
     nll, symbols = world.all_sum(torch.tensor(found, dtype=torch.float64, device=device)).tolist()
-    return Perplexity(nll / symbols, perplexity(nll, symbols))
+    loss, value = nll / symbols, perplexity(nll, symbols)
+    line = f"Perplexity {value:.3f} | {loss:.4f} nats a symbol"
+    return Measure(loss, (value,), {"perplexity": value}, line)

@@ -9,16 +9,17 @@ Shapes: B batch, S student frames, T teacher frames, V vocabulary or width.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lact_asr.config.model import SAMPLE_RATE
+from lact_asr.model.interface import CTCModel
 from lact_asr.model.masks import valid
 
 HOUR = 3600  # seconds: rounding up to a frame does not show in a rate taken over this
 TINY = torch.finfo(torch.float32).tiny  # log of it is -87
 
 
-def frame_rate(model: nn.Module) -> float:
+def frame_rate(model: CTCModel) -> float:
     """Output frames per second of a model."""
     return model.output_lengths(HOUR * SAMPLE_RATE) / HOUR
 

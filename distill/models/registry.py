@@ -8,6 +8,7 @@ from torch import nn
 from distill.config.models import BaselineConfig, TeacherConfig
 from distill.models.baseline import Baseline
 from distill.models.teacher import Teacher
+from lact_asr.model.interface import CTCModel
 from lact_asr.model.recogniser import FAMILIES as RECOGNISERS
 
 
@@ -21,19 +22,14 @@ def baseline(config: dict[str, Any], vocabulary_size: int) -> Baseline:
     return Baseline(BaselineConfig.model_validate(config), vocabulary_size)
 
 
-FAMILIES: dict[str, Callable[[dict[str, Any], int], nn.Module]] = {
+FAMILIES: dict[str, Callable[[dict[str, Any], int], CTCModel]] = {
     **RECOGNISERS,
     "teacher": teacher,
     "baseline": baseline,
 }
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Numbers to learn."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def count_layers(model: nn.Module) -> int:
     """Modules with a `weight` of two or more axes: convolutions and linear maps."""
-    weights = (getattr(module, "weight", None) for module in model.modules())
-    return sum(weight is not None and weight.dim() >= 2 for weight in weights)
+    owned = ((name.rpartition(".")[2], weight) for name, weight in model.named_parameters())
+    return sum(own == "weight" and weight.dim() >= 2 for own, weight in owned)

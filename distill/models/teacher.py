@@ -8,7 +8,7 @@ Shapes: B batch, N samples, T feature frames (100 Hz), T' = ceil(T / 4), M modal
 V vocabulary.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,8 @@ from distill.models.masked_layers import silence, strided
 from distill.models.pitch import PITCH, PitchAndCepstra
 from lact_asr.data.specaugment import SpecAugment
 from lact_asr.model.features import LogMel
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.model.masks import valid
-
-
-@dataclass
-class TeacherOutput(CTCOutput):
-    """A CTC output that also says what each modality said and how much it counted."""
-
-    modality_weights: Tensor | None = None  # (B, T', M + 1), the last one the null token's
-    modalities: Tensor | None = None  # (B, T', M, D), before they were fused
 
 
 class ClipStem(nn.Module):
@@ -80,19 +72,20 @@ class PitchStem(nn.Module):
         return x
 
 
-class Teacher(nn.Module):
+class Teacher(CTCModel):
     """Waves, and video where there is some, to CTC log-probabilities at 25 frames a second."""
 
     family = "teacher"
-    attends = True  # forward knows `attention`
+    attends = True
+    config: TeacherConfig
 
     def __init__(self, config: TeacherConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config = config
         self.mel = LogMel(config.mels)
         self.pitch = PitchAndCepstra(config.mels, config.cepstra)
-        self.sees = config.sees
-        self.modality_names = ("mel", "pitch", "video")[: 3 if self.sees else 2]
+        self.video_shape = config.video_shape
+        self.modalities = ("mel", "pitch", "video")[: 3 if self.video_shape else 2]
         self.clip_stem = ClipStem(config)
         self.pitch_stem = PitchStem(config.cepstra + PITCH, config.hidden)
         inputs = [self.clip_stem.outputs, self.pitch_stem.outputs]
@@ -135,10 +128,6 @@ class Teacher(nn.Module):
             elif isinstance(module, (nn.Conv1d, nn.Conv3d)):
                 module.weight.mul_(config.conv_scale)
 
-    def output_lengths(self, wave_lengths: Tensor) -> Tensor:
-        """Output frames of waves of so many samples."""
-        return self.config.tokens(wave_lengths)
-
     def forward(
         self,
         waves: Tensor,
@@ -149,7 +138,7 @@ class Teacher(nn.Module):
         present: Tensor | None = None,
         augment: SpecAugment | None = None,
         attention: bool = False,
-    ) -> TeacherOutput:
+    ) -> CTCOutput:
         """Waves (B, N) float32 at 16 kHz and their lengths (B,) in samples.
 
         `video`, (B, T_v, 3, H, W) in 0..255 or (B, T_v, D_v) features, shows 25 frames a second,
@@ -163,7 +152,7 @@ class Teacher(nn.Module):
             present = torch.ones(len(waves), len(self.fusion.norms), device=waves.device).bool()
         streams = self._audio(waves, wave_lengths, present, augment)
         there = [valid(lengths, grid) & present[:, index, None] for index in range(2)]
-        if self.sees:
+        if self.video_shape:
             stream, seen = self._video(video, video_lengths, present[:, 2], grid)
             streams.append(stream)
             there.append(seen & valid(lengths, grid))
@@ -193,7 +182,7 @@ class Teacher(nn.Module):
         """The video stream (B, T', D_v) and where it is there (B, T')."""
         pictures = self.config.video == "frames"
         if video is None or lengths is None:  # one frame, not looked at, keeps all in the graph
-            shape = (3, 32, 32) if pictures else self.sees
+            shape = (3, 32, 32) if pictures else self.video_shape
             video = self.head.weight.new_zeros(len(present), 1, *shape)
             lengths = torch.zeros_like(present, dtype=torch.int64)
         lengths = lengths.masked_fill(~present, 0)
@@ -203,7 +192,7 @@ class Teacher(nn.Module):
         stream = F.pad(stream, (0, 0, 0, max(0, grid - stream.shape[1])))[:, :grid]
         return stream, valid(lengths, grid)
 
-    def _transcribe(self, x: Tensor, lengths: Tensor, attention: bool) -> TeacherOutput:
+    def _transcribe(self, x: Tensor, lengths: Tensor, attention: bool) -> CTCOutput:
         seen = valid(lengths, x.shape[1])
         turn = rotary(x.shape[1], self.config.hidden // self.config.heads, x.device)
         hidden = [x]
@@ -211,7 +200,7 @@ class Teacher(nn.Module):
             hidden.append(block(hidden[-1], seen, turn))  # (B, T', D)
         paid = self.blocks[-1].look(hidden[-2], seen, turn) if attention else None
         log_probs = self.read_out(hidden[-1], lengths)
-        return TeacherOutput(log_probs, lengths, hidden[1:], paid)
+        return CTCOutput(log_probs, lengths, hidden[1:], paid)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
         """Log-probabilities (B, T', V) from states (B, T', D) of any block."""

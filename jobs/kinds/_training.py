@@ -25,11 +25,10 @@ from lact_asr.text.normalize import CHARACTERS
 from lact_asr.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lact_asr.data.manifest import Utterance
+    from lact_asr.model.interface import CTCModel, Model
     from lact_asr.text.vocabulary import Vocabulary
-    from lact_asr.training.objective import Objective
+    from lact_asr.training.objective import SpeechObjective
     from lact_asr.training.trainer import FitResult
 
 SIZES: dict[str, Mapping[str, BaseModel]] = {"lact": lact_config.SIZES, **distill_config.SIZES}
@@ -245,7 +244,7 @@ def _known_vocabulary(settings: Writes, kept: Path) -> "Vocabulary | None":
 
 def fresh_model(
     settings: TrainingSettings, vocabulary: "Vocabulary", train: "Sequence[Utterance]", job: Job
-) -> "nn.Module":
+) -> "CTCModel":
     """An untrained model, whose weights depend on the seed only, or that of `init_from`.
 
     StepFailed where fast weights would never be updated on utterances as short as these.
@@ -267,7 +266,7 @@ def fresh_model(
     return model
 
 
-def begin(model: "nn.Module", vocabulary: "Vocabulary", given: Path | None, job: Job) -> None:
+def begin(model: "Model", vocabulary: "Vocabulary", given: Path | None, job: Job) -> None:
     """Give a fresh model the weights of `init_from`, unless the step has a checkpoint of its own.
 
     StepFailed where that is of another model or vocabulary.
@@ -326,13 +325,14 @@ def require_best(done: "FitResult", dev: Path) -> None:
 
 
 def fit(
-    objective: "Objective",
+    objective: "SpeechObjective",
     settings: TrainingSettings,
     parts: "tuple[list[Utterance], list[Utterance]]",
     vocabulary: "Vocabulary",
     job: Job,
 ) -> Trained:
     """Train to the end, or raise Interrupted with the work saved."""
+    from lact_asr.model.interface import count_parameters
     from lact_asr.training import trainer as training
 
     with going_on(job):
@@ -355,7 +355,7 @@ def fit(
         loss=done.loss,
         steps=done.step,
         steps_skipped=done.steps_skipped,
-        parameters=sum(p.numel() for p in objective.model.parameters() if p.requires_grad),
+        parameters=count_parameters(objective.model),
     )
 
 

@@ -60,14 +60,13 @@ def run(settings: Settings, job: Job) -> Result:
     from distill.models.registry import FAMILIES
     from lact_asr.diagnosis.diagnose import diagnose, table
     from lact_asr.distributed.processes import World
-    from lact_asr.model.forward import sees
     from lact_asr.training import checkpoint
 
     if job.world_size > 1:
         raise StepFailed("settings", "diagnose runs as one process: write nodes: 1, gpus: 0 or 1")
     path = checkpoint.find(settings.checkpoint)
     model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
-    batch = _batch(settings, vocabulary, sees(model))
+    batch = _batch(settings, vocabulary, model.video_shape)
     print(f"Walking {len(batch)} utterances through {path}", flush=True)
     device = World(job.rank, job.world_size, job.local_rank).device()
     diagnosis = diagnose(model.to(device), batch, settings.limit, settings.precision)

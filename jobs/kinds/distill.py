@@ -16,11 +16,10 @@ from jobs.pipeline import Resources
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
     from distill.teachers import Source
     from lact_asr.data.batch import Batch
     from lact_asr.data.manifest import Utterance
+    from lact_asr.model.interface import CTCModel
     from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
@@ -71,7 +70,7 @@ def run(settings: Settings, job: Job) -> Result:
         source,
         settings.distill,
         vocabulary=vocabulary,
-        sample=_sample(settings, parts[0], vocabulary, source.sees),
+        sample=_sample(settings, parts[0], vocabulary, source.video_shape),
     )
     trained = _training.fit(objective, settings, parts, vocabulary, job)
     return Result(**trained.model_dump())
@@ -94,7 +93,7 @@ def _sample(
 
 
 def _source(
-    settings: Settings, teacher: "nn.Module", vocabulary: "Vocabulary", train: "Sequence[Utterance]"
+    settings: Settings, teacher: "CTCModel", vocabulary: "Vocabulary", train: "Sequence[Utterance]"
 ) -> "Source":
     """The teacher, or its cache, checked to be this teacher's and to hold what will be asked."""
     if settings.cache is None:

@@ -92,9 +92,10 @@ def run(settings: Settings, job: Job) -> Result:
     from distill.language_model.model import LanguageModel, LMObjective
     from distill.language_model.texts import Texts
     from distill.language_model.trainer import fit_texts, held_out
-    from distill.models.registry import count_parameters
     from lact_asr.data.manifest import read_manifest
     from lact_asr.distributed import processes
+    from lact_asr.model.interface import count_parameters
+    from lact_asr.training.trainer import Launcher
 
     train, dev = read_manifest(settings.train), read_manifest(settings.dev)
     teacher, vocabulary = _teacher(settings, train, job)
@@ -109,17 +110,14 @@ def run(settings: Settings, job: Job) -> Result:
             vocabulary,
             settings.training,
             job.directory,
-            report=job.report,
-            event=job.event,
-            should_stop=job.should_stop,
-            fence=job.fence,
+            Launcher(job.report, job.event, job.should_stop, job.fence),
         )
     _training.require_best(done, settings.dev)
     told = None
     if teacher:
         world = processes.start()
         texts = Texts([each.text for each in dev], vocabulary, settings.training.batch_tokens)
-        told = held_out(teacher, texts, world, world.device()).perplexity
+        told = held_out(teacher, texts, world, world.device()).figures["perplexity"]
     return Result(
         checkpoint=done.checkpoint,
         perplexity=done.best["perplexity"],

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from lact_asr.data.batch import Batch
 from lact_asr.data.batch_plan import by_length
@@ -14,8 +13,8 @@ from lact_asr.data.loader import default_workers, loader
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.greedy import greedy
 from lact_asr.distributed.processes import World
-from lact_asr.model.forward import arithmetic, listen, sees
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.forward import arithmetic, listen
+from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
@@ -43,7 +42,7 @@ class Transcription:
 
 
 def transcribe(
-    model: nn.Module,
+    model: CTCModel,
     vocabulary: Vocabulary,
     utterances: Sequence[Utterance],
     batch_seconds: float = 320.0,
@@ -58,7 +57,7 @@ def transcribe(
     """
     device = device or World().device()
     model.to(device).eval()
-    corpus = whole_corpus(utterances, vocabulary, sees(model))
+    corpus = whole_corpus(utterances, vocabulary, model.video_shape)
     batches = by_length(corpus.durations, batch_seconds)
     read = loader(corpus, batches, min(default_workers(device), len(batches)))
     texts: dict[str, str] = {}
@@ -73,7 +72,7 @@ def transcribe(
 
 
 def decode(
-    model: nn.Module,
+    model: CTCModel,
     vocabulary: Vocabulary,
     batches: Iterable[Batch],
     device: torch.device,

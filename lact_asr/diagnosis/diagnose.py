@@ -22,6 +22,7 @@ from lact_asr.data.batch import Batch
 from lact_asr.diagnosis.ranges import Range, Row
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.forward import arithmetic, listen
+from lact_asr.model.interface import CTCModel
 
 LIMIT = 1e4  # sound models stay below 100, in activations and in gradients per label token
 LOSS, WAVES = "the loss", "the waves"  # in place of a module
@@ -60,7 +61,7 @@ class Diagnosis:
 
 
 def diagnose(
-    model: nn.Module, batch: Batch, limit: float = LIMIT, precision: str = "fp32"
+    model: CTCModel, batch: Batch, limit: float = LIMIT, precision: str = "fp32"
 ) -> Diagnosis:
     """One forward and backward pass of CTC on the model's device; leaves no gradients behind."""
     device = next(model.parameters()).device
@@ -79,7 +80,7 @@ def diagnose(
 
 
 def _walk(
-    model: nn.Module, batch: Batch, watch: "_Watch", precision: str, device: torch.device
+    model: CTCModel, batch: Batch, watch: "_Watch", precision: str, device: torch.device
 ) -> float:
     """Forward, loss and backward; the loss per label token."""
     watch.look(WAVES, "forward", batch.waves, "the audio")
@@ -103,7 +104,7 @@ class _Call:
 class _Watch:
     """Hooks on every module; remembers the first wrong value and the ranges of all."""
 
-    def __init__(self, model: nn.Module, limit: float) -> None:
+    def __init__(self, model: CTCModel, limit: float) -> None:
         self.model, self.limit = model, limit
         self.first: Finding | None = None
         self.rows: dict[str, Row] = {}

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from lact_asr.config.overfit import OverfitConfig
 from lact_asr.data.batch import Batch
@@ -35,8 +34,9 @@ from lact_asr.diagnosis import overfit_checks as checks
 from lact_asr.diagnosis.overfit_checks import Defect
 from lact_asr.diagnosis.overfit_learner import Learner, choose
 from lact_asr.distributed.processes import World
+from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training.objective import CTCObjective, Objective
+from lact_asr.training.objective import CTCObjective, SpeechObjective
 from lact_asr.utils.errors import Stopped
 
 PASSED, PASSED_SLOW, PASSED_RELAXED = "PASSED", "PASSED_SLOW", "PASSED_RELAXED"
@@ -72,14 +72,14 @@ class OverfitResult:
 
 
 def overfit(
-    build: Callable[[], nn.Module],
+    build: Callable[[], CTCModel],
     utterances: Sequence[Utterance],
     vocabulary: Vocabulary,
     config: OverfitConfig,
     *,
     report: Callable[[Mapping[str, Any]], None],
     should_stop: Callable[[], bool],
-    objective: Callable[[nn.Module], Objective] = CTCObjective,
+    objective: Callable[[CTCModel], SpeechObjective] = CTCObjective,
     device: torch.device | None = None,
 ) -> OverfitResult:
     """Train fresh models from `build` (without dropout) on a few of the utterances, and judge.
@@ -101,12 +101,12 @@ def overfit(
 class _Gate:
     def __init__(
         self,
-        build: Callable[[], nn.Module],
+        build: Callable[[], CTCModel],
         vocabulary: Vocabulary,
         config: OverfitConfig,
         report: Callable[[Mapping[str, Any]], None],
         should_stop: Callable[[], bool],
-        objective: Callable[[nn.Module], Objective],
+        objective: Callable[[CTCModel], SpeechObjective],
         device: torch.device,
     ) -> None:
         self.build, self.vocabulary, self.config = build, vocabulary, config

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lact_asr.data.batch import Batch
 from lact_asr.decoding.metrics import score
+from lact_asr.model.interface import CTCModel
 from lact_asr.text.ctc import frames_needed, uniform_ctc_loss
 
 SHOWN = 3  # names in a message
@@ -21,7 +22,7 @@ class Defect(Exception):
     """A check has failed; the message says which, with its numbers."""
 
 
-def frames(model: nn.Module, batch: Batch) -> str:
+def frames(model: CTCModel, batch: Batch) -> str:
     """CTC needs an output frame per label, and one more between equal neighbours."""
     counts = model.output_lengths(batch.wave_lengths).tolist()
     pairs = list(zip(batch.ids, counts, map(frames_needed, labels(batch)), strict=True))
@@ -35,7 +36,7 @@ def frames(model: nn.Module, batch: Batch) -> str:
 
 
 def first_loss(
-    model: nn.Module, batch: Batch, symbols: int, loss: float, bounds: tuple[float, float]
+    model: CTCModel, batch: Batch, symbols: int, loss: float, bounds: tuple[float, float]
 ) -> str:
     """An untrained model is about as good as a uniform one, whose loss has a closed form.
 

@@ -17,7 +17,7 @@ from lact_asr.model.forward import arithmetic
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step
 from lact_asr.training.guard import non_finite
-from lact_asr.training.objective import Objective
+from lact_asr.training.objective import SpeechObjective
 from lact_asr.utils.errors import DataError
 
 
@@ -45,7 +45,7 @@ class Learner:
     """A fresh model and one batch, learned step by step."""
 
     def __init__(
-        self, objective: Objective, batch: Batch, config: OverfitConfig, device: torch.device
+        self, objective: SpeechObjective, batch: Batch, config: OverfitConfig, device: torch.device
     ) -> None:
         self.objective, self.model, self.batch = objective, objective.model, batch
         self.device, self.taken = device, 0

@@ -29,15 +29,18 @@ def _is_share(value: object) -> bool:
     return hasattr(value, "full_tensor")
 
 
-def shard(model: nn.Module, trainable: nn.Module) -> None:
+def shard(
+    model: nn.Module, trainable: nn.Module, blocks: nn.ModuleList, attends: bool = False
+) -> None:
     """Split a model in place, rank 0's weights; before the optimiser is made.
 
-    DataError where something outside the model learns too: it would be left unsplit. And for a
-    model without `blocks`: backward begins at theirs, and without them would reach no gradient.
+    `attends`: `look` of its blocks is called beside their forward. DataError where something
+    outside the model learns too: it would be left unsplit. And for a model without blocks: backward
+    begins at theirs, and without them would reach no gradient.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    if not len(getattr(model, "blocks", ())):
+    if not len(blocks):
         raise DataError(
             f"sharded training splits a model by its blocks, and {type(model).__name__} has none: "
             "write sharded: false"
@@ -52,9 +55,9 @@ def shard(model: nn.Module, trainable: nn.Module) -> None:
         )
     for value in model.state_dict(keep_vars=True).values():
         torch.distributed.broadcast(value.data, 0)
-    for block in model.blocks:
+    for block in blocks:
         fully_shard(block)
-        if hasattr(block, "look"):
+        if attends:
             register_fsdp_forward_method(block, "look")
     # The rest stays gathered until it is through backward: `read_out` is called beside forward. As
     # a registered forward method it would let go of the convolutions before their backward.

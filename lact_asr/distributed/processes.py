@@ -79,7 +79,8 @@ class World:
 
 def no_sync(module: nn.Module) -> AbstractContextManager:
     """A backward pass inside leaves gradients on this rank, for all but the last micro-batch."""
-    return module.no_sync() if hasattr(module, "no_sync") else nullcontext()
+    wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
+    return module.no_sync() if wrapped else nullcontext()
 
 
 def from_environment(environment: Mapping[str, str]) -> World:

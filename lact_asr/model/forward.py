@@ -4,28 +4,23 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
 
 from lact_asr.data.batch import Batch
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.interface import CTCModel, CTCOutput
 
 
-def listen(model: nn.Module, batch: Batch, **asked: bool) -> CTCOutput:
+def listen(model: CTCModel, batch: Batch, **asked: bool) -> CTCOutput:
     """The model's output on a batch, through the batch's augmentation if it has one, and on its
     video if the model looks at any; `asked` is what the model is to give beside it.
     """
     more: dict[str, Any] = {"augment": batch.augment} if batch.augment else {}
-    if batch.video is not None and sees(model):
+    if batch.video is not None and model.video_shape:
         more |= {"video": batch.video, "video_lengths": batch.video_lengths}
-    return model(batch.waves, batch.wave_lengths, **more, **asked)
+    output: CTCOutput = model(batch.waves, batch.wave_lengths, **more, **asked)
+    return output
 
 
-def sees(model: nn.Module) -> tuple[int, ...] | None:
-    """The shape of a frame of the video that a model looks at, if it does."""
-    return getattr(model, "sees", None)
-
-
-def arithmetic(device: torch.device, precision: str) -> AbstractContextManager:
+def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The context of a forward pass, in training and decoding alike."""
     wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

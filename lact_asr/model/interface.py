@@ -1,11 +1,16 @@
-"""What every recogniser of the project answers.
+"""What every model of the project declares: what the loop, sharding, teachers and router rely on.
 
-Legend: B utterances, L tokens (after subsampling), D width, V symbols with the blank, H heads.
+Legend: B utterances, N samples, L tokens (after subsampling), D width, V symbols with the blank,
+H heads, M modalities.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
+
+Count = TypeVar("Count", int, Tensor)
 
 
 @dataclass
@@ -17,8 +22,65 @@ class CTCOutput:
     hidden: list[Tensor]  # [B,L,D] after each block
     attention: Tensor | None = None  # [B,H,L,L] logarithm of the last block's, where asked for
     updates: Tensor | None = None  # [B*H] inner steps of the last block's fast weights
+    modality_weights: Tensor | None = None  # [B,L,M+1], the last one the null token's
+    modalities: Tensor | None = None  # [B,L,M,D], before they were fused
 
     @property
     def updates_run(self) -> int:
         """Inner steps each fast weight made on the longest utterance; waits for the device."""
         return 0 if self.updates is None else int(self.updates.max())
+
+
+class Settings(Protocol):
+    """The configuration of a model: a checkpoint keeps it, and builds the model again from it."""
+
+    def model_dump(self, *, mode: str = ...) -> dict[str, Any]:
+        """Its values by name."""
+
+
+class CTCSettings(Settings, Protocol):
+    """The configuration of a model of speech."""
+
+    @property
+    def blocks(self) -> int:
+        """Hidden states that the model gives beside its output."""
+
+    def tokens(self, samples: Count) -> Count:
+        """Tokens made from so many samples of a wave."""
+
+
+class Model(nn.Module):
+    """What the training loop and a checkpoint ask of any model."""
+
+    family: ClassVar[str]  # the name that a checkpoint stores, for `FAMILIES`
+    config: Settings
+    head: nn.Linear  # from the last states to the V symbols
+    blocks: nn.ModuleList  # what sharding splits a model by; empty where it cannot be split
+    attends: ClassVar[bool] = False  # whether the last of the blocks has `look`: what it attends to
+
+
+class CTCModel(Model, ABC):
+    """A model of speech: waves to log-probabilities of symbols, to be collapsed as CTC does.
+
+    `forward(waves, wave_lengths)` takes waves [B,N] float32 at 16 kHz in -1..1, zero or junk past
+    their lengths [B], and gives a CTCOutput. It knows `augment` too, a SpecAugment or None;
+    `attention`, a flag, where the model `attends`; `video` and `video_lengths` where it has a
+    `video_shape`. `lact_asr.model.forward.listen` passes what a model knows.
+    """
+
+    config: CTCSettings
+    modalities: tuple[str, ...] = ()  # names, in the order of M; empty where there is only one
+    video_shape: tuple[int, ...] | None = None  # of a frame of the video that it looks at, if any
+
+    def output_lengths(self, wave_lengths: Count) -> Count:
+        """Tokens for so many samples, an int or an integer tensor; no model is run."""
+        return self.config.tokens(wave_lengths)
+
+    @abstractmethod
+    def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Log-probabilities [B,L,V], float32, from states [B,L,D] of any block."""
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers to learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

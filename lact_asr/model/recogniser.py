@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lact_asr.config.model import ModelConfig
 from lact_asr.model.fast_weights import wide
 from lact_asr.model.features import LogMel
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.model.lact_layer import Mix, RMSNorm
 from lact_asr.model.masks import valid
 from lact_asr.model.window_attention import Layout
@@ -88,11 +88,12 @@ class Block(nn.Module):
         return self.mix.look(self.mix_norm(x), layout)
 
 
-class Recogniser(nn.Module):
+class Recogniser(CTCModel):
     """Waves to CTC log-probabilities."""
 
     family = "lact"
-    attends = True  # forward knows `attention`
+    attends = True
+    config: ModelConfig
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -104,10 +105,6 @@ class Recogniser(nn.Module):
         self.norm = RMSNorm(config.hidden, EPS)
         self.head = nn.Linear(config.hidden, vocabulary_size)
         self.apply(_initialise)
-
-    def output_lengths(self, wave_lengths: Any) -> Any:
-        """Tokens for so many samples, an int or an integer tensor."""
-        return self.config.tokens(wave_lengths)
 
     def forward(
         self,
@@ -151,4 +148,4 @@ def recogniser(config: dict[str, Any], vocabulary_size: int) -> Recogniser:
     return Recogniser(ModelConfig.model_validate(config), vocabulary_size)
 
 
-FAMILIES: dict[str, Callable[[dict[str, Any], int], nn.Module]] = {"lact": recogniser}
+FAMILIES: dict[str, Callable[[dict[str, Any], int], CTCModel]] = {"lact": recogniser}

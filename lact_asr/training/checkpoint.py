@@ -16,7 +16,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,11 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lact_asr.distributed.fsdp import all_like
+from lact_asr.model.interface import Model
 from lact_asr.text.load import load_vocabulary
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import named, read_json, write_json, writer
 from lact_asr.utils.locks import unrivalled
+
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 BEST = "best"
 DIVERGED = "diverged"
@@ -75,7 +78,7 @@ def recover(folder: Path) -> None:
             old.rename(target)
 
 
-def describe(model: nn.Module, vocabulary: Vocabulary, training: Any) -> dict[str, Any]:
+def describe(model: Model, vocabulary: Vocabulary, training: Any) -> dict[str, Any]:
     """The config.json of a model trained with a TrainingConfig."""
     return {
         "family": model.family,
@@ -137,8 +140,8 @@ def find(path: Path) -> Path:
 
 
 def load_model(
-    path: Path, families: Mapping[str, Callable[[dict[str, Any], int], nn.Module]]
-) -> tuple[nn.Module, Vocabulary, dict[str, Any]]:
+    path: Path, families: Mapping[str, Callable[[dict[str, Any], int], AnyModel]]
+) -> tuple[AnyModel, Vocabulary, dict[str, Any]]:
     """The model of a checkpoint on the CPU in eval mode, its vocabulary, and its config.json."""
     config = read_json(path / "config.json")
     if config["family"] not in families:

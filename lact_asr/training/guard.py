@@ -17,8 +17,8 @@ from torch import nn
 from lact_asr.config.training import GuardConfig, LoopConfig
 from lact_asr.distributed.fsdp import full
 from lact_asr.training.logger import Journal
+from lact_asr.training.loss import Outcome
 from lact_asr.training.resume import State
-from lact_asr.training.train_step import Outcome
 from lact_asr.utils.errors import DataError, TrainingFailed
 
 IN_A_ROW = 3  # spikes dropped before one is followed

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lact_asr.training.loss import Outcome, Part, shown
 from lact_asr.training.material import Material, Measure, Terms
-from lact_asr.training.objective import EXPECTED
-from lact_asr.training.train_step import Outcome
 from lact_asr.utils.progress import clock
 
 NAMED = 100  # ids of left-out utterances in an event; all are counted
@@ -28,7 +27,7 @@ class Journal:
     ) -> None:
         self._report, self._event, self._total, self._loud = report, event, total_steps, loud
         self._terms = terms
-        self._first: int | None = None  # step at which this process began
+        self._first = 0  # step at which this process began
         self._started = self._since = time.monotonic()
         self._window: list[Outcome] = []
 
@@ -111,10 +110,16 @@ class Journal:
         """Loss and parts per label token, and counts in all, over the steps that were taken."""
         taken = [outcome for outcome in self._window if outcome.taken] or self._window[-1:]
         weight = sum(outcome.weight for outcome in taken) or 1.0
-        mean = lambda value: sum(value(outcome) * outcome.weight for outcome in taken) / weight
-        parts = {name: mean(lambda o, name=name: o.parts[name]) for name in taken[-1].parts}
+        mean = lambda values: (
+            sum(value * o.weight for value, o in zip(values, taken, strict=True)) / weight
+        )
+        parts = {}
+        for name, last in taken[-1].parts.items():
+            each = [outcome.parts[name] for outcome in taken]
+            expected = None if last.expected is None else mean(part.expected for part in each)
+            parts[name] = Part(mean(part.value for part in each), expected)
         counts = {name: sum(o.counts[name] for o in taken) for name in taken[-1].counts}
-        return {"loss": mean(lambda o: o.loss), **relative(parts), **counts}
+        return {"loss": mean(o.loss for o in taken), **shown(parts), **counts}
 
     def validated(self, step: int, measure: Measure, best: bool) -> None:
         """A validation's numbers and samples; its time does not count as training."""
@@ -126,13 +131,3 @@ class Journal:
         if measure.samples:
             self.event("samples", step=step, samples=[vars(each) for each in measure.samples])
         self._since = time.monotonic()
-
-
-def relative(parts: Mapping[str, float]) -> dict[str, float]:
-    """The parts, and instead of what they are expected to be at first, their share of that."""
-    shown = {name: value for name, value in parts.items() if not name.endswith(EXPECTED)}
-    for name, expected in parts.items():
-        if name.endswith(EXPECTED) and expected:
-            part = name.removesuffix(EXPECTED)
-            shown[f"{part}_relative"] = parts[part] / expected
-    return shown

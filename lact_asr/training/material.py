@@ -4,7 +4,8 @@ The loop asks a `Material` for micro-batches, for the worst of them, and for a `
 model on the dev data; what is in a batch concerns the objective alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,32 +48,16 @@ class Sample:
     pred: str
 
 
-class Measure(Protocol):
+@dataclass(frozen=True)
+class Measure:
     """How well a model does on the dev data."""
 
-    @property
-    def loss(self) -> float:
-        """Nats per label token."""
-
-    @property
-    def order(self) -> tuple[float, ...]:
-        """By what models are compared: lower is better, the first number counts most."""
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the model is known by beside its loss, such as its WER."""
-
-    @property
-    def line(self) -> str:
-        """The same for people."""
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """What the model makes of a few utterances."""
-
-    @property
-    def unreadable(self) -> Sequence[tuple[str, str]]:
-        """Files that could not be read: (id, why)."""
+    loss: float  # nats per label token
+    order: tuple[float, ...]  # what models are compared by: lower is better, the first counts most
+    figures: dict[str, float]  # what a model is known by beside its loss, such as its WER
+    line: str  # the same for people
+    samples: Sequence[Sample] = ()
+    unreadable: Sequence[tuple[str, str]] = ()  # (id, why)
 
 
 @dataclass(frozen=True)
@@ -95,27 +80,32 @@ class Worst:
     batch: Any  # on the device, as long as it can become
 
 
-class Material(Protocol):
+class Material(ABC):
     """What a model learns from, and what it is measured on."""
 
     terms: Terms
-    summary: str  # what is trained on, for people
-    left_out: Mapping[str, Sequence[str]]  # reason -> ids
-    budget: float  # of a batch, with its padding
-    max_unreadable: int  # files that are skipped before training stops
     nothing_learned: tuple[float, ...]  # the order of a model that is not worth keeping
+    budget: float  # of a batch, with its padding
+    summary: str  # what is trained on, for people
+    left_out: dict[str, list[str]]  # reason -> ids
+    max_unreadable = 0  # files that are skipped before training stops
 
+    @abstractmethod
     def fingerprint(self) -> int:
         """A number that changes when the training data do."""
 
+    @abstractmethod
     def feed(self, start: Position) -> Feed:
         """The batches of this rank from a place on."""
 
+    @abstractmethod
     def prepared(self, batch: Any) -> Any:
         """A batch on the device, changed as training wants it; called under the step's seed."""
 
+    @abstractmethod
     def worst(self) -> Iterator[Worst]:
         """The batches of an epoch that need most memory, one after the other."""
 
+    @abstractmethod
     def measure(self) -> Measure:
-        """The model on all dev data, the same on every rank; leaves the model in eval mode."""
+        """The model on all dev data, the same on every rank."""

@@ -41,7 +41,7 @@ def worst(lengths: np.ndarray, batches: list[np.ndarray]) -> list[np.ndarray]:
 
 def probe(
     module: nn.Module,  # the objective called as a module, perhaps wrapped
-    objective: Objective,
+    objective: Objective[Any, Any],
     optimizer: torch.optim.Optimizer,
     material: Material,
     config: LoopConfig,
@@ -74,15 +74,14 @@ def probe(
 
 def _tried(
     module: nn.Module,
-    objective: Objective,
+    objective: Objective[Any, Any],
     batch: Any,
     config: LoopConfig,
     world: World,
     device: torch.device,
 ) -> str:
     """Forward and backward; why memory ran out, if it did."""
-    if hasattr(objective, "begin_step"):
-        objective.begin_step([batch], world.all_sum)
+    objective.begin_step([batch], world.all_sum)
     try:
         with no_sync(module):
             with arithmetic(device, config.precision):

@@ -1,13 +1,9 @@
-"""What training minimises: the protocol between the loop and a model's loss, and plain CTC.
+"""What training minimises: what the loop asks of a loss, and plain CTC."""
 
-An objective turns a micro-batch into sums. `fit` adds the sums of all micro-batches and processes
-of a step and divides once, so the gradient is that of one big batch (to 1e-7). The usual mean of
-means is not: micro-batches hold different numbers of labels (relative error 2.3 seen, cosine
-0.994).
-"""
-
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,50 +12,52 @@ from torch import Tensor, nn
 from lact_asr.config.training import CTCConfig
 from lact_asr.data.batch import Batch
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.forward import listen, sees
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.forward import listen
+from lact_asr.model.interface import CTCModel, CTCOutput, Model
 from lact_asr.model.masks import valid
+from lact_asr.training.logger import Journal
+from lact_asr.training.loss import Loss, Outcome, Part
 
-EXPECTED = "_expected"  # end of the name of a part: what another part would be before learning
-
-
-@dataclass
-class Loss:
-    """The loss of one micro-batch, as sums.
-
-    `parts` are shown divided by the weight of the step, `counts` as they are; their names are the
-    same in every micro-batch of a step, on every process. Beside a part `x` there may be
-    `x_expected`: shown is `x_relative`, the one over the other.
-    """
-
-    total: Tensor  # differentiable scalar
-    weight: float | Tensor  # what the total is divided by, once per step: label tokens
-    parts: dict[str, float | Tensor] = field(default_factory=dict)
-    counts: dict[str, float | Tensor] = field(default_factory=dict)
+AnyBatch = TypeVar("AnyBatch")
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 
-class Objective(Protocol):
-    """A loss with its modules.
+class Objective(ABC, Generic[AnyBatch, AnyModel]):
+    """A loss with its modules: what the loop trains, and all that the loop asks of it.
 
     It is called under autocast when the precision is bf16; losses must be computed in float32.
     Every parameter of `trainable` takes part in every total (an inactive part as 0 * its sum), or
-    the objective says `unused_parameters = True`. It may also have `parameter_groups(learning_rate)
-    -> [{"params": ..., "lr": ...}, ...]`; without it all parameters learn at the same rate. And
-    `begin_step(batches, all_sum)`, called with this rank's micro-batches before the first of them,
-    for a loss that counts something else beside labels. And `end_step(step, outcome, journal)`,
-    told what all ranks together came to. And `views`, how often it hears each utterance of a batch:
-    as much fewer are in one. And `sees`, the shape of a frame of the video it looks at.
+    the objective says so with `unused_parameters`.
     """
 
     trainable: nn.Module  # everything with parameters to learn
-    model: nn.Module  # the CTC model that is validated and saved; in `trainable`, or the same
+    model: AnyModel  # what is validated and saved; in `trainable`, or the same
+    views: int = 1  # how often it hears each utterance of a batch: as much fewer are in one
+    video_shape: tuple[int, ...] | None = None  # of a frame of the video that it looks at, if any
+    unused_parameters: bool = False  # whether a total may leave parameters out
 
-    def __call__(self, batch: Batch, progress: float) -> Loss:
+    @abstractmethod
+    def __call__(self, batch: AnyBatch, progress: float) -> Loss:
         """The loss of a batch on the model's device; progress runs from 0 to 1 over max_steps."""
-        ...
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """What learns at which rate: `{"params": ..., "lr": ...}` each; all at the given one."""
+        return [{"params": list(self.trainable.parameters()), "lr": learning_rate}]
+
+    def begin_step(self, batches: Sequence[AnyBatch], all_sum: Callable[[Tensor], Tensor]) -> None:
+        """Called with this rank's micro-batches of a step before the first of them.
+
+        For a loss that counts something else beside labels: `all_sum` adds up over the ranks.
+        """
+
+    def end_step(self, step: int, outcome: Outcome, journal: Journal) -> None:
+        """Called after every step with what it came to on all ranks."""
 
 
-class CTCObjective:
+SpeechObjective: TypeAlias = Objective[Batch, CTCModel]
+
+
+class CTCObjective(SpeechObjective):
     """Connectionist temporal classification over one model, per label token.
 
         (1 - w) CTC + w mean of CTC at intermediate blocks + c CR
@@ -69,13 +67,13 @@ class CTCObjective:
     2024). All are sums over the batch, so they too are exact however a step is cut.
     """
 
-    def __init__(self, model: nn.Module, config: CTCConfig | None = None) -> None:
+    def __init__(self, model: CTCModel, config: CTCConfig | None = None) -> None:
         self.model = self.trainable = model
         self.config = config or CTCConfig()
         if self.config.intermediate:
             self.config.check(model.config.blocks)
         self.views = self.config.views  # fit puts fewer utterances into a batch
-        self.sees = sees(model)
+        self.video_shape = model.video_shape
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
         """The loss of a batch; `zeroed` counts utterances that no path fits (loss infinite)."""
@@ -84,7 +82,7 @@ class CTCObjective:
         losses = ctc_losses(output.log_probs, output.lengths, heard)  # [views B]
         zeroed = ((losses == 0) & (heard.target_lengths > 0)).sum() / self.views
         total = ctc = losses.sum() / self.views
-        parts = {}
+        parts: dict[str, Tensor] = {}
         if self.config.intermediate:
             parts["intermediate"] = inner = self._intermediate(output, heard)
             share = self.config.intermediate_weight
@@ -93,8 +91,9 @@ class CTCObjective:
             parts["consistency"] = apart = consistency(output.log_probs, output.lengths)
             total = total + self.config.consistency * apart
         if parts:
-            parts = {name: part.detach() for name, part in {"ctc": ctc, **parts}.items()}
-        return Loss(total, batch.target_lengths.sum(), parts, {"zeroed": zeroed})
+            parts = {"ctc": ctc, **parts}
+        shown = {name: Part(value.detach()) for name, value in parts.items()}
+        return Loss(total, batch.target_lengths.sum(), shown, {"zeroed": zeroed})
 
     def _intermediate(self, output: CTCOutput, heard: Batch) -> Tensor:
         """Mean over the chosen blocks of the CTC loss of what the model's head reads there."""
@@ -118,9 +117,13 @@ def repeated(batch: Batch, times: int) -> Batch:
         wave_lengths=batch.wave_lengths.repeat(times),
         targets=batch.targets.repeat(times),
         target_lengths=batch.target_lengths.repeat(times),
-        video=None if batch.video is None else torch.cat([batch.video] * times),
-        video_lengths=None if batch.video is None else batch.video_lengths.repeat(times),
+        video=_times(batch.video, times),
+        video_lengths=_times(batch.video_lengths, times),
     )
+
+
+def _times(rows: Tensor | None, times: int) -> Tensor | None:
+    return None if rows is None else torch.cat([rows] * times)
 
 
 def consistency(log_probs: Tensor, lengths: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from lact_asr.config.training import OptimConfig
 from lact_asr.distributed.fsdp import full, like
 from lact_asr.model.fast_weights import newton_schulz
 from lact_asr.model.forward import arithmetic
+from lact_asr.model.interface import Model
 from lact_asr.training.objective import Objective
 
 MOMENTUM = 0.95  # of Muon's running sum of gradients
@@ -77,10 +78,11 @@ class Muon(torch.optim.AdamW):
         return parameter.grad + MOMENTUM * state["sum"]
 
 
-def build(objective: Objective, config: OptimConfig) -> torch.optim.AdamW:
+def build(objective: Objective[Any, Any], config: OptimConfig) -> torch.optim.AdamW:
     """The optimiser over the objective's groups; weight decay for matrices only."""
     apart = _ends(objective.model) if config.method == "muon" else None
-    groups = [part for group in _groups(objective, config) for part in _split(group, config, apart)]
+    wanted = objective.parameter_groups(config.learning_rate)
+    groups = [part for group in wanted for part in _split(group, config, apart)]
     on_gpu = any(p.is_cuda for group in groups for p in group["params"])
     kind = Muon if config.method == "muon" else torch.optim.AdamW
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True if on_gpu else None)
@@ -92,19 +94,14 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def _groups(objective: Objective, config: OptimConfig) -> list[dict]:
-    own = getattr(objective, "parameter_groups", None)
-    if own is not None:
-        return list(own(config.learning_rate))
-    return [{"params": objective.trainable.parameters(), "lr": config.learning_rate}]
-
-
-def _ends(model: nn.Module) -> set[int]:
+def _ends(model: Model) -> set[int]:
     """Parameters of the output layer, where every row stands for a symbol of its own frequency."""
-    return {id(parameter) for parameter in getattr(model, "head", nn.Identity()).parameters()}
+    return {id(parameter) for parameter in model.head.parameters()}
 
 
-def _split(group: dict, config: OptimConfig, apart: set[int] | None) -> list[dict]:
+def _split(
+    group: dict[str, Any], config: OptimConfig, apart: set[int] | None
+) -> list[dict[str, Any]]:
     """One group as matrices (decayed) and the rest: biases, norms, scalars.
 
     With `apart` given, matrices of two axes outside it are Muon's; kernels, stacks and thin ones

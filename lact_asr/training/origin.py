@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from lact_asr.model.interface import Model
 from lact_asr.text.load import load_vocabulary
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
@@ -21,7 +22,7 @@ from lact_asr.utils.files import read_json
 _NAMED = 3  # tensors in a message
 
 
-def begin_from(path: Path, model: nn.Module, vocabulary: Vocabulary) -> dict[str, Any]:
+def begin_from(path: Path, model: Model, vocabulary: Vocabulary) -> dict[str, Any]:
     """Give a fresh model the weights of a checkpoint; facts about it, for the record.
 
     `path` is what `checkpoint.find` takes. DataError where it is none; Misfit where it is of
@@ -35,7 +36,7 @@ def begin_from(path: Path, model: nn.Module, vocabulary: Vocabulary) -> dict[str
     return {"checkpoint": str(found), **read_json(found / checkpoint.STATE), "changed": changed}
 
 
-def require_fit(path: Path, model: nn.Module, vocabulary: Vocabulary) -> None:
+def require_fit(path: Path, model: Model, vocabulary: Vocabulary) -> None:
     """Misfit that says how the model or vocabulary of a checkpoint is another, and what to write.
 
     DataError where it cannot be read.
@@ -63,7 +64,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], inside: str = "")
     return found
 
 
-def _other_settings(stored: Mapping[str, Any], model: nn.Module) -> str:
+def _other_settings(stored: Mapping[str, Any], model: Model) -> str:
     """What to write to have the stored model; empty where the settings are the same."""
     if stored["family"] != model.family:
         return f"write family: {stored['family']}, not {model.family}"

@@ -46,7 +46,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def trainer_state(
     state: State,
-    objective: Objective,
+    objective: Objective[Any, Any],
     optimizer: torch.optim.Optimizer,
     position: Position,
     fingerprint: int,
@@ -65,7 +65,7 @@ def trainer_state(
 
 def resume(
     path: Path,
-    objective: Objective,
+    objective: Objective[Any, Any],
     vocabulary: Vocabulary,
     optimizer: torch.optim.Optimizer,
     fingerprint: int,
@@ -139,7 +139,7 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pa
         group.update(fresh)
 
 
-def _beside(objective: Objective) -> dict[str, Tensor]:
+def _beside(objective: Objective[Any, Any]) -> dict[str, Tensor]:
     """What an objective trains or tracks outside its model: projectors, routers, running means."""
     inside = {id(value) for value in objective.model.state_dict(keep_vars=True).values()}
     everything = objective.trainable.state_dict(keep_vars=True)

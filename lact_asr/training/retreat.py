@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lact_asr.training import checkpoint
 from lact_asr.training.guard import BREAKER
+from lact_asr.training.loss import Outcome
 from lact_asr.training.resume import State
-from lact_asr.training.train_step import Outcome
 from lact_asr.utils.files import read_json
 
 RISE = 2.0  # times the lowest running mean of the loss: a checkpoint above it is of no use

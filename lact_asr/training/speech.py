@@ -15,18 +15,17 @@ from lact_asr.data.manifest import Utterance
 from lact_asr.data.specaugment import SpecAugment
 from lact_asr.data.speed import change_speed, draw_speed
 from lact_asr.distributed.processes import World
-from lact_asr.model.forward import sees
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training.material import Terms, Worst
+from lact_asr.training.material import Material, Measure, Terms, Worst
 from lact_asr.training.memory_probe import worst
-from lact_asr.training.objective import Objective
-from lact_asr.training.validation import Validation, standing, validate
+from lact_asr.training.objective import SpeechObjective
+from lact_asr.training.validation import standing, validate
 from lact_asr.utils.errors import DataError
 
 TERMS = Terms("utterances", "s", "batch_seconds", "audio_seconds_per_second", "s of audio/s")
 
 
-class Speech:
+class Speech(Material):
     """Utterances to learn from and to measure on."""
 
     terms = TERMS
@@ -34,7 +33,7 @@ class Speech:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: SpeechObjective,
         train: list[Utterance],
         dev: list[Utterance],
         vocabulary: Vocabulary,
@@ -46,16 +45,16 @@ class Speech:
         self.model, self.vocabulary, self.config = objective.model, vocabulary, config
         self.world, self.device = world, device
         self.workers = default_workers(device) if config.workers is None else config.workers
-        self.views = getattr(objective, "views", 1)
+        self.views = objective.views
         self.corpus, self.left_out = usable(
             train,
             vocabulary,
             self.model.output_lengths,
             config,
             self.views,
-            getattr(objective, "sees", None),
+            objective.video_shape,
         )
-        self.dev = whole_corpus(dev, vocabulary, sees(self.model))
+        self.dev = whole_corpus(dev, vocabulary, self.model.video_shape)
         if not len(self.dev.labels.flat):
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
         hours = self.corpus.durations.sum() / 3600
@@ -81,12 +80,12 @@ class Speech:
         plan = epoch_plan(durations, budget, config.seed, 0, self.world.world_size)
         reader, slowest = Reader(self.corpus, spare=True), min(config.augment.speeds)
         for indices in worst(durations, [batch for rank in plan for batch in rank]):
-            batch = self._masked(change_speed(reader[indices].to(self.device), slowest))
+            batch = self._masked(change_speed(reader[indices.tolist()].to(self.device), slowest))
             yield Worst(len(indices), float(durations[indices].max()), batch)
 
-    def measure(self) -> Validation:
+    def measure(self) -> Measure:
         """Loss, WER and CER on every dev utterance."""
-        return validate(
+        found = validate(
             self.model,
             self.dev,
             self.vocabulary,
@@ -94,6 +93,15 @@ class Speech:
             self.world,
             self.device,
             self.workers,
+        )
+        wer, cer = found.scores.wer, found.scores.cer
+        return Measure(
+            found.loss,
+            standing(wer, found.loss),
+            {"wer": wer, "cer": cer},
+            f"Valid loss {found.loss:.4f} | WER {wer:.2%} | CER {cer:.2%}",
+            found.samples,
+            found.unreadable,
         )
 
     def _masked(self, batch: Batch) -> Batch:

@@ -7,9 +7,10 @@ needs no vote: a NaN on one rank is in the averaged gradients of all, so all dro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,36 +19,11 @@ from lact_asr.config.training import LoopConfig
 from lact_asr.distributed import fsdp
 from lact_asr.distributed.processes import World, no_sync
 from lact_asr.model.forward import arithmetic
+from lact_asr.training.loss import Loss, Outcome, Part, detached
 from lact_asr.training.material import MicroBatch
-from lact_asr.training.objective import Loss, Objective
+from lact_asr.training.objective import Objective
 
 NAMED = 20  # utterances of a dropped step that are named
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one step came to, the same on every rank."""
-
-    loss: float  # per label token
-    weight: float  # label tokens
-    parts: dict[str, float]  # per label token
-    counts: dict[str, float]
-    grad_norm: float  # before clipping
-    amount: float  # seconds of audio, or what else throughput counts, without padding
-    stop: bool  # some rank was asked to stop
-    unreadable: dict[str, str]  # files met by any rank that could not be read, and why
-    highest: float  # gradient norm that would still have been followed
-    suspects: list[str]  # ids in a dropped step; empty if the step was taken
-
-    @property
-    def taken(self) -> bool:
-        """Whether the weights moved."""
-        return self.finite and self.grad_norm <= self.highest
-
-    @property
-    def finite(self) -> bool:
-        """Whether there was a loss and a gradient at all."""
-        return self.weight > 0 and math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True)
@@ -63,7 +39,7 @@ class Setting:
 class Called(nn.Module):
     """An objective as a module, so that a data-parallel wrapper can stand around its call."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective[Any, Any]) -> None:
         super().__init__()
         self.trainable = objective.trainable
         self._call = objective.__call__  # a bound method: its other modules are no part of this
@@ -92,7 +68,7 @@ def take(
             with arithmetic(device, config.precision):
                 loss = module(batch.to(device), progress)
             loss.total.backward()
-        losses.append(_detached(loss))
+        losses.append(detached(loss))
     news = {key: why for batch in batches for key, why in batch.unreadable if key not in known}
     amount = sum(batch.amount for batch in batches)
     sums = _row(losses, [amount, float(stop), float(len(news))], device)
@@ -119,40 +95,36 @@ def take(
     return replace(outcome, suspects=_suspects(batches, losses, world))
 
 
-def _detached(loss: Loss) -> Loss:
-    """The numbers of a loss without its graph."""
-    detach = lambda value: value.detach() if isinstance(value, Tensor) else value
-    return Loss(
-        loss.total.detach(),
-        detach(loss.weight),
-        {name: detach(value) for name, value in loss.parts.items()},
-        {name: detach(value) for name, value in loss.counts.items()},
-    )
-
-
 def _row(losses: Sequence[Loss], others: Sequence[float], device: torch.device) -> Tensor:
     """Everything that is summed over micro-batches and ranks, in one float64 vector."""
-    number = lambda value: torch.as_tensor(value, dtype=torch.float64, device=device)
-    rows = [
-        torch.stack([number(value) for value in (each.total, each.weight, *_shown(each))])
-        for each in losses
-    ]
-    return torch.cat([torch.stack(rows).sum(0), number(others)])
+    rows = [torch.stack([value.to(device, torch.float64) for value in _sums(x)]) for x in losses]
+    beside = torch.tensor(others, dtype=torch.float64, device=device)
+    return torch.cat([torch.stack(rows).sum(0), beside])
 
 
-def _shown(loss: Loss) -> list[float | Tensor]:
-    """Parts, then counts, each by name."""
-    return [group[name] for group in (loss.parts, loss.counts) for name in sorted(group)]
+def _sums(loss: Loss) -> Iterator[Tensor]:
+    """Total and weight, then the parts by name, each before what is expected of it; then counts."""
+    yield from (loss.total, loss.weight)
+    for name in sorted(loss.parts):
+        part = loss.parts[name]
+        yield part.value
+        if part.expected is not None:
+            yield part.expected
+    for name in sorted(loss.counts):
+        yield loss.counts[name]
 
 
 def _named(
     loss: Loss, values: Sequence[float], weight: float
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Summed parts per label token, and summed counts."""
-    size = len(loss.parts)
-    shares = [value / weight if weight else math.nan for value in values[:size]]
-    parts = dict(zip(sorted(loss.parts), shares, strict=True))
-    return parts, dict(zip(sorted(loss.counts), values[size:], strict=True))
+) -> tuple[dict[str, Part[float]], dict[str, float]]:
+    """Summed parts per label token, and summed counts, from the order of `_sums`."""
+    rest = iter(values)
+    mean = lambda: next(rest) / weight if weight else math.nan
+    parts = {
+        name: Part(mean(), None if loss.parts[name].expected is None else mean())
+        for name in sorted(loss.parts)
+    }
+    return parts, dict(zip(sorted(loss.counts), rest, strict=True))
 
 
 def _normalise(optimizer: torch.optim.Optimizer, scale: float, config: LoopConfig) -> float:

@@ -25,8 +25,9 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint, early_stopping, guard, memory_probe, optim, train_step
 from lact_asr.training.averaging import Average, mean
 from lact_asr.training.logger import Journal
+from lact_asr.training.loss import Outcome
 from lact_asr.training.material import Material
-from lact_asr.training.objective import CTCObjective, Loss, Objective
+from lact_asr.training.objective import Objective, SpeechObjective
 from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
 from lact_asr.training.retreat import retreat
@@ -34,8 +35,6 @@ from lact_asr.training.speech import Speech
 from lact_asr.utils.errors import TrainingFailed
 from lact_asr.utils.files import read_json
 from lact_asr.utils.locks import unrivalled
-
-__all__ = ["CTCObjective", "FitResult", "Launcher", "Loss", "Objective", "fit", "learn"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class FitResult:
 
 
 def fit(
-    objective: Objective,
+    objective: SpeechObjective,
     train: list[Utterance],
     dev: list[Utterance],
     vocabulary: Vocabulary,
@@ -97,7 +96,7 @@ def fit(
 
 
 def learn(
-    objective: Objective,
+    objective: Objective[Any, Any],
     material: Material,
     vocabulary: Vocabulary,
     config: LoopConfig,
@@ -129,7 +128,7 @@ class _Run:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective[Any, Any],
         material: Material,
         vocabulary: Vocabulary,
         config: LoopConfig,
@@ -152,13 +151,12 @@ class _Run:
         self.journal.start(self.material)
         objective.trainable.to(self.device)
         if config.sharded and self.world.world_size > 1:
-            fsdp.shard(objective.model, objective.trainable)
+            model = objective.model
+            fsdp.shard(model, objective.trainable, model.blocks, model.attends)
         self.optimizer = optim.build(objective, config.optim)
         self.average = Average(objective.model, config.average.decay)
         self.feed = self.material.feed(self._resume())
-        self.module = self.world.wrap(
-            train_step.Called(objective), getattr(objective, "unused_parameters", False)
-        )
+        self.module = self.world.wrap(train_step.Called(objective), objective.unused_parameters)
         if memory_probe.wanted(config, self.device):
             memory_probe.probe(
                 self.module,
@@ -229,8 +227,7 @@ class _Run:
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
         batches = [self.material.prepared(self.feed.take()) for _ in range(config.accumulate)]
-        if hasattr(self.objective, "begin_step"):
-            self.objective.begin_step(batches, self.world.all_sum)
+        self.objective.begin_step(batches, self.world.all_sum)
         progress = state.step / config.max_steps
         highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
         setting = train_step.Setting(config, self.world, self.device, highest)
@@ -241,8 +238,7 @@ class _Run:
         if outcome.taken:
             self.average.follow(state.step)
         self.journal.took(outcome)
-        if hasattr(self.objective, "end_step"):
-            self.objective.end_step(state.step, outcome, self.journal)
+        self.objective.end_step(state.step, outcome, self.journal)
         guard.note_unreadable(state, self.material.max_unreadable, self.journal, outcome.unreadable)
         try:
             guard.note_step(state, config, self.journal, outcome, self.objective.trainable)
@@ -254,7 +250,7 @@ class _Run:
             self.journal.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
 
-    def _retreat(self, outcome: train_step.Outcome) -> str:
+    def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
         aside, where = retreat(self.folder, self.state, outcome)
         for path in aside:
@@ -302,17 +298,16 @@ class _Run:
             return
         rate = self.config.optim.learning_rate
         guard.refuse_broken(state.step, rate, self.objective.trainable)
-        self.saved = state.step
+        self.saved, place = state.step, self.feed.position
         trainer = trainer_state(
             state,
             self.objective,
             self.optimizer,
-            self.feed.position,
+            place,
             self.material.fingerprint(),
             self.average,
         )
-        facts = {"step": state.step, "epoch": self.feed.position.epoch}
-        facts["loss"] = state.typical_loss
+        facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
         self.journal.event("checkpoint", step=state.step)
         if self.world.main:
@@ -332,10 +327,9 @@ class _Run:
     def _result(self, finished: bool) -> FitResult:
         """The result on every rank, once rank 0 has written what it names."""
         self.world.gather(None)
-        state, path, facts = self.state, self.folder / checkpoint.BEST, {}
-        if checkpoint.complete(path):
-            facts = read_json(path / checkpoint.STATE)
-            facts.pop("step")
-        else:
-            path = self.folder / f"{state.step:08d}"
-        return FitResult(finished, state.step, path, facts, state.skipped)
+        state, path = self.state, self.folder / checkpoint.BEST
+        if not checkpoint.complete(path):
+            newest = self.folder / f"{state.step:08d}"
+            return FitResult(finished, state.step, newest, {}, state.skipped)
+        known = {n: v for n, v in read_json(path / checkpoint.STATE).items() if n != "step"}
+        return FitResult(finished, state.step, path, known, state.skipped)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.config.training import TrainingConfig
@@ -21,6 +20,7 @@ from lact_asr.decoding.transcribe import decode
 from lact_asr.distributed.fsdp import accompany
 from lact_asr.distributed.processes import World
 from lact_asr.model.ctc_loss import ctc_losses
+from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Sample
 
@@ -45,25 +45,9 @@ class Validation:
     samples: list[Sample]
     unreadable: list[tuple[str, str]]  # (id, why)
 
-    @property
-    def order(self) -> tuple[float, float]:
-        """By what models are compared."""
-        return standing(self.scores.wer, self.loss)
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the model is known by."""
-        return {"wer": self.scores.wer, "cer": self.scores.cer}
-
-    @property
-    def line(self) -> str:
-        """The same for people."""
-        scores = self.scores
-        return f"Valid loss {self.loss:.4f} | WER {scores.wer:.2%} | CER {scores.cer:.2%}"
-
 
 def validate(
-    model: nn.Module,
+    model: CTCModel,
     corpus: Corpus,
     vocabulary: Vocabulary,
     config: TrainingConfig,

@@ -28,7 +28,7 @@ from lact_asr.model.masks import valid
 from lact_asr.text.ctc import uniform_ctc_loss
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step
-from lact_asr.training.logger import relative
+from lact_asr.training.loss import relative, shown
 from lact_asr.training.trainer import fit
 from lact_asr.utils.errors import DataError
 from tests.distill.tiny_models import (
@@ -37,6 +37,7 @@ from tests.distill.tiny_models import (
     heard,
     memorise,
     part,
+    per_label,
     tiny_baseline,
     tiny_teacher,
     utterances,
@@ -87,10 +88,8 @@ def test_a_student_that_knows_nothing_costs_what_is_expected_of_it(changes):
     taught, lesson = objective(**changes), noise()
     torch.nn.init.zeros_(taught.model.head.weight)  # every symbol is as likely
     taught.begin_step([lesson], alone)
-    shown = relative({name: float(value) for name, value in taught(lesson, 0.0).parts.items()})
-    assert shown["ctc_relative"] == pytest.approx(1, rel=1e-5)
-    assert shown["kd_relative"] == pytest.approx(1, rel=1e-5)
-    assert not any(name.endswith("_expected") for name in shown)
+    shares = relative(per_label(taught(lesson, 0.0)))
+    assert shares == pytest.approx({"ctc": 1, "kd": 1}, rel=1e-5)
 
 
 def even_attention(taught: DistillObjective, lesson: Batch) -> float:
@@ -112,11 +111,11 @@ def test_every_hint_begins_near_what_is_expected_of_it():
     source, lesson = Live(tiny_teacher(seed=1), VOCABULARY), noise()
     taught = DistillObjective(tiny(layers=2), source, config, vocabulary=VOCABULARY)
     taught.begin_step([lesson], alone)
-    shown = relative({name: float(value) for name, value in taught(lesson, 0.0).parts.items()})
+    shares = relative(per_label(taught(lesson, 0.0)))
     for name in ("feature", "layerwise", "contrastive"):
-        assert shown[f"{name}_relative"] == pytest.approx(1, abs=0.2), name
+        assert shares[name] == pytest.approx(1, abs=0.2), name
     even = even_attention(taught, lesson)
-    assert shown["attention_relative"] == pytest.approx(even, rel=1e-4)
+    assert shares["attention"] == pytest.approx(even, rel=1e-4)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.1, 0.25, 1.0])
@@ -139,8 +138,8 @@ def test_the_total_is_the_formula_per_label_and_per_frame(progress):
     gate = {0.0: 0.0, 0.1: 0.0, 0.25: 0.5, 1.0: 1.0}[progress]
     expected = 0.3 * ctc + kd_weight * kd + 0.5 * gate * feature
     torch.testing.assert_close(loss.total / loss.weight, expected, atol=1e-4, rtol=1e-4)
-    shown = {name: float(value / loss.weight) for name, value in loss.parts.items()}
-    assert shown == pytest.approx(
+    parts = per_label(loss)
+    assert {name: part.value for name, part in parts.items()} == pytest.approx(
         {
             "ctc": ctc.item(),
             "ctc_weighted": 0.3 * ctc.item(),
@@ -148,14 +147,14 @@ def test_the_total_is_the_formula_per_label_and_per_frame(progress):
             "kd_weighted": kd_weight * kd.item(),
             "feature": feature.item(),
             "feature_weighted": 0.5 * gate * feature.item(),
-            "ctc_expected": uniform_ctc(lesson, student.lengths) / int(loss.weight),
-            "kd_expected": 4
-            * (math.log(len(VOCABULARY)) + (p * p.log()).sum() / mask.sum()).item(),
-            "feature_expected": 2.0,
         },
         rel=1e-3,
         abs=1e-6,
     )
+    even_kd = 4 * (math.log(len(VOCABULARY)) + (p * p.log()).sum() / mask.sum()).item()
+    even_ctc = uniform_ctc(lesson, student.lengths) / int(loss.weight)
+    expected = {name: part.expected for name, part in parts.items() if part.expected is not None}
+    assert expected == pytest.approx({"ctc": even_ctc, "kd": even_kd, "feature": 2.0}, rel=1e-3)
 
 
 WAYS = {  # settings: what one frame then costs, and what its sum is divided by
@@ -190,7 +189,7 @@ def test_each_way_of_teaching_costs_what_it_says(way):
     total = losses.masked_sum(cost(student.log_probs, teacher.log_probs), mask)
     expected = total / (mask.sum() if unit == "frames" else loss.weight)
     assert expected > 0.01
-    torch.testing.assert_close(loss.parts["kd"] / loss.weight, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(loss.parts["kd"].value / loss.weight, expected, atol=1e-6, rtol=1e-5)
 
 
 def gradients(taught: DistillObjective, batches: list[Batch]) -> dict[str, Tensor]:
@@ -242,7 +241,7 @@ def one_step(folder: Path) -> None:
     taught.begin_step(mine, world.all_sum)
     setting = train_step.Setting(config, world, torch.device("cpu"))
     outcome = train_step.take(module, optimizer, mine, 0.5, setting, False, {})
-    state = {"loss": outcome.loss, "parts": outcome.parts, "norm": outcome.grad_norm}
+    state = {"loss": outcome.loss, "parts": shown(outcome.parts), "norm": outcome.grad_norm}
     state["gradients"] = {n: p.grad for n, p in taught.trainable.named_parameters()}
     torch.save(state, folder / f"of{world.world_size}-{world.rank}.pt")
 
@@ -266,8 +265,8 @@ def test_in_bfloat16_the_losses_stay_float32_and_close():
         loss = taught(lesson, 0.5)
     loss.total.backward()
     assert loss.total.dtype == torch.float32
-    for name, value in exact.parts.items():
-        assert float(loss.parts[name]) == pytest.approx(float(value), rel=0.05), name
+    for name, known in exact.parts.items():
+        assert float(loss.parts[name].value) == pytest.approx(float(known.value), rel=0.05), name
     assert all(p.grad.isfinite().all() for p in taught.trainable.parameters())
 
 
@@ -308,7 +307,7 @@ def test_the_feature_loss_starts_near_two_on_speech(speech):
     taught, lesson = objective(feature_weight=1.0), batch(speech, 2)
     taught.begin_step([lesson], alone)
     loss = taught(lesson, 0.0)
-    assert float(loss.parts["feature"] / loss.weight) == pytest.approx(2.0, abs=0.3)
+    assert float(loss.parts["feature"].value / loss.weight) == pytest.approx(2.0, abs=0.3)
 
 
 @pytest.mark.parametrize("subsampling", [2, 8])
@@ -354,7 +353,7 @@ def test_a_student_that_never_sees_a_text_writes_what_its_teacher_hears(speech):
     for _ in range(80):
         taught.begin_step([lesson], alone)
         loss = taught(lesson, 0.5)
-        divergences.append(float(loss.parts["kd"] / loss.weight))
+        divergences.append(float(loss.parts["kd"].value / loss.weight))
         optimizer.zero_grad()
         (loss.total / loss.weight).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -405,8 +404,10 @@ def test_the_student_hears_masked_features_and_the_teacher_clean_ones():
     mask = valid(student.lengths, student.log_probs.shape[1])
     kd = losses.masked_sum(losses.frame_kd(student.log_probs, teacher.log_probs, 2.0), mask)
     expected = taught.labels_per_frame * kd
-    assert loss.parts["kd"].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert not torch.allclose(loss.parts["kd"], taught(lesson, 1.0).parts["kd"], rtol=1e-3)
+    assert loss.parts["kd"].value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not torch.allclose(
+        loss.parts["kd"].value, taught(lesson, 1.0).parts["kd"].value, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("model", [tiny_baseline(), tiny_teacher(**SMALL)], ids=["plain", "i3d"])

@@ -28,7 +28,7 @@ from lact_asr.distributed.processes import World
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
-from lact_asr.training.objective import Loss
+from lact_asr.training.loss import Loss
 from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, Diary, run, tiny, tones
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.greedy import greedy
 from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training.loss import Loss, Part
 from lact_asr.training.objective import CTCObjective
 
 VOCABULARY = Vocabulary.characters()
@@ -61,6 +62,12 @@ def tiny_baseline(seed: int = 0, **changes: Any) -> Baseline:
     torch.manual_seed(seed)
     config = sized("baseline", "tiny", {"dropout": 0.0, **changes})
     return FAMILIES["baseline"](config.model_dump(), len(VOCABULARY))
+
+
+def per_label(loss: Loss) -> dict[str, Part[float]]:
+    """The parts of a loss as a log has them."""
+    mean = lambda value: None if value is None else float(value / loss.weight)
+    return {name: Part(mean(part.value), mean(part.expected)) for name, part in loss.parts.items()}
 
 
 def memorise(model: torch.nn.Module, lesson: Batch, steps: int, rate: float = 2e-3) -> list[str]:

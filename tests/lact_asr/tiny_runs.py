@@ -13,7 +13,7 @@ from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.text.normalize import CHARACTERS
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training.objective import CTCObjective, Objective
+from lact_asr.training.objective import CTCObjective, SpeechObjective
 from lact_asr.training.trainer import FitResult, fit
 
 RATE = 16_000
@@ -80,7 +80,7 @@ class Diary:
 def run(
     folder: Path,
     train: list[Utterance],
-    objective: Objective | None = None,
+    objective: SpeechObjective | None = None,
     dev: list[Utterance] | None = None,
     stop_at: float = math.inf,
     diary: Diary | None = None,

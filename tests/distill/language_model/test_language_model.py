@@ -28,9 +28,10 @@ from lact_asr.data.manifest import Utterance, write_manifest
 from lact_asr.distributed import processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
-from lact_asr.training.logger import relative
-from lact_asr.training.trainer import FitResult
+from lact_asr.training.loss import relative
+from lact_asr.training.trainer import FitResult, Launcher
 from lact_asr.utils.locks import unrivalled
+from tests.distill.tiny_models import per_label
 from tests.lact_asr.tiny_runs import Diary
 from tests.ranks import in_ranks
 
@@ -78,7 +79,7 @@ def test_the_loss_is_the_formula_however_it_is_cut_into_chunks(chunk):
     kd = losses.top_k_kd(q, losses.top_k(p, 5, 2.0), 2.0).sum()
     torch.testing.assert_close(loss.total, 0.3 * lm + 0.4 * kd)
     assert int(loss.weight) == 8 + 9  # every symbol and the end
-    assert loss.parts["kd_weighted"] == pytest.approx(0.4 * float(kd.detach()), rel=1e-3)
+    assert loss.parts["kd_weighted"].value == pytest.approx(0.4 * float(kd.detach()), rel=1e-3)
     loss.total.backward()
     found = student.head.weight.grad.clone()
     student.zero_grad()
@@ -91,14 +92,13 @@ def test_a_uniform_student_costs_what_is_expected_of_it():
     student = model()
     torch.nn.init.zeros_(student.head.weight)
     loss = LMObjective(student, 7, model(seed=1), LMDistillConfig(top_k=5))(batch(["CAT SAT"]), 0.1)
-    shown = relative({name: float(value) for name, value in loss.parts.items()})
-    assert (shown["lm_relative"], shown["kd_relative"]) == pytest.approx((1, 1), rel=1e-5)
+    assert relative(per_label(loss)) == pytest.approx({"lm": 1, "kd": 1}, rel=1e-5)
 
 
 def test_without_a_teacher_the_texts_count_in_full():
     loss = LMObjective(model(), 64)(batch(["CAT"]), 0.0)
-    assert loss.parts.keys() == {"lm", "lm_weighted", "lm_expected"}
-    assert float(loss.total.detach()) == pytest.approx(float(loss.parts["lm"]))
+    assert loss.parts.keys() == {"lm", "lm_weighted"}
+    assert float(loss.total.detach()) == pytest.approx(float(loss.parts["lm"].value))
 
 
 def test_perplexity_is_that_of_a_symbol_and_a_uniform_model_has_the_vocabulary_s_size():
@@ -123,7 +123,7 @@ def test_texts_that_cannot_be_written_are_counted_and_batches_keep_their_size():
 
 def texts_run(
     folder: Path,
-    student: LanguageModel,
+    student: LanguageModel | LMObjective,
     diary: Diary,
     train: list[str] | None = None,
     stop_at: int = 999,
@@ -131,21 +131,19 @@ def texts_run(
     **changes: Any,
 ) -> FitResult:
     """fit_texts with the small parts; asked to stop once `stop_at` steps are done."""
-    asked = iter(range(1, 9999))
+    asked, record = iter(range(1, 9999)), lambda row: diary.metrics.append(dict(row))
+    launcher = Launcher(record, diary.event, lambda: next(asked) >= stop_at, fence)
     optim = {"learning_rate": 5e-3, "warmup_steps": 5} | changes.pop("optim", {})
     short = {"max_steps": 12, "batch_tokens": 600, "valid_every": 6, "checkpoint_every": 6}
     return fit_texts(
-        LMObjective(student, 256),
+        student if isinstance(student, LMObjective) else LMObjective(student, 256),
         train or sentences(120),
         sentences(40, seed=1),
         VOCABULARY,
         LMTrainingConfig.model_validate({**short, "log_every": 1, "optim": optim, **changes}),
         folder,
-        report=lambda row: diary.metrics.append(dict(row)),
-        event=diary.event,
-        should_stop=lambda: next(asked) >= stop_at,
-        fence=fence,
-        device=CPU,
+        launcher,
+        CPU,
     )
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from distill.config.models import SIZES, sized
-from distill.models.registry import FAMILIES, count_layers, count_parameters
+from distill.models.registry import FAMILIES, count_layers
 from lact_asr.config.model import SIZES as RECOGNISERS
+from lact_asr.model.interface import count_parameters
 from tests.distill.tiny_models import VOCABULARY
 
 TINY = {"lact": RECOGNISERS["tiny"], **{family: SIZES[family]["tiny"] for family in SIZES}}

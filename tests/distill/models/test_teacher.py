@@ -140,7 +140,7 @@ def test_features_that_say_the_answer_are_learned_from_and_noise_is_not(speech):
     whole, costs = batch(speech, 4), {}
     for name, lesson in {"answer": subtitled(whole), "noise": subtitled(whole, 0)}.items():
         model = tiny_teacher(video="features", video_features=len(VOCABULARY))
-        assert CTCObjective(model).sees == (len(VOCABULARY),)
+        assert CTCObjective(model).video_shape == (len(VOCABULARY),)
         memorise(model, lesson, steps=25)
         with torch.no_grad():
             costs[name] = float(CTCObjective(model)(lesson, 1.0).total)

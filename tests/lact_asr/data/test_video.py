@@ -111,8 +111,8 @@ def test_a_bad_file_is_named_and_its_utterance_left_out(tmp_path, how):
 def test_a_model_that_looks_is_not_scored_without_what_it_should_have_seen(tmp_path):
     said = filmed(tmp_path)
     spoil(said[0].video, "cut")
-    model = torch.nn.Linear(1, 1)
-    model.sees = FEATURES
+    model = tiny_runs.tiny()
+    model.video_shape = FEATURES
     with pytest.raises(DataError, match=f"utterance {said[0].id}: cannot read the video"):
         transcribe(model, Vocabulary.characters(), said[:1])
 

@@ -21,7 +21,8 @@ from lact_asr.diagnosis.overfit_learner import choose
 from lact_asr.model.features import LogMel
 from lact_asr.model.interface import CTCOutput
 from lact_asr.model.recogniser import Recogniser
-from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.training.loss import Loss
+from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.errors import DataError
 from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, tiny, tones
 

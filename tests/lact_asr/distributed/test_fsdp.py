@@ -122,7 +122,7 @@ def begun(folder: Path) -> None:
 def looks(folder: Path) -> None:
     """Which weights are not finite: one is in the share of rank 1."""
     world, model = processes.start(), tiny()
-    fsdp.shard(model, model)
+    fsdp.shard(model, model, model.blocks)
     if not world.main:
         model.head.weight.data.to_local()[-1] = float("nan")
     write_json(folder / f"{world.rank}.json", non_finite(model))
@@ -139,10 +139,10 @@ def refuses(folder: Path) -> None:
     model = tiny()
     both = torch.nn.ModuleDict({"model": model, "projector": torch.nn.Linear(2, 2)})
     with pytest.raises(DataError, match=r"2 parameters beside it learn too \(projector"):
-        fsdp.shard(model, both)
+        fsdp.shard(model, both, model.blocks)
     assert not fsdp.split(model)
     with pytest.raises(DataError, match="by its blocks, and Linear has none: write sharded: false"):
-        fsdp.shard(both["projector"], both["projector"])
+        fsdp.shard(both["projector"], both["projector"], torch.nn.ModuleList())
 
 
 def test_what_learns_beside_the_model_or_has_no_blocks_is_refused_by_name(tmp_path):

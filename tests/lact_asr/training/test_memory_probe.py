@@ -9,8 +9,9 @@ import torch
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import processes
+from lact_asr.training.loss import Loss
 from lact_asr.training.memory_probe import wanted, worst
-from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.errors import TrainingFailed
 from tests.lact_asr.tiny_runs import RATE, Diary, manifest, run, settings, tiny, tones
 from tests.ranks import in_ranks

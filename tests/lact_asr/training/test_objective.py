@@ -56,7 +56,7 @@ def test_the_total_is_the_formula_of_its_parts(tmp_path):
     ) / 2  # fmt: skip
     expected = 0.6 * ctc + 0.4 * inner + 0.3 * apart
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-6)
-    found = {name: part.item() for name, part in loss.parts.items()}
+    found = {name: part.value.item() for name, part in loss.parts.items()}
     assert found == pytest.approx(
         {"ctc": ctc.item(), "intermediate": inner.item(), "consistency": apart.item()}, rel=1e-6
     )

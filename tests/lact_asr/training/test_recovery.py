@@ -10,7 +10,8 @@ from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import processes
 from lact_asr.training import checkpoint
 from lact_asr.training.guard import BREAKER
-from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.training.loss import Loss
+from lact_asr.training.objective import CTCObjective
 from lact_asr.training.retreat import newest_sound
 from lact_asr.utils.errors import TrainingFailed
 from tests.lact_asr.tiny_runs import Diary, manifest, run, tiny, tones

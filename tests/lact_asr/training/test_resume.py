@@ -10,7 +10,8 @@ import torch
 
 from lact_asr.data.manifest import read_manifest
 from lact_asr.training import checkpoint
-from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.training.loss import Loss, Part
+from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import fit
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import read_json
@@ -62,6 +63,21 @@ def test_a_finished_run_called_again_trains_no_further(tmp_path):
     again, diary = run(tmp_path, train)
     assert again == first
     assert diary.losses() == {}
+
+
+def test_a_checkpoint_that_names_the_best_wer_and_loss_goes_on(tmp_path):
+    train = tones(tmp_path, 4)
+    run(tmp_path, train, stop_at=4)
+    path = tmp_path / "checkpoints/00000004/trainer.pt"
+    saved = checkpoint.load(path)
+    saved["state"] |= {"best_wer": 0.0, "best_loss": 0.0}
+    del saved["state"]["best"]
+    torch.save(saved, path)
+    _, diary = run(tmp_path, train)
+    assert [line["step"] for line in diary.metrics if "wer" in line] == [6]
+    assert read_json(tmp_path / "checkpoints/best/state.json")["step"] == 3
+    after = checkpoint.load(tmp_path / "checkpoints/00000006/trainer.pt")
+    assert after["state"]["best"] == [0.0, 0.0]
 
 
 def killed(folder: Path) -> None:
@@ -118,7 +134,7 @@ class Pair(CTCObjective):
     def __call__(self, batch, progress) -> Loss:
         loss = super().__call__(batch, progress)
         penalty = self.trainable["beside"].weight.square().sum()
-        return replace(loss, total=loss.total + penalty, parts={"penalty": penalty})
+        return replace(loss, total=loss.total + penalty, parts={"penalty": Part(penalty.detach())})
 
 
 def test_what_is_trained_beside_the_model_is_resumed_too(tmp_path):

@@ -33,7 +33,8 @@ def gradient_of(
     read = [padded(reader[each], pad) for each in batches]
     objective = CTCObjective(precise(tiny()))
     if sharded:
-        fsdp.shard(objective.model, objective.trainable)
+        model = objective.model
+        fsdp.shard(model, objective.trainable, model.blocks)
     optimizer = torch.optim.SGD(objective.trainable.parameters(), lr=0.0)
     setting = train_step.Setting(settings(optim={"clip_norm": 1e9}), world, torch.device("cpu"))
     module = world.wrap(train_step.Called(objective))

@@ -17,7 +17,8 @@ from lact_asr.distributed import processes
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.training import checkpoint
 from lact_asr.training.guard import BREAKER
-from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.training.loss import Loss
+from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.errors import DataError, TrainingFailed
 from lact_asr.utils.files import read_json
 from tests.lact_asr.tiny_runs import VOCABULARY, Diary, manifest, run, tiny, tones

@@ -20,7 +20,8 @@ from lact_asr.config.training import AverageConfig, CTCConfig
 from lact_asr.data.manifest import Utterance
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.training import checkpoint
-from lact_asr.training.objective import CTCObjective, Loss
+from lact_asr.training.loss import Loss
+from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult, fit
 from lact_asr.utils.files import read_json
 from tests.lact_asr.tiny_runs import VOCABULARY, Diary, run, settings, tiny, tones
