@@ -423,6 +423,14 @@ def test_the_mean_of_the_last_checkpoints_is_measured_with_its_own_weights(tmp_p
     assert mean == pytest.approx(again, rel=1e-5) and mean != pytest.approx(own, rel=1e-5)
 
 
+def test_a_run_made_longer_measures_the_mean_of_its_last_checkpoints_again(tmp_path):
+    train, every = tones(tmp_path, 2), {"checkpoint_every": 1, "average": AverageConfig(last=2)}
+    for steps in (2, 4):
+        _, diary = run(tmp_path, train, max_steps=steps, valid_every=steps, **every)
+        measured = [line["step"] for line in diary.metrics if "valid_loss" in line]
+        assert measured == [steps, steps], "its own weights, then the mean"
+
+
 def test_heard_twice_a_batch_has_half_as_many_utterances_and_long_ones_are_left_out(tmp_path):
     train = tones(tmp_path, 8)
     longest = max(each.duration for each in train)
