@@ -17,6 +17,7 @@ import pytest
 
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.local import LocalBackend
+from jobs.cli import main
 from jobs.errors import ClusterError, SubmitRefused, UserError
 from jobs.scheduling import submit
 from jobs.scheduling.observe import Queue, view
@@ -256,20 +257,22 @@ def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_
     assert queue.asked[-1] == ("one", [], ["100"])
 
 
-def test_nothing_is_done_for_another_user_in_a_folder_that_is_gone_or_beside_unreadable_records(
-    tmp_path,
-):
-    for facts, words in (
-        ({"user": "nobody-at-all"}, "belongs to nobody-at-all"),
-        ({"cwd": str(tmp_path / "gone")}, "which is not there"),
-    ):
-        run = make_run(tmp_path / words.replace(" ", "-"), {"one": []}, **facts)
-        with pytest.raises(UserError, match=words):
-            submitted(run, Paper(run))
+def test_nothing_is_done_in_a_folder_that_is_gone_or_beside_unreadable_records(tmp_path):
+    run = make_run(tmp_path / "moved", {"one": []}, cwd=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="which is not there"):
+        submitted(run, Paper(run))
     run = make_run(tmp_path / "damaged", {"one": []})
     (run.step("one").path / "submissions.jsonl").mkdir()
     with pytest.raises(UserError, match="nothing is done beside jobs that may be alive"):
         submitted(run, Paper(run))
+
+
+@pytest.mark.parametrize("command", ["cancel", "resume"])
+def test_nothing_is_done_for_another_user(tmp_path, monkeypatch, capsys, command):
+    run = make_run(tmp_path, {"one": []}, user="nobody-at-all")
+    monkeypatch.setenv("TRAINYARD_RUNS", str(run.path.parent))
+    assert main([command, run.name]) == 2
+    assert f"{run.name} belongs to nobody-at-all" in capsys.readouterr().err
 
 
 def test_a_step_that_ends_while_the_queue_is_asked_is_seen_to_have_ended(tmp_path):
@@ -282,10 +285,12 @@ def test_a_step_that_ends_while_the_queue_is_asked_is_seen_to_have_ended(tmp_pat
 
 
 def test_a_worker_that_began_after_the_queue_was_asked_is_running(tmp_path):
+    """One that had begun before is in the queue again: it was preempted."""
     run = make_run(tmp_path, {"one": []})
     queue = Paper(run)
     submitted(run, queue)
     queue.state["100"] = QueueState.PENDING
+    run.step("one").add_event("started", {"job": "100", "host": "n1", "time": time.time() - 5})
     asker = Queue(queue, every=1000.0)
     assert view(run, asker).observed["one"].state.value == "queued"
     run.step("one").add_event("started", {"job": "100", "host": "n1", "time": time.time() + 5})
