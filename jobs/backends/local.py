@@ -112,9 +112,9 @@ def _has_orphans(job: str) -> bool:
     group = job.split(".")[0]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if str(os.getpgid(process.pid)) == group:
-                if process.environ().get("TRAINYARD_JOB") == job:
-                    return True
+            is_of_group = str(os.getpgid(process.pid)) == group
+            if is_of_group and process.environ().get("TRAINYARD_JOB") == job:
+                return True
     return False
 
 
