@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.errors import Interrupted
 from jobs.job import Job
 from jobs.pipeline import Frozen, Resources, Space
 from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
 from lact_asr.data.disk_space import peak
 from lact_asr.data.synthetic.sentences import Synthetic
-from lact_asr.utils.errors import DataError, Stopped
+from lact_asr.utils.errors import DataError
 
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
@@ -138,10 +137,7 @@ def run(settings: Settings, job: Job) -> Result:
     """Bring what is missing, then write the manifests."""
     if job.world_size > 1:
         raise DataError("download runs as one process: write nodes: 1, gpus: 0")
-    try:
-        home, subsets = _bring(settings, job)
-    except Stopped as stopped:
-        raise Interrupted(stopped.position) from None
+    home, subsets = _bring(settings, job)
     parts = _parts(settings, subsets)
     if set(settings.dev) & set(settings.test):
         print("note: test shares utterances with dev, which chooses the checkpoint", flush=True)

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from jobs.errors import Interrupted
 from jobs.job import Job
 from jobs.kinds import download
 from jobs.kinds.download import Result, Settings, run
 from lact_asr.data.corpora import LIBRISPEECH
 from lact_asr.data.manifest import read_manifest
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Interrupted
 from tests.lact_asr.data.noise_corpus import archive, chapter, facts, subset_folder
 from tests.lact_asr.data.web_server import Site, serving
 

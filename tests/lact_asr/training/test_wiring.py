@@ -23,8 +23,9 @@ from lact_asr.training import checkpoint
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult, fit
+from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import read_json
-from tests.lact_asr.tiny_runs import VOCABULARY, Diary, run, settings, tiny, tones
+from tests.lact_asr.tiny_runs import VOCABULARY, Diary, ended, run, settings, tiny, tones
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ def watched(
     return objective.calls, diary, objective
 
 
-def fitted(folder: Path, objective: CTCObjective, **given: Any) -> FitResult:
+def fitted(folder: Path, objective: CTCObjective, **given: Any) -> FitResult | Interrupted:
     """fit with a fence, or whatever else the shared helper does not pass."""
     train = tones(folder, 4)
     asked = given.pop("should_stop", lambda: False)
     fence = given.pop("fence", lambda: None)
-    return fit(
-        objective, train, train[:2], VOCABULARY, settings(**given), folder,
+    return ended(
+        fit, objective, train, train[:2], VOCABULARY, settings(**given), folder,
         report=lambda line: None, event=lambda name, **facts: None, should_stop=asked, fence=fence,
     )  # fmt: skip
 
@@ -300,7 +301,7 @@ def test_asked_to_stop_a_run_saves_where_it_is_and_takes_no_further_step(tmp_pat
         tmp_path, objective, max_steps=9, checkpoint_every=9, valid_every=9,
         should_stop=lambda: len(objective.calls) >= 2,
     )  # fmt: skip
-    assert (result.finished, result.step) == (False, 3)
+    assert isinstance(result, Interrupted) and result.position == 3
     assert len(objective.calls) == 3
     assert checkpoint.latest(tmp_path / "checkpoints").name == "00000003"
 
@@ -365,7 +366,7 @@ def test_early_stopping_is_told_every_validation_and_waits_for_its_share(tmp_pat
     result, _ = run(
         tmp_path, tones(tmp_path, 2), optim=still, max_steps=8, valid_every=1, stopping=patient
     )
-    assert (result.finished, result.step) == (True, 4)
+    assert result.step == 4
 
 
 def test_the_guard_remembers_the_norms_of_the_run(tmp_path):
