@@ -38,7 +38,9 @@ def test_a_diamond_waits_for_both_arms_and_hands_results_down(launcher: Launcher
     number = "echo '{\"found\": 41}' > $TRAINYARD_RESULT"
     steps = {
         "top": sh(number),
-        "left": sh("sleep 1; echo left ${top.found} >> ran", "top"),
+        "left": sh(
+            "until grep right ran; do sleep 0.1; done; echo left ${top.found} >> ran", "top"
+        ),
         "right": sh("echo right >> ran", "top"),
         "bottom": sh("echo bottom >> ran", "left", "right"),
     }
