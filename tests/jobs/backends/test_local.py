@@ -199,7 +199,7 @@ def test_queued_jobs_run_the_code_as_it_was_submitted(launch: Launcher) -> None:
     code = run / "code"
     assert (code / "jobs" / "worker.py").is_file() and (code / "lact_asr").is_dir()
     launch.until("failed", step="second")
-    worker = code / "jobs" / "external.py"
+    worker = code / "jobs" / "kinds" / "_external.py"
     worker.write_text(worker.read_text().replace("ended with status", "stopped with status"))
     launch("resume", "--wait")
     assert "sh stopped with status 1" in launch.status()["second"]["reason"]
