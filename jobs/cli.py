@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jobs.backends.base import Backend
     from jobs.cluster import Cluster
     from jobs.pipeline import Pipeline
+    from jobs.scheduling.cancel import Cancelled
     from jobs.scheduling.plan import Submit
-    from jobs.scheduling.submit import Cancelled
     from jobs.store import Run
 
 
@@ -154,7 +154,8 @@ def _launch(
     """Submit a new run; the run and the exit code. `facts` go into run.json."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from jobs.scheduling.submit import create, submit_pending
+    from jobs.scheduling.create import create
+    from jobs.scheduling.submit import submit_pending
     from jobs.store import RunStore
 
     if cluster.backend == "slurm":
@@ -292,7 +293,7 @@ def _logs(given: argparse.Namespace) -> int:
 
 
 def _cancel(given: argparse.Namespace) -> int:
-    from jobs.scheduling.submit import cancel
+    from jobs.scheduling.cancel import cancel
     from jobs.store import RunStore
 
     store = RunStore()
