@@ -27,7 +27,7 @@ class Journal:
     ) -> None:
         self._report, self._event, self._total, self._loud = report, event, total_steps, loud
         self._terms = terms
-        self._first: int | None = None  # step at which this process began
+        self._first = 0  # step at which this process began
         self._started = self._since = time.monotonic()
         self._window: list[Outcome] = []
 

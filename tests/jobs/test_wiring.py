@@ -17,10 +17,11 @@ import pytest
 
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.local import LocalBackend
+from jobs.cli import main
 from jobs.errors import ClusterError, SubmitRefused, UserError
-from jobs.scheduling import submit
+from jobs.scheduling import cancel, recover, submit
 from jobs.scheduling.observe import Queue, view
-from jobs.store import Run, RunStore, StepDir
+from jobs.store import Run, RunStore, StepDir, user
 from tests.conftest import REPOSITORY
 from tests.jobs.test_worker import COMPLETE, events, make_step
 
@@ -40,7 +41,7 @@ def make_run(folder: Path, needs: Mapping[str, Sequence[str]] = NOTHING, **facts
     ]  # fmt: skip
     run.write_info(
         {
-            "name": run.name, "pipeline": "demo", "created": 1.0, "user": submit.user(),
+            "name": run.name, "pipeline": "demo", "created": 1.0, "user": user(),
             "cluster": {"name": "local", "backend": "local"}, "cwd": str(folder), "steps": steps,
             **facts,
         }
@@ -169,7 +170,7 @@ def test_while_the_queue_is_silent_nothing_is_submitted_or_ended(tmp_path):
     queue = Paper(run)
     submitted(run, queue, only=["one"])
     queue.trouble["states"] = ClusterError("Unable to contact slurm controller")
-    for act in (submitted, submit.cancel):
+    for act in (submitted, cancel.cancel):
         with pytest.raises(ClusterError, match="Unable to contact"):
             act(run, queue)
     assert len(queue.asked) == 1 and queue.ended == []
@@ -185,9 +186,9 @@ def dying(tmp_path: Path) -> tuple[Run, Paper]:
 
 
 def test_what_takes_the_place_of_a_living_job_waits_behind_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0, 0.0))
     run, queue = dying(tmp_path)
-    assert submit.cancel(run, queue) == ([], ["one"], "")
+    assert cancel.cancel(run, queue) == ([], ["one"], "")
     assert submitted(run, queue) == ["one"]
     assert queue.asked[-1] == ("one", [], ["100"])
     assert queue.ended == [["100"], ["100"]], "it is asked again: the first may have been lost"
@@ -205,19 +206,19 @@ def test_an_older_job_that_is_alive_is_ended_too_although_a_newer_try_has_failed
 
 
 def test_where_a_living_job_cannot_be_ended_nothing_is_submitted(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0,))
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0,))
     run, queue = dying(tmp_path)
     queue.trouble["cancel"] = ClusterError("Kill job error")
-    assert submit.cancel(run, queue).trouble == "Kill job error"
+    assert cancel.cancel(run, queue).trouble == "Kill job error"
     with pytest.raises(ClusterError, match="nothing is submitted beside jobs that may be alive"):
         submitted(run, queue)
     assert len(queue.asked) == 1
 
 
 def test_that_a_job_has_ended_is_noted_by_whoever_sees_it_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0,))
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0,))
     run, queue = dying(tmp_path)
-    submit.cancel(run, queue)
+    cancel.cancel(run, queue)
     assert not run.step("one").latest().ended
     queue.leaves = 0
     submitted(run, queue)
@@ -228,13 +229,13 @@ def test_that_a_job_has_ended_is_noted_by_whoever_sees_it_first(tmp_path, monkey
 def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_succeeded(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0,) * 5)
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0,) * 5)
     run = make_run(tmp_path, {**NOTHING, "beside": []})
     queue = Paper(run)
     submitted(run, queue)
     run.step("one").write_result({})
     queue.leaves = 4
-    found = submit.cancel(run, queue, ["one"])
+    found = cancel.cancel(run, queue, ["one"])
     assert found == (["two", "three"], [], "")
     assert queue.ended == [["103", "102"]], "dependents first"
     ends = {name: run.step(name).latest().ended for name in (*NOTHING, "beside")}
@@ -242,11 +243,11 @@ def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_
 
 
 def test_cancel_says_which_jobs_are_still_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0,) * 3)
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0,) * 3)
     run, queue = dying(tmp_path)
-    assert submit.cancel(run, queue) == ([], ["one"], "")
+    assert cancel.cancel(run, queue) == ([], ["one"], "")
     queue.leaves = 1
-    assert submit.cancel(run, queue) == (["one"], [], "")
+    assert cancel.cancel(run, queue) == (["one"], [], "")
 
 
 def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_path):
@@ -256,20 +257,22 @@ def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_
     assert queue.asked[-1] == ("one", [], ["100"])
 
 
-def test_nothing_is_done_for_another_user_in_a_folder_that_is_gone_or_beside_unreadable_records(
-    tmp_path,
-):
-    for facts, words in (
-        ({"user": "nobody-at-all"}, "belongs to nobody-at-all"),
-        ({"cwd": str(tmp_path / "gone")}, "which is not there"),
-    ):
-        run = make_run(tmp_path / words.replace(" ", "-"), {"one": []}, **facts)
-        with pytest.raises(UserError, match=words):
-            submitted(run, Paper(run))
+def test_nothing_is_done_in_a_folder_that_is_gone_or_beside_unreadable_records(tmp_path):
+    run = make_run(tmp_path / "moved", {"one": []}, cwd=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="which is not there"):
+        submitted(run, Paper(run))
     run = make_run(tmp_path / "damaged", {"one": []})
     (run.step("one").path / "submissions.jsonl").mkdir()
     with pytest.raises(UserError, match="nothing is done beside jobs that may be alive"):
         submitted(run, Paper(run))
+
+
+@pytest.mark.parametrize("command", ["cancel", "resume"])
+def test_nothing_is_done_for_another_user(tmp_path, monkeypatch, capsys, command):
+    run = make_run(tmp_path, {"one": []}, user="nobody-at-all")
+    monkeypatch.setenv("TRAINYARD_RUNS", str(run.path.parent))
+    assert main([command, run.name]) == 2
+    assert f"{run.name} belongs to nobody-at-all" in capsys.readouterr().err
 
 
 def test_a_step_that_ends_while_the_queue_is_asked_is_seen_to_have_ended(tmp_path):
@@ -282,10 +285,12 @@ def test_a_step_that_ends_while_the_queue_is_asked_is_seen_to_have_ended(tmp_pat
 
 
 def test_a_worker_that_began_after_the_queue_was_asked_is_running(tmp_path):
+    """One that had begun before is in the queue again: it was preempted."""
     run = make_run(tmp_path, {"one": []})
     queue = Paper(run)
     submitted(run, queue)
     queue.state["100"] = QueueState.PENDING
+    run.step("one").add_event("started", {"job": "100", "host": "n1", "time": time.time() - 5})
     asker = Queue(queue, every=1000.0)
     assert view(run, asker).observed["one"].state.value == "queued"
     run.step("one").add_event("started", {"job": "100", "host": "n1", "time": time.time() + 5})
@@ -318,7 +323,7 @@ def test_a_job_of_this_machine_waits_until_the_jobs_it_is_behind_have_ended(tmp_
         run.step("one").write_job(step)
         token = f"one.{name}"
         run.step("one").add_submission(token)
-        behind = [backend.submit(submit.step_job(run, step, token), [], behind)]
+        behind = [backend.submit(recover.step_job(run, step, token), [], behind)]
     wait_for(ran, "slow\nnext\n")
 
 

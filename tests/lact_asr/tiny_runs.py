@@ -96,6 +96,7 @@ def run(
     dev: list[Utterance] | None = None,
     stop_at: float = math.inf,
     diary: Diary | None = None,
+    device: torch.device | None = None,
     **changes: object,
 ) -> tuple[FitResult | Interrupted, Diary]:
     """fit with the small parts; asked to stop once `stop_at` steps are done."""
@@ -112,5 +113,6 @@ def run(
         report=lambda line: diary.metrics.append(dict(line)),
         event=diary.event,
         should_stop=lambda: next(asked) >= stop_at,
+        device=device,
     )
     return result, diary

@@ -329,6 +329,23 @@ def test_the_best_checkpoint_is_the_best_and_not_the_last(tmp_path):
     assert result.loss == losses[best]
 
 
+@pytest.mark.parametrize(
+    ("wer", "loss", "replaced"), [(0.0, 99.0, False), (9.9, 99.0, True), (9.9, 0.0, False)]
+)
+def test_a_model_is_kept_for_its_wer_and_from_100_percent_on_for_its_loss(
+    tmp_path, wer, loss, replaced
+):
+    """The counters of a run are changed between two starts: what it has seen as the best so far."""
+    train = tones(tmp_path, 2)
+    run(tmp_path, train, max_steps=4, stop_at=2, valid_every=9)
+    newest = tmp_path / "checkpoints/00000002"
+    trainer = checkpoint.load(newest / "trainer.pt")
+    trainer["state"] |= {"best_wer": wer, "best_loss": loss}
+    torch.save(trainer, newest / "trainer.pt")
+    run(tmp_path, train, max_steps=4, valid_every=9)
+    assert checkpoint.complete(tmp_path / "checkpoints/best") is replaced
+
+
 def test_a_resumed_run_has_the_optimiser_the_place_in_the_data_and_the_counters_of_before(tmp_path):
     train = tones(tmp_path, 8)
     short = {"max_steps": 6, "batch_seconds": 3.0, "valid_every": 2, "checkpoint_every": 9}
@@ -408,6 +425,14 @@ def test_the_mean_of_the_last_checkpoints_is_measured_with_its_own_weights(tmp_p
     assert mean == pytest.approx(again, rel=1e-5) and mean != pytest.approx(own, rel=1e-5)
 
 
+def test_a_run_made_longer_measures_the_mean_of_its_last_checkpoints_again(tmp_path):
+    train, every = tones(tmp_path, 2), {"checkpoint_every": 1, "average": AverageConfig(last=2)}
+    for steps in (2, 4):
+        _, diary = run(tmp_path, train, max_steps=steps, valid_every=steps, **every)
+        measured = [line["step"] for line in diary.metrics if "valid_loss" in line]
+        assert measured == [steps, steps], "its own weights, then the mean"
+
+
 def test_heard_twice_a_batch_has_half_as_many_utterances_and_long_ones_are_left_out(tmp_path):
     train = tones(tmp_path, 8)
     longest = max(each.duration for each in train)
@@ -440,11 +465,12 @@ def test_a_replacement_of_the_best_checkpoint_that_was_cut_short_is_finished_by_
     tmp_path,
 ):
     train = tones(tmp_path, 2)
-    run(tmp_path, train, stop_at=3, valid_every=2)
+    run(tmp_path, train, max_steps=3)
     best = tmp_path / "checkpoints" / "best"
     best.rename(best.with_name(".old.best"))
-    result, _ = run(tmp_path, train, max_steps=3, valid_every=9)
+    result, diary = run(tmp_path, train, max_steps=3)
     assert result.checkpoint == best and checkpoint.complete(best)
+    assert diary.metrics == [], "it was finished, and made no new one"
 
 
 def test_an_objective_is_told_what_a_step_came_to_after_it(tmp_path):
