@@ -28,7 +28,7 @@ from lact_asr.distributed.processes import World
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
-from lact_asr.training.loss import Loss
+from lact_asr.training.loss import Loss, Part
 from lact_asr.utils.errors import Interrupted
 from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, Diary, run, tiny, tones
 
@@ -84,7 +84,8 @@ def test_a_router_that_has_collapsed_is_said_to_the_launcher(tmp_path):
     _, diary = run(tmp_path, tones(tmp_path, 2), objective, max_steps=1)
     _, outcome, *rest = kept
     alone = {"first_layer1": 1.0, "first_layer2": 0.0, "share_layer1": 0.99, "share_layer2": 0.01}
-    collapsed = replace(outcome, parts={**outcome.parts, **alone})
+    parts = {name: Part(value) for name, value in alone.items()}
+    collapsed = replace(outcome, parts={**outcome.parts, **parts})
     for step in range(100, 600, 100):
         objective.end_step(step, collapsed, *rest)
     assert [facts["step"] for facts in diary.named("router_collapsed")] == [300, 400, 500]

@@ -30,7 +30,7 @@ def numbered(folder: Path) -> list[str]:
 def test_a_run_that_diverged_goes_on_from_before_with_a_sane_rate_and_learns(tmp_path):
     train = tones(tmp_path, 6)
     half, before = run(tmp_path, train, stop_at=10, **LONG)
-    assert half.step == 10
+    assert half.position == 10
     with pytest.raises(Failed, match=f"{BREAKER} steps in a row") as caught:
         run(tmp_path, train, optim=WILD, **LONG)  # for some steps the loss only rises
     assert str(caught.value).endswith("The next start goes on from step 10")
