@@ -90,8 +90,8 @@ def test_every_frame_costs_what_the_formula_says(kind):
                 task[row, frame],
             )
             for name, value in expected.items():
-                torch.testing.assert_close(found[name][row, frame].detach(), value, rtol=1e-4,
-                                           atol=1e-5, msg=lambda said, n=name: f"{n}: {said}")  # fmt: skip
+                cost = found[name][row, frame].detach()
+                torch.testing.assert_close(cost, value, rtol=1e-4, atol=1e-5)
     assert len(found["firsts"].argmax(-1).unique()) > 1
 
 
