@@ -216,7 +216,7 @@ def test_only_a_try_whose_answer_is_missing_is_looked_for(tmp_path):
     run.step("ended").add_submission("ended.t1")
     run.step("ended").add_submission("ended.t1", ended=True)
     run.step("lost").add_submission("lost.t1")
-    submit.look_closely(run, Looked(run))
+    recover.look_closely(run, Looked(run))
     assert looked == ["lost"]
 
 
@@ -229,14 +229,14 @@ def test_a_job_asked_to_end_that_no_queue_knows_has_ended_after_a_minute(tmp_pat
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run.step("one").path / "submissions.jsonl").write_text(text)
-    submit.look_closely(run, Paper(run))
+    recover.look_closely(run, Paper(run))
     assert run.step("one").latest().ended is ended
 
 
 def test_a_silence_while_the_end_is_waited_for_is_no_end_and_does_not_end_the_waiting(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0, 0.0, 0.0))
     run, queue = dying(tmp_path)
     answers = iter([None, ClusterError("busy"), None, None])
 
@@ -246,7 +246,7 @@ def test_a_silence_while_the_end_is_waited_for_is_no_end_and_does_not_end_the_wa
             raise trouble
 
     queue.before_answer = before
-    assert submit.cancel(run, queue) == (["one"], [], "")
+    assert cancel.cancel(run, queue) == (["one"], [], "")
 
 
 def test_while_the_queue_is_silent_nothing_is_submitted_or_ended(tmp_path):
