@@ -53,7 +53,7 @@ def has_gpus(cluster: "Cluster") -> bool:
     from jobs.backends.slurm.client import call
 
     wanted = cluster.partition.split(",")
-    for line in call("sinfo", "-h", "-o", "%P|%G").splitlines():  # gpu*|gpu:h200:4(S:0-1)
+    for line in call("sinfo", "-a", "-h", "-o", "%P|%G").splitlines():  # gpu*|gpu:h200:4(S:0-1)
         partition, _, gres = line.partition("|")
         default = partition.endswith("*")
         chosen = partition.rstrip("*") in wanted if cluster.partition else default

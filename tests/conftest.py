@@ -1,6 +1,7 @@
 """What every test may ask for: speech made on the spot, and the folder `shared` where it is."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests are patient, and see a GPU only where `tests/gpu` alone is asked for: everything else
     is compared with what the CPU computes.
     """
+    # The background of a shell ignores Ctrl-C; what tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from hypothesis import HealthCheck, settings  # not for the processes that import this file
 
     settings.register_profile(

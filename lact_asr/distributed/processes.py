@@ -81,10 +81,11 @@ class World:
         )
 
 
-def no_sync(module: nn.Module) -> AbstractContextManager:
+def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     """A backward pass inside leaves gradients on this rank, for all but the last micro-batch."""
-    wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
-    return module.no_sync() if wrapped else nullcontext()
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
 
 
 def start() -> World:

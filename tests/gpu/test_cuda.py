@@ -205,7 +205,7 @@ def split_alone(folder: Path) -> None:
     torch.distributed.init_process_group(kind, init_method=meeting, rank=0, world_size=1)
     batch = Reader(whole_corpus(read_manifest(folder / "tones.jsonl"), VOCABULARY))[[0, 1, 2]]
     model = tiny(layers=2).to(device)
-    fsdp.shard(model, model)
+    fsdp.shard(model, model, model.blocks)
     assert fsdp.split(model)
     loss, found = gradient(model, batch, device)
     norm = fsdp.norm([parameter.grad for parameter in model.parameters()])

@@ -6,6 +6,7 @@ the run's files whenever it is asked; what a worker does is seen from a process 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -139,12 +140,24 @@ def test_after_a_refusal_nothing_more_is_asked_and_it_is_on_record(tmp_path):
     queue.trouble["two"] = SubmitRefused("Invalid account")
     with pytest.raises(ClusterError, match="two: Slurm refused it: Invalid account") as caught:
         submitted(run, queue)
-    assert "queued: one; not submitted: two, three" in str(caught.value)
+    assert str(caught.value).splitlines()[1] == (
+        "queued: one; not submitted: two, three. Where the reason is a limit of how many jobs you "
+        f"may have, what is queued goes on; for the rest: launch.py resume {run.name}"
+    )
     assert [step for step, *_ in queue.asked] == ["one", "two"]
     assert run.step("two").latest().refused == "Invalid account"
     del queue.trouble["two"]
     assert submitted(run, queue) == ["two", "three"]
     assert queue.asked[-2:] == [("two", ["100"], []), ("three", ["101"], [])]
+
+
+@pytest.mark.parametrize(("taken", "said"), [(0, "nothing"), (2, "one, two")])
+def test_what_is_queued_before_a_refusal_is_listed(tmp_path, taken, said):
+    run = make_run(tmp_path)
+    queue = Paper(run)
+    queue.trouble[list(NOTHING)[taken]] = SubmitRefused("no")
+    with pytest.raises(ClusterError, match=f"queued: {said}; not submitted: "):
+        submitted(run, queue)
 
 
 def test_a_submission_without_an_answer_is_looked_for_by_its_token(tmp_path):
@@ -163,6 +176,77 @@ def test_a_job_whose_submission_was_never_answered_is_taken_over_by_the_next_sta
     queue.state["7"], queue.token["7"] = QueueState.RUNNING, "one.t1"
     assert submitted(run, queue) == [] and queue.asked == []
     assert run.step("one").latest().job == "7"
+
+
+def test_a_submission_that_nobody_finds_again_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "_LOOKS", 1)
+    run = make_run(tmp_path, {"one": []})
+    queue = Paper(run)
+    monkeypatch.setattr(queue, "find", lambda job: None)
+    queue.trouble["one"] = SubmitUnclear("Socket timed out")
+    with pytest.raises(ClusterError) as caught:
+        submitted(run, queue)
+    token = run.step("one").latest().token
+    assert str(caught.value) == (
+        f"one: Socket timed out; no job named {token} is in the queue. When the cluster answers "
+        f"again: launch.py resume {run.name}"
+    )
+
+
+def test_a_job_is_named_after_its_step_its_run_and_the_try(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    submitted(run, Paper(run))
+    assert re.fullmatch(r"one\.abcdef[0-9a-f]{4}", run.step("one").latest().token)
+
+
+def test_only_a_try_whose_answer_is_missing_is_looked_for(tmp_path):
+    run = make_run(tmp_path, {name: [] for name in ("done", "refused", "ended", "lost")})
+    looked: list[str] = []
+
+    class Looked(Paper):
+        """Notes what it is asked to find."""
+
+        def find(self, job: StepJob) -> str | None:
+            looked.append(job.step)
+            return super().find(job)
+
+    run.step("done").add_submission("done.t1", job="1")
+    run.step("refused").add_submission("refused.t1")
+    run.step("refused").add_submission("refused.t1", refused="Invalid account")
+    run.step("ended").add_submission("ended.t1")
+    run.step("ended").add_submission("ended.t1", ended=True)
+    run.step("lost").add_submission("lost.t1")
+    recover.look_closely(run, Looked(run))
+    assert looked == ["lost"]
+
+
+@pytest.mark.parametrize(("ago", "ended"), [(5.0, False), (90.0, True)])
+def test_a_job_asked_to_end_that_no_queue_knows_has_ended_after_a_minute(tmp_path, ago, ended):
+    run = make_run(tmp_path, {"one": []})
+    lines = [
+        {"token": "one.t1", "time": time.time() - 200, "job": "7"},
+        {"token": "one.t1", "time": time.time() - ago, "cancel_requested": True},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run.step("one").path / "submissions.jsonl").write_text(text)
+    recover.look_closely(run, Paper(run))
+    assert run.step("one").latest().ended is ended
+
+
+def test_a_silence_while_the_end_is_waited_for_is_no_end_and_does_not_end_the_waiting(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0, 0.0, 0.0))
+    run, queue = dying(tmp_path)
+    answers = iter([None, ClusterError("busy"), None, None])
+
+    def before() -> None:
+        if trouble := next(answers):
+            queue.leaves = 0
+            raise trouble
+
+    queue.before_answer = before
+    assert cancel.cancel(run, queue) == (["one"], [], "")
 
 
 def test_while_the_queue_is_silent_nothing_is_submitted_or_ended(tmp_path):
@@ -376,3 +460,21 @@ def test_a_worker_of_a_job_that_was_submitted_anew_does_not_begin(tmp_path):
     assert not (tmp_path / "ran").exists() and events(step) == []
     assert start(step, TRAINYARD_JOB="8.train.bb").returncode == 0
     assert step.claim()["token"] == "train.bb"
+
+
+def test_a_train_step_passes_on_what_is_added_to_its_loss(tmp_path):
+    from jobs.job import Job
+    from jobs.kinds import train
+    from lact_asr.data.manifest import write_manifest
+    from tests.lact_asr.tiny_runs import MODEL, tones
+
+    write_manifest(tmp_path / "tones.jsonl", tones(tmp_path, 2))
+    lines: list[Mapping[str, Any]] = []
+    settings = train.Settings(
+        train=tmp_path / "tones.jsonl", dev=tmp_path / "tones.jsonl", preset="plain",
+        model={**MODEL.model_dump(), "layers": 2}, ctc={"intermediate": [1]},
+        training={"max_steps": 1, "batch_seconds": 14},
+    )  # fmt: skip
+    job = Job(tmp_path, 0, 1, 0, lines.append, lambda name, **facts: None, lambda: False)
+    train.run(settings, job)
+    assert lines[0]["intermediate"] > 0

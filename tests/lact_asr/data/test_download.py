@@ -146,7 +146,7 @@ def test_another_mirror_goes_on_where_the_first_one_stopped(site: Site, tmp_path
 
 def test_a_killed_download_goes_on_from_its_last_byte(site: Site, tmp_path: Path) -> None:
     download = asking(site, tmp_path)
-    site.rate = 1_000_000
+    site.stalls_at = 1_000_000
     code = (
         "import sys; from pathlib import Path; from lact_asr.data.download import *;"
         "fetch(Download(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])))"
@@ -160,7 +160,7 @@ def test_a_killed_download_goes_on_from_its_last_byte(site: Site, tmp_path: Path
     process.wait()
     kept = download.arrived
     assert not download.target.exists()
-    site.rate = float("inf")
+    site.stalls_at = float("inf")
     assert fetch(download).read_bytes() == DATA
     assert site.asked == ["", f"bytes={kept}-"]
 

@@ -349,6 +349,7 @@ def test_a_model_is_kept_for_its_wer_and_from_100_percent_on_for_its_loss(
 def test_a_resumed_run_has_the_optimiser_the_place_in_the_data_and_the_counters_of_before(tmp_path):
     train = tones(tmp_path, 8)
     short = {"max_steps": 6, "batch_seconds": 3.0, "valid_every": 2, "checkpoint_every": 9}
+    short |= {"average": AverageConfig(decay=0.9)}
     whole, _, _ = watched(tmp_path / "whole", train, **short)
     first, _, _ = watched(tmp_path / "cut", train, stop_at=3, **short)
     rest, _, _ = watched(tmp_path / "cut", train, tiny(seed=9), **short)
@@ -356,6 +357,8 @@ def test_a_resumed_run_has_the_optimiser_the_place_in_the_data_and_the_counters_
     assert [call.ruler for call in first + rest] == [call.ruler for call in whole]
     states = [trainer_file(tmp_path / each, 6) for each in ("whole", "cut")]
     assert states[0]["state"] == states[1]["state"]
+    means = [state["average"] for state in states]
+    assert all(torch.equal(means[0][name], means[1][name]) for name in means[0])
     steps = [float(each["step"]) for each in states[1]["optimizer"]["state"].values()]
     assert set(steps) == {6.0}
 
