@@ -1,9 +1,10 @@
 # make demo    everything from nothing: .venv, install, the demo pipeline on this machine
 # make test    format, lint, types and the whole suite (Slurm tests run where Slurm is installed)
 # make bench   the benchmarks; python -m bench.NAME runs one
+# make mutants which small faults the tests do not see; ONLY='jobs.scheduling.plan*' for some of them
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench mutants setup clean
 
 setup: .venv/installed
 
@@ -23,10 +24,15 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadgroup
 
 bench: setup
 	$(BIN)/python -m bench.launcher
 
+mutants: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(ONLY) | tr '\r' '\n' | tail -1
+	$(BIN)/mutmut results
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build mutants *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

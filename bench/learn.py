@@ -34,6 +34,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import fit
+from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import append_json, json_lines, read_json, write_atomic
 
 SPEAKERS = 4  # held out
@@ -84,8 +85,8 @@ def train(
     parts: tuple[list[Utterance], list[Utterance]],
     config: TrainingConfig,
     folder: Path,
-) -> bool:
-    """Train a contestant, or go on; whether it has come to its end."""
+) -> None:
+    """Train a contestant, or go on; Interrupted by SIGINT and SIGTERM."""
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(True))
@@ -93,7 +94,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     contestant = model(name, shape, vocabulary)
     write_atomic(folder / "parameters", str(parameters(contestant)))
-    return fit(
+    fit(
         CTCObjective(contestant),
         *parts,
         vocabulary,
@@ -103,7 +104,7 @@ def train(
         event=lambda name, **facts: None,
         should_stop=lambda: bool(asked),
         device=device(),
-    ).finished
+    )
 
 
 def curve(folder: Path) -> Numbers:
@@ -162,7 +163,9 @@ def main() -> None:
     config = settings(given.steps, given.batch_seconds)
     for name in [] if given.report else given.names or NAMES:
         print(f"--- {NAMES[name]}", flush=True)
-        if not train(name, shape, (seen, unseen), config, given.work / name):
+        try:
+            train(name, shape, (seen, unseen), config, given.work / name)
+        except Interrupted:
             return
     if given.names:
         return

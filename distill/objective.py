@@ -16,7 +16,7 @@ Shapes: B batch, S student frames, T teacher frames, V vocabulary.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from distill.losses.balancing import Balancer
 from distill.losses.hints import Hints
 from distill.losses.kd import Outputs
 from distill.losses.projector import LogitProjector
-from distill.losses.router import evenness
+from distill.losses.router import StudentAwareRouter, evenness
 from distill.losses.time_grid import average, frame_rate, taught
 from distill.losses.vocabularies import check_vocabularies
 from distill.teachers import Source, widths
@@ -49,6 +49,8 @@ LOOK = 100  # steps between lines about the weights and the router
 
 class DistillObjective(SpeechObjective):
     """A student with parameters to learn, and a frozen teacher beside it."""
+
+    trainable: nn.ModuleDict
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class DistillObjective(SpeechObjective):
                 source.widths[-1], len(vocabulary), normalise=config.target == "projector"
             )
         self.progress = 0.0
-        self.labels_per_frame: Tensor | None = None
+        self._labels_per_frame: Tensor | None = None
 
     def _asked(self) -> dict[str, bool]:
         """What the student gives beside its output; DataError if one of the two cannot."""
@@ -122,7 +124,7 @@ class DistillObjective(SpeechObjective):
         groups = []
         for name, module in self.trainable.items():
             parts = [(module, factors.get(name, self.config.projector_rate))]
-            if name == "router":
+            if isinstance(module, StudentAwareRouter):
                 parts = [(module.gate, self.config.router.rate), (module.maps, parts[0][1])]
             for part, factor in parts:
                 parameters = list(part.parameters())
@@ -136,12 +138,17 @@ class DistillObjective(SpeechObjective):
         frames = sum(int(self._frames(batch).sum()) for batch in batches)
         device = next(self.model.parameters()).device
         sums = all_sum(torch.tensor([labels, frames], dtype=torch.float64, device=device))
-        self.labels_per_frame = (sums[0] / sums[1]).float()
+        self._labels_per_frame = (sums[0] / sums[1]).float()
+
+    @property
+    def labels_per_frame(self) -> Tensor:
+        """Of the whole step, (); RuntimeError before `begin_step` has counted them."""
+        if self._labels_per_frame is None:
+            raise RuntimeError("begin_step must announce the micro-batches of a step first")
+        return self._labels_per_frame
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
         """The loss of one micro-batch, with every component raw and weighted in its parts."""
-        if self.labels_per_frame is None:
-            raise RuntimeError("begin_step must announce the micro-batches of a step first")
         student = listen(self.model, batch, **self.asked)  # the teacher hears what is hidden here
         teacher = self.source(batch, self.config.temperature)
         with torch.autocast(batch.waves.device.type, enabled=False):
@@ -207,7 +214,7 @@ class DistillObjective(SpeechObjective):
                 journal.say(line)
         if "router" not in self.trainable:
             return
-        router, names = self.trainable["router"], self.hints.experts
+        router, names = cast(StudentAwareRouter, self.trainable["router"]), self.hints.experts
         firsts, shares = ([parts[f"{kind}_{n}"] for n in names] for kind in ("first", "share"))
         router.observe(firsts)
         if step % LOOK == 0 and (wrong := router.look(firsts, shares)):
@@ -258,7 +265,10 @@ class DistillObjective(SpeechObjective):
         self.model.train(training)
         teacher = self.source(sample, self.config.temperature)
         mask = valid(self._frames(sample), student.log_probs.shape[1])
-        onto = lambda x: average(x.float(), teacher.lengths, mask.shape[1], self.ratio)
+        frames = mask.shape[1]
+        onto: Callable[[Tensor], Tensor] = lambda x: average(
+            x.float(), teacher.lengths, frames, self.ratio
+        )
         return layer_map.similarities(student.hidden, [onto(x) for x in teacher.hidden], mask)
 
     def _frames(self, batch: Batch) -> Tensor:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobs.backends.base import Backend
     from jobs.cluster import Cluster
     from jobs.pipeline import Pipeline
+    from jobs.scheduling.cancel import Cancelled
     from jobs.scheduling.plan import Submit
     from jobs.store import Run
 
@@ -62,8 +63,8 @@ def _when_stopped(say: str) -> Iterator[None]:
     """What Ctrl-C means in here."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(say) from None
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or say) from None
 
 
 def _looking(run: "Run") -> contextlib.AbstractContextManager[None]:
@@ -153,7 +154,8 @@ def _launch(
     """Submit a new run; the run and the exit code. `facts` go into run.json."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from jobs.scheduling.submit import create, submit_pending
+    from jobs.scheduling.create import create
+    from jobs.scheduling.submit import submit_pending
     from jobs.store import RunStore
 
     if cluster.backend == "slurm":
@@ -291,7 +293,7 @@ def _logs(given: argparse.Namespace) -> int:
 
 
 def _cancel(given: argparse.Namespace) -> int:
-    from jobs.scheduling.submit import cancel
+    from jobs.scheduling.cancel import cancel
     from jobs.store import RunStore
 
     store = RunStore()
@@ -300,8 +302,15 @@ def _cancel(given: argparse.Namespace) -> int:
         raise UserError(f"say what to cancel; the newest run is: {NAME} cancel {name}")
     run, step = store.find_step(given.run)
     backend = _backend_of(run)
-    with run.lock():
+    asked = f"stopped; what was asked to end may still be there: {NAME} status {run.name}"
+    with _when_stopped(asked), run.lock():
         done = cancel(run, backend, [step.name] if step else None)
+    _tell(done, run, given.run)
+    return 0
+
+
+def _tell(done: "Cancelled", run: "Run", asked: str) -> None:
+    """Say what came of asking for the end; ClusterError where that is not known."""
     if done.ended:
         print(f"cancelled: {', '.join(done.ended)}")
     if done.ending:
@@ -310,11 +319,10 @@ def _cancel(given: argparse.Namespace) -> int:
     if done.trouble and done.ending:
         raise ClusterError(
             f"{done.trouble}: it is not known whether these jobs will end; to ask again: "
-            f"{NAME} cancel {given.run}"
+            f"{NAME} cancel {asked}"
         )
     if not done.ended and not done.ending:
         print("nothing to cancel: no job of it is in the queue")
-    return 0
 
 
 def _resume(given: argparse.Namespace) -> int:
@@ -327,7 +335,8 @@ def _resume(given: argparse.Namespace) -> int:
     with _submitting(run), run.lock():
         backend.expect_home()  # where no job is left to ask about, nothing else would tell
         if file or given.set or given.redo:
-            _mend(run, backend, file, given.set, given.redo)
+            with _when_stopped("stopped; nothing was submitted: the same command does the rest"):
+                _mend(run, backend, file, given.set, given.redo)
         if given.fresh_code:
             copy_code(run.next_code())
         todo = submit_pending(run, backend)

@@ -11,8 +11,9 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from jobs.errors import UserError, nearest
-from jobs.pipeline import Frozen, Minutes, check_variables
+from jobs.pipeline import Minutes, check_variables
 from jobs.reading.pipeline_file import read_model
+from lact_asr.config.base import Frozen
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "slurm_templates"
 _SIZES = "time nodes mem mem-per-cpu mem-per-gpu cpus-per-task cpus-per-gpu gpus gpus-per-task"

@@ -5,11 +5,11 @@ UserError          the user can mend it: what, where, what to write instead; no 
   ClusterError     the cluster refused, or a step failed: exit 1
     SubmitRefused  it refused a job, and nothing was queued
     Elsewhere      the run belongs to another Slurm, or to another machine
-Interrupted        a kind has saved its work and wants to go on in the next allocation
-StepFailed         a kind, or its gate, has failed in a way that has a name
 Superseded         a newer start of the step has begun: this one leaves without writing
 
-Anything else is a bug of ours and keeps its traceback.
+A kind that was interrupted, and one that failed in a way that has a name, say so by
+`lact_asr.utils.errors.Interrupted` and `Failed`, as the loops below them do. Anything else is a
+bug of ours and keeps its traceback.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,29 +41,6 @@ class SubmitRefused(ClusterError):
 
 class Elsewhere(ClusterError):
     """The run belongs to another Slurm, or to another machine: here its job ids mean others."""
-
-
-class Interrupted(Exception):
-    """The step has saved its work and goes on from there when it is started again.
-
-    `position` says how far it came (a training step, a number of bytes): a step that meets its
-    time limit three times without getting further is not started a fourth time. None: nothing was
-    saved, or nobody knows.
-    """
-
-    def __init__(self, position: float | None) -> None:
-        super().__init__(
-            "how far it came is not known" if position is None else f"saved at {position}"
-        )
-        self.position = position
-
-
-class StepFailed(Exception):
-    """A failure with a name, such as `gate` or `divergence`."""
-
-    def __init__(self, failure_class: str, message: str) -> None:
-        super().__init__(message)
-        self.failure_class = failure_class
 
 
 class Superseded(Exception):

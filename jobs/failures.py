@@ -2,9 +2,10 @@
 
 import errno
 import re
+import sys
 from collections.abc import Iterator
 
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Failed
 
 _ADVICE = {
     errno.ENOSPC: "make room, then `resume`",
@@ -22,15 +23,23 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def failure_class(error: BaseException) -> str:
     """One word for an exception: what a remedy, or a person, answers to."""
-    if isinstance(name := getattr(error, "failure_class", None), str):
-        return name
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if isinstance(error, Failed):
+        return error.failure_class
+    if _out_of_memory(error):
         return "out_of_memory"
     if isinstance(error, DataError):
         return "data"
     if number := _disk_trouble(error)[0]:
         return "permission" if number in _FORBIDDEN else "disk"
     return "error"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Of the machine, or of a GPU: who ran out of that has imported torch, which takes 1 s."""
+    torch = sys.modules.get("torch")
+    return isinstance(error, MemoryError) or (
+        torch is not None and isinstance(error, torch.OutOfMemoryError)
+    )
 
 
 def sentence(error: BaseException) -> str:

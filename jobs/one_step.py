@@ -1,6 +1,5 @@
 """`infer` and `diagnose`: one step that takes a checkpoint to some audio."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def has_gpus(cluster: "Cluster") -> bool:
     from jobs.backends.slurm.client import call
 
     wanted = cluster.partition.split(",")
-    for line in call("sinfo", "-h", "-o", "%P|%G").splitlines():  # gpu*|gpu:h200:4(S:0-1)
+    for line in call("sinfo", "-a", "-h", "-o", "%P|%G").splitlines():  # gpu*|gpu:h200:4(S:0-1)
         partition, _, gres = line.partition("|")
         default = partition.endswith("*")
         chosen = partition.rstrip("*") in wanted if cluster.partition else default
@@ -65,7 +64,9 @@ def has_gpus(cluster: "Cluster") -> bool:
 
 def _manifest_of(subset: str, checkpoint: Path) -> Path:
     """The manifest of a subset: of a corpus, or of the run that the checkpoint comes from."""
-    folder = Path(os.environ.get("TRAINYARD_DATA", "data")) / "manifests"
+    from jobs.kinds.download import data_root
+
+    folder = data_root() / "manifests"
     known = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
     run = next((Run(path) for path in checkpoint.absolute().parents if is_run(path)), None)
     results = [run.step(step["name"]).result() or {} for step in run.steps()] if run else []

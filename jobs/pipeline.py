@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+from lact_asr.config.base import Frozen
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"  # re.fullmatch: Python's `$` also matches before a last newline
 _UNITS = {"m": 1, "h": 60, "d": 1440}
@@ -19,12 +21,6 @@ _TIME = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?$"
 
 class Present:
     """Marks a setting whose path has to exist when the pipeline is read."""
-
-
-class Frozen(BaseModel):
-    """Immutable; a key that it does not know is a mistake."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def parse_minutes(value: object) -> int:
@@ -106,7 +102,7 @@ class Step(Frozen):
     settings: dict[str, Any]
     resources: Resources
     needs: tuple[str, ...] = ()
-    gate: dict[str, str] = {}
+    gate: dict[str, str] = Field({})
 
 
 class Pipeline(Frozen):

@@ -14,7 +14,8 @@ from jobs.cluster import TEMPLATES, Cluster, unfit
 from jobs.errors import UserError
 from jobs.pipeline import Pipeline
 from jobs.program import NAME
-from jobs.scheduling.submit import create, step_job
+from jobs.scheduling.create import create
+from jobs.scheduling.recover import step_job
 from jobs.store import Run, RunStore
 from lact_asr.utils.files import PRIVATE, write_atomic
 

@@ -65,6 +65,14 @@ def user() -> str:
         return str(os.geteuid())
 
 
+def is_own(failure: Mapping[str, Any] | None, submission: Submission | None) -> bool:
+    """Whether a submission failed like this by itself, and not because it was asked to end."""
+    if failure is None or submission is None or failure["job"] != submission.job:
+        return False
+    asked = submission.cancel_requested
+    return not asked or (number(failure.get("time")) or 0.0) < asked
+
+
 class StepDir:
     """The folder of one step.
 
@@ -155,9 +163,7 @@ class StepDir:
 
     def has_ended(self) -> bool:
         """Whether the newest submission has recorded how it ended."""
-        latest, failure = self.latest(), self.failure()
-        own = latest is not None and failure is not None and failure["job"] == latest.job
-        return own or self.result() is not None
+        return is_own(self.failure(), self.latest()) or self.result() is not None
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
         """Record a failure; the first rank of a job to fail has the true reason and stays."""

@@ -18,7 +18,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 from jobs import gate, kinds
-from jobs.errors import Interrupted, StepFailed, Superseded, UserError
+from jobs.errors import Superseded, UserError
 from jobs.failures import failure_class, sentence
 from jobs.fence import Attempt, Fence
 from jobs.job import Job
@@ -26,7 +26,8 @@ from jobs.kinds import _external
 from jobs.reading.paths import replace, walk
 from jobs.reading.references import filled
 from jobs.store import StepDir
-from lact_asr.utils.errors import DataError
+from lact_asr.distributed.place import from_environment
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
 _PATIENCE = 3  # time limits met without progress after which a step is not started again
@@ -59,7 +60,7 @@ class Worker:
 class _Process:
     def __init__(self, step: StepDir) -> None:
         self.step = step
-        self.rank, self.world_size, self.local_rank = _place()
+        self.rank, self.world_size, self.local_rank = from_environment(os.environ)
         self.attempt = Attempt.present()
         self.fence = Fence(step, self.attempt)
         self.begun = False
@@ -116,7 +117,7 @@ class _Process:
         else:
             result = _checked_and_run(described["kind"], given, self._job())
         if reason := gate.missed(described["gate"], result):
-            raise StepFailed("gate", reason)
+            raise Failed("gate", reason)
         return result
 
     def _join(self) -> None:
@@ -165,7 +166,7 @@ class _Process:
         if self.received == WARNING and "SLURM_JOB_ID" in os.environ:
             if self.rank == 0:
                 if reason := stuck(self.step.events(), self.attempt.job):
-                    raise StepFailed("no_progress", reason)
+                    raise Failed("no_progress", reason)
                 self._requeue()
             while self.received == WARNING:
                 time.sleep(0.1)  # Slurm ends the job; leaving now would let it count as finished
@@ -182,7 +183,7 @@ class _Process:
                 time.sleep(0.1)
             if self.received != WARNING:
                 message = f"saved before its time limit, but not requeued: {refusal}"
-                raise StepFailed("requeue", f"{message}: `resume` goes on from there")
+                raise Failed("requeue", f"{message}: `resume` goes on from there")
             pause = min(2 * pause, longest)
 
     def _fail(self, error: Exception) -> None:
@@ -220,7 +221,7 @@ def unsuccessful(step: StepDir) -> str:
 
 
 def check_needs(step: StepDir, needs: Sequence[str]) -> None:
-    """StepFailed where a step that this one needs has not succeeded.
+    """Failed where a step that this one needs has not succeeded.
 
     Slurm starts a job behind one that it has forgotten, however that one ended.
     """
@@ -229,7 +230,7 @@ def check_needs(step: StepDir, needs: Sequence[str]) -> None:
     while missing := [name for name in needs if unsuccessful(step.upstream(name))]:
         if time.monotonic() > end:
             reasons = "; ".join(f"{name}: {unsuccessful(step.upstream(name))}" for name in missing)
-            raise StepFailed("needs", f"{reasons}: `resume` runs first what is missing")
+            raise Failed("needs", f"{reasons}: `resume` runs first what is missing")
         if not told:
             print(f"waiting {_LATE:g} s for the result of {', '.join(missing)}", flush=True)
         told = True
@@ -317,14 +318,6 @@ def _described(step: StepDir) -> dict[str, Any]:
         raise UserError(message) from None
 
 
-def _place() -> tuple[int, int, int]:
-    """Rank, world size and local rank, from Slurm's variables or from torchrun's names."""
-    slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    names = slurm if "SLURM_PROCID" in os.environ else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
-    return rank, size, local
-
-
 def main() -> None:
     """Run the step in the folder named on the command line.
 
@@ -333,7 +326,7 @@ def main() -> None:
     which to Slurm is a failed job whose dependents never start.
     """
     Worker(Path(sys.argv[1]).absolute())()
-    if _place()[1] > 1:
+    if from_environment(os.environ).world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -1,26 +1,44 @@
 """What every test may ask for: speech made on the spot, and the folder `shared` where it is."""
 
 import os
+import signal
 from pathlib import Path
 
-import hypothesis
 import pytest
-
-from lact_asr.data.synthetic.corpus import synthesise
-from lact_asr.data.synthetic.sentences import Synthetic
 
 # Read when torch is imported, here and in the processes that tests start. On shared cores two
 # threads were 4 to 9 times slower than one, and sums of one thread do not depend on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A loaded machine makes an example slow, not wrong.
-hypothesis.settings.register_profile(
-    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("patient")
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are patient, and see a GPU only where `tests/gpu` alone is asked for: everything else
+    is compared with what the CPU computes.
+    """
+    # The background of a shell ignores Ctrl-C; what tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from hypothesis import HealthCheck, settings  # not for the processes that import this file
+
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("patient")
+    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs")
+    if not all("tests/gpu" in word for word in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `pytest -n 2 --dist loadgroup` there is one private Slurm, whose tests mostly wait, and
+    beside it the others run, a file in one worker.
+    """
+    for item in items:
+        file = str(item.path.relative_to(REPOSITORY))
+        group = "slurm" if file.startswith("tests/slurm") else file
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def shared(relative: str) -> Path:
@@ -34,6 +52,9 @@ def shared(relative: str) -> Path:
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Synthetic speech of eight voices in LibriSpeech layout: about 2 s each, made in 1.5 s."""
+    from lact_asr.data.synthetic.corpus import synthesise
+    from lact_asr.data.synthetic.sentences import Synthetic
+
     recipe = Synthetic(utterances=24, test_utterances=8, words=5, voices=8)
     return synthesise(recipe, tmp_path_factory.mktemp("speech"))
 

@@ -30,7 +30,7 @@ from lact_asr.distributed.processes import World
 from lact_asr.model.forward import arithmetic, listen
 from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Interrupted
 from lact_asr.utils.locks import unrivalled
 
 FLUSH = 60.0  # seconds of work that a kill may cost
@@ -41,7 +41,6 @@ TELL = 10.0  # seconds between reports
 class Filled:
     """What a call of `fill` came to."""
 
-    finished: bool  # false: asked to stop, and can be called again
     records: int  # in the folder, of all calls and processes
     unreadable: dict[str, str]  # utterances without a record, and why
 
@@ -106,6 +105,7 @@ def fill(
 ) -> Filled:
     """Write what is missing; every process calls it with the same arguments.
 
+    Interrupted, with the number of records, where `should_stop()` says so on any process.
     DataError if the folder holds another form, or the teacher says something that is not finite.
     `fence` is called before records are written, and raises where newer processes have taken over.
     """
@@ -133,7 +133,10 @@ def fill(
     writer.flush()
     stopped = world.all_max(stopped)
     every = {key: why for part in world.gather(unreadable) for key, why in part.items()}
-    return Filled(not stopped, len(read_index(folder)), every)
+    records = len(read_index(folder))
+    if stopped:
+        raise Interrupted(records)
+    return Filled(records, every)
 
 
 def _read(
@@ -146,7 +149,7 @@ def _read(
 ) -> Iterable[Batch]:
     """This process's share, in batches of similar length."""
     corpus = whole_corpus(utterances, vocabulary, shape)
-    mine = by_length(corpus.durations, batch_seconds)[world.rank :: world.world_size]
+    mine = world.share(by_length(corpus.durations, batch_seconds))
     return loader(corpus, mine, min(default_workers(device), len(mine)))
 
 

@@ -51,7 +51,7 @@ class Texts:
 
     def share(self, world: World) -> list[TextBatch]:
         """Every batch once, those of this rank."""
-        return [self.batch(rows) for rows in self.plan[world.rank :: world.world_size]]
+        return [self.batch(rows) for rows in world.share(self.plan)]
 
 
 class TextFeed:

@@ -21,11 +21,13 @@ BOUND = 1e3  # largest factor, and the inverse of the smallest
 class Balancer(nn.Module):
     """Weights of losses that are taught beside one that is not."""
 
+    means: Tensor  # of each loss, the task's first
+
     def __init__(self, names: Sequence[str], kind: str) -> None:
         super().__init__()
         self.names, self.kind = list(names), kind
         if kind == "ema":
-            self.register_buffer("means", torch.zeros(1 + len(names)))  # the task's first
+            self.register_buffer("means", torch.zeros(1 + len(names)))
         if kind == "uncertainty":
             self.scales = nn.Parameter(torch.zeros(len(names)))
 

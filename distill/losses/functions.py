@@ -180,7 +180,8 @@ def _looks(
         x = x.float().masked_fill(~x.isfinite(), NEVER)
         x = x if alike else x.logsumexp(1, keepdim=True)  # log_softmax divides by the heads
         looks.append((x / temperature).masked_fill(~common, -torch.inf).log_softmax(-1))
-    return tuple(x.masked_fill(~common, NEVER) for x in looks)
+    mine, theirs = (x.masked_fill(~common, NEVER) for x in looks)
+    return mine, theirs
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:

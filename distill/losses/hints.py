@@ -13,6 +13,7 @@ Shapes: B batch, S student frames, T teacher frames, D width, E experts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,9 @@ class Hints:
         `task()` is the CTC loss, for the one that wants to know where it pulls.
         """
         frames, config = mask.shape[1], self.config
-        onto = lambda x: average(x.float(), teacher.lengths, frames, self.ratio)
+        onto: Callable[[Tensor], Tensor] = lambda x: average(
+            x.float(), teacher.lengths, frames, self.ratio
+        )
         found: Shown = {}
         use: Shown = {}
         if "router" in self.modules:
@@ -138,8 +141,9 @@ class Hints:
             if name in found and apart and self.config.router.kind != "original":
                 expected[name] = torch.full_like(found[name], apart)
         if "attention" in found:
-            even = student.attention.clamp(min=0.0)  # 0 where it looks, else -inf
-            even = even.masked_fill(~student.attention.isfinite(), -torch.inf).log_softmax(-1)
+            paid = _given(student.attention, "attention")
+            even = paid.clamp(min=0.0)  # 0 where it looks, else -inf
+            even = even.masked_fill(~paid.isfinite(), -torch.inf).log_softmax(-1)
             expected["attention"] = self._attention(replace(student, attention=even), teacher, mask)
         if "contrastive" in found:
             expected["contrastive"] = losses.candidates(mask, self.apart).sum(-1).float().log()
@@ -148,21 +152,21 @@ class Hints:
     def _attention(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor) -> Tensor:
         """(B, S); frames are the same on both sides."""
         frames = mask.shape[1]
-        theirs = teacher.attention[:, :, :frames, :frames]
+        mine = _given(student.attention, "attention")
+        theirs = _given(teacher.attention, "attention")[:, :, :frames, :frames]
         if self.config.attention == "original":
-            return losses.original_attention(
-                student.attention, theirs, mask, self.config.temperature
-            )
-        return losses.attention(student.attention, theirs, mask)
+            return losses.original_attention(mine, theirs, mask, self.config.temperature)
+        return losses.attention(mine, theirs, mask)
 
     def _layerwise(
         self, student: CTCOutput, teacher: CTCOutput, onto: Callable[[Tensor], Tensor]
     ) -> Tensor:
         distance = losses.FEATURE[self.config.feature]
         aligned = {there: onto(teacher.hidden[there - 1]) for _, there in self.pairs}
+        maps = cast(nn.ModuleList, self.modules["layerwise"])
         each = [
             distance(project(student.hidden[here - 1].float()), aligned[there])
-            for project, (here, there) in zip(self.modules["layerwise"], self.pairs, strict=True)
+            for project, (here, there) in zip(maps, self.pairs, strict=True)
         ]
         return torch.stack(each).mean(0)
 
@@ -177,8 +181,9 @@ class Hints:
         experts = [onto(teacher.hidden[n - 1]) for n in self.layers]
         there = [torch.ones(states.shape[:2], device=states.device)] * len(experts)
         for index in self.modalities:
-            experts.append(onto(teacher.modalities[:, :, index]))
-            counted = (teacher.modality_weights[..., index, None] > 0).float()
+            experts.append(onto(_given(teacher.modalities, "modalities")[:, :, index]))
+            weights = _given(teacher.modality_weights, "modality_weights")
+            counted = (weights[..., index, None] > 0).float()
             there.append(onto(counted)[..., 0])
         pull = None
         if self.config.router.kind == "recommended":
@@ -190,3 +195,10 @@ class Hints:
             use[f"share_{name}"] = paid["shares"][..., index]
             use[f"first_{name}"] = paid["firsts"][..., index]
         return {"feature": paid["feature"], "router": paid["router"]}, use
+
+
+def _given(part: Tensor | None, name: str) -> Tensor:
+    """A part of an output that not every model gives, or gives only where it is asked for."""
+    if part is None:
+        raise ValueError(f"the output has no {name}, which a loss on it needs")
+    return part

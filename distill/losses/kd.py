@@ -64,8 +64,9 @@ class Outputs:
         if self.config.kd == "guided":
             return losses.masked_sum(losses.guided(student.log_probs, target), mask)
         mask = losses.select_frames(target, mask, self.config.blank_policy, self.reach)
-        recalled = isinstance(teacher, Recalled) and self.config.target == "outputs"
-        kept = teacher.kept if recalled else None
+        kept = None
+        if isinstance(teacher, Recalled) and self.config.target == "outputs":
+            kept = teacher.kept
         divergence = self._divergence(student.log_probs, target, kept)
         return labels_per_frame * losses.masked_sum(divergence, mask)
 

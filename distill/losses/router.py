@@ -52,6 +52,9 @@ class Gate(nn.Module):
 class StudentAwareRouter(nn.Module):
     """Scores, shares, and what both cost."""
 
+    first: Tensor  # (E,) how often each expert has come first
+    strained: Tensor  # () looks in a row at which something was wrong
+
     def __init__(self, student_width: int, widths: Sequence[int], config: RouterConfig) -> None:
         super().__init__()
         self.config, self.experts = config, len(widths)

@@ -52,8 +52,9 @@ class ModalityFusion(nn.Module):
         super().__init__()
         self.output_cap, self.modality_dropout = output_cap, modality_dropout
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in inputs)
-        self.projections = nn.ModuleList(nn.Linear(size, width) for size in inputs)
-        for projection in self.projections:
+        projections = [nn.Linear(size, width) for size in inputs]
+        self.projections = nn.ModuleList(projections)
+        for projection in projections:
             nn.init.xavier_uniform_(projection.weight, gain=0.5)
             nn.init.zeros_(projection.bias)
         self.kinds = nn.Parameter(0.02 * torch.randn(len(inputs), width))  # which modality it is

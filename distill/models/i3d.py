@@ -148,8 +148,9 @@ class Trunk(nn.Module):
         pools = (Pool3D((3, 3, 3), (time_stride, 2, 2)), Pool3D((1, 3, 3), (1, 2, 2)), None)
         for table, kept, pool in zip((MIXED_3, MIXED_4, MIXED_5), blocks, pools, strict=True):
             for channels in table[:kept]:
-                self.layers.append(Mixed(self.outputs, scaled(channels, width), unit))
-                self.outputs = self.layers[-1].outputs
+                mixed = Mixed(self.outputs, scaled(channels, width), unit)
+                self.layers.append(mixed)
+                self.outputs = mixed.outputs
             if pool:
                 self.layers.append(pool)
 

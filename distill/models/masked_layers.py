@@ -55,6 +55,8 @@ class MaskedNorm(nn.Module):
     where |mean| is hundreds of standard deviations; here it is a few.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
     momentum = 0.1  # share of the newest batch in the running statistics of `batch`
 
     def __init__(self, channels: int, kind: str = "group", epsilon: float = 1e-5) -> None:

@@ -30,6 +30,13 @@ PITCH = 3  # features: voicing, log pitch, its change
 class PitchAndCepstra(nn.Module):
     """Waves and their log-mels to cepstra (MFCC), voicing, log pitch and its change per frame."""
 
+    log_pitches: Tensor  # (K,)
+    cost: Tensor  # (K,)
+    cosines: Tensor  # (F, 1 + K)
+    window: Tensor  # (FRAME,)
+    own: Tensor  # (K,)
+    cepstral: Tensor  # (mels, cepstra)
+
     def __init__(self, mels: int, cepstra: int) -> None:
         super().__init__()
         log_pitches = torch.linspace(math.log(HIGHEST), math.log(LOWEST), CANDIDATES)
@@ -38,9 +45,9 @@ class PitchAndCepstra(nn.Module):
         window = torch.hann_window(FRAME)
         own = power(window) @ cosines
         constants = {
-            "log_pitches": log_pitches,  # (K,)
+            "log_pitches": log_pitches,
             "cost": OCTAVE_COST * octaves,
-            "cosines": cosines,  # (F, 1 + K)
+            "cosines": cosines,
             "window": window,
             "own": own[1:] / own[0],
             "cepstral": cosine_transform(mels, cepstra),

@@ -9,6 +9,7 @@ V vocabulary.
 """
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class PitchStem(nn.Module):
             nn.Conv1d(narrow, wide, 5, 2, 2)
             for narrow, wide in ((inputs, width // 2), (width // 2, width))
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(layer.out_channels) for layer in self.layers)
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in (width // 2, width))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Zero past the lengths before each convolution."""
@@ -182,7 +183,7 @@ class Teacher(CTCModel):
         """The video stream (B, T', D_v) and where it is there (B, T')."""
         pictures = self.config.video == "frames"
         if video is None or lengths is None:  # one frame, not looked at, keeps all in the graph
-            shape = (3, 32, 32) if pictures else self.video_shape
+            shape = (3, 32, 32) if pictures else (self.config.video_features,)
             video = self.head.weight.new_zeros(len(present), 1, *shape)
             lengths = torch.zeros_like(present, dtype=torch.int64)
         lengths = lengths.masked_fill(~present, 0)
@@ -198,7 +199,8 @@ class Teacher(CTCModel):
         hidden = [x]
         for block in self.blocks:
             hidden.append(block(hidden[-1], seen, turn))  # (B, T', D)
-        paid = self.blocks[-1].look(hidden[-2], seen, turn) if attention else None
+        last = cast(Block, self.blocks[-1])
+        paid = last.look(hidden[-2], seen, turn) if attention else None
         log_probs = self.read_out(hidden[-1], lengths)
         return CTCOutput(log_probs, lengths, hidden[1:], paid)
 

@@ -68,17 +68,17 @@ class LocalBackend:
         return _keeper_of(job.token) or None
 
     def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
-        """Running when the keeper has workers; an ended keeper has failed, unless files differ."""
+        """Running when there are workers; an ended keeper has failed, unless files differ."""
         self.expect_home()
         return {token: _state(job or _keeper_of(token)) for token, job in jobs.items()}
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End keepers and their workers: SIGTERM, time to save, SIGKILL."""
-        groups = [int(job.split(".")[0]) for job in ids if _keeper(job)]
+        groups = [int(job.split(".")[0]) for job in ids if _lives(job)]
         for group in groups:
             _signal(group, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE
-        while time.monotonic() < deadline and any(_keeper(job) for job in ids):
+        while time.monotonic() < deadline and any(map(_lives, ids)):
             time.sleep(_POLL / 4)
         for group in groups:
             _signal(group, signal.SIGKILL)
@@ -94,6 +94,28 @@ def _keeper(job: str) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and token in process.cmdline()
     except (psutil.NoSuchProcess, ValueError):  # ValueError: what is on record is no id of ours
         return False
+
+
+def _lives(job: str) -> bool:
+    """Whether anything of a job may still write."""
+    return _keeper(job) or _has_orphans(job)
+
+
+def _has_orphans(job: str) -> bool:
+    """Whether workers, or their programs, have outlived the keeper of a job: one that was killed.
+
+    They are in its process group, and their environment names the job; a step that calls a launcher
+    starts keepers that inherit that environment, in groups of their own.
+    """
+    import psutil
+
+    group = job.split(".")[0]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            is_of_group = str(os.getpgid(process.pid)) == group
+            if is_of_group and process.environ().get("TRAINYARD_JOB") == job:
+                return True
+    return False
 
 
 def _keeper_of(token: str) -> str:
@@ -112,6 +134,8 @@ def _state(job: str) -> JobState:
     if not job:
         return JobState(QueueState.UNKNOWN)
     if not _keeper(job):
+        if _has_orphans(job):
+            return JobState(QueueState.RUNNING, "its keeper was killed", job=job)
         return JobState(QueueState.FAILED, "its process is gone: see its log", job=job)
     try:
         workers = psutil.Process(int(job.split(".")[0])).children()
@@ -179,7 +203,7 @@ def keep(
     step: StepDir, token: str, after: Sequence[str], behind: Sequence[str], cpus: int, gpus: int
 ) -> int:
     """Wait for the needs and the turn, run the workers, return the first bad exit status."""
-    while any(map(_keeper, behind)):
+    while any(map(_lives, behind)):
         time.sleep(_POLL)
     _wait_for_needs(step, after)
     with _turn(step.path.parents[2]):

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
+from lact_asr.utils.errors import Failed, Interrupted
 from lact_asr.utils.files import read_json
 
 _SAVED = 75  # EX_TEMPFAIL: saved, to be started again
@@ -41,13 +41,13 @@ def run(settings: Any, job: Job) -> dict[str, Any]:
             preexec_fn=None if settings.handles_warning else _ignore_warning,
         )
     except OSError as error:
-        raise StepFailed("command", f"cannot start {settings.argv[0]!r}: {error}") from None
+        raise Failed("command", f"cannot start {settings.argv[0]!r}: {error}") from None
     status = _ended(process, job)
     if status and _was_interrupted(status, job):
         raise Interrupted(_position(job.directory / "position"))
     if status:
         reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise StepFailed("command", f"{settings.argv[0]} {reason}: see its log")
+        raise Failed("command", f"{settings.argv[0]} {reason}: see its log")
     return {**_written(written), "seconds": round(time.monotonic() - started, 3)}
 
 
@@ -96,16 +96,16 @@ def _position(path: Path) -> float | None:
 
 
 def _written(path: Path) -> dict[str, Any]:
-    """The JSON object that the program has written, if it has; StepFailed for anything else."""
+    """The JSON object that the program has written, if it has; Failed for anything else."""
     try:
         value = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         message = f"what the program wrote to $TRAINYARD_RESULT is not JSON: {path}: {error}"
-        raise StepFailed("command", message) from None
+        raise Failed("command", message) from None
     if not isinstance(value, dict):
-        raise StepFailed(
+        raise Failed(
             "command",
             f"the program must write a JSON object to $TRAINYARD_RESULT, {path}, and wrote "
             f'{type(value).__name__}: write {{"name": value}}',

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field, model_validator
 
-from jobs.pipeline import Frozen
+from lact_asr.config.base import Frozen
 
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance

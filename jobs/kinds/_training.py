@@ -13,15 +13,16 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from distill.config import models as distill_config
-from jobs.errors import Interrupted, StepFailed, nearest
+from jobs.errors import nearest
 from jobs.job import Job
-from jobs.pipeline import Frozen, Present
+from jobs.pipeline import Present
 from lact_asr.config import model as lact_config
-from lact_asr.config.base import Formerly
+from lact_asr.config.base import Formerly, Frozen
 from lact_asr.config.model import ModelConfig
 from lact_asr.config.presets import PRESETS, completed
 from lact_asr.config.training import CTCConfig, TrainingConfig
 from lact_asr.text.normalize import CHARACTERS
+from lact_asr.utils.errors import Failed
 from lact_asr.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def fresh_model(
 ) -> "CTCModel":
     """An untrained model, whose weights depend on the seed only, or that of `init_from`.
 
-    StepFailed where fast weights would never be updated on utterances as short as these.
+    Failed where fast weights would never be updated on utterances as short as these.
     """
     import torch
 
@@ -259,7 +260,7 @@ def fresh_model(
         try:
             configuration.check_updates(longest)
         except ValueError as error:
-            raise StepFailed("settings", f"settings.model: {error}") from None
+            raise Failed("settings", f"settings.model: {error}") from None
     torch.manual_seed(settings.training.seed)
     model = FAMILIES[settings.family](configuration.model_dump(), len(vocabulary))
     begin(model, vocabulary, settings.init_from, job)
@@ -269,7 +270,7 @@ def fresh_model(
 def begin(model: "Model", vocabulary: "Vocabulary", given: Path | None, job: Job) -> None:
     """Give a fresh model the weights of `init_from`, unless the step has a checkpoint of its own.
 
-    StepFailed where that is of another model or vocabulary.
+    Failed where that is of another model or vocabulary.
     """
     from lact_asr.training import checkpoint
     from lact_asr.training.origin import begin_from
@@ -280,7 +281,7 @@ def begin(model: "Model", vocabulary: "Vocabulary", given: Path | None, job: Job
     try:
         facts = begin_from(given, model, vocabulary)
     except Misfit as error:
-        raise StepFailed("settings", f"init_from: {error}; or leave init_from out") from None
+        raise Failed("settings", f"init_from: {error}; or leave init_from out") from None
     job.event("begun_from", **facts)
     if job.rank == 0:
         print(f"Begun with the weights of {facts['checkpoint']}", flush=True)
@@ -288,7 +289,7 @@ def begin(model: "Model", vocabulary: "Vocabulary", given: Path | None, job: Job
 
 @contextmanager
 def going_on(job: Job) -> Iterator[None]:
-    """Inside, a checkpoint of the step that does not fit the settings any more is StepFailed with
+    """Inside, a checkpoint of the step that does not fit the settings any more is Failed with
     the command that starts the step anew.
     """
     from lact_asr.utils.errors import Misfit
@@ -298,7 +299,7 @@ def going_on(job: Job) -> Iterator[None]:
     except Misfit as error:
         run, step = job.directory.parents[1].name, job.directory.name
         anew = f"resume {run} --redo {step}"
-        raise StepFailed("settings", f"{error}; or start the step anew: {anew}") from None
+        raise Failed("settings", f"{error}; or start the step anew: {anew}") from None
 
 
 def learn(settings: CTCSettings, job: Job) -> Trained:
@@ -312,11 +313,9 @@ def learn(settings: CTCSettings, job: Job) -> Trained:
 
 
 def require_best(done: "FitResult", dev: Path) -> None:
-    """Interrupted where training was stopped, StepFailed where it ended without a best model."""
-    if not done.finished:
-        raise Interrupted(done.step)
+    """Failed where training ended without a best model."""
     if not done.best:
-        raise StepFailed(
+        raise Failed(
             "divergence",
             f"in {done.step} steps no validation has found a model to keep: each had a loss that "
             "is not finite. Lower training.optim.learning_rate, or look whether the utterances of "

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
-from jobs.pipeline import Frozen, Resources
+from jobs.pipeline import Resources
 from lact_asr.config.augment import Speeds
+from lact_asr.config.base import Frozen
+from lact_asr.utils.errors import Failed
 
 RESOURCES = Resources(time="4h", cpus=4, memory_gb=32)
 
@@ -91,10 +92,8 @@ def run(settings: Settings, job: Job) -> Result:
         should_stop=job.should_stop,
         fence=job.fence,
     )
-    if not filled.finished:
-        raise Interrupted(filled.records)
     if not filled.records:
-        raise StepFailed("data", f"none of {len(utterances)} utterances could be read")
+        raise Failed("data", f"none of {len(utterances)} utterances could be read")
     return Result(
         cache=folder,
         utterances=len(utterances) - len(filled.unreadable),

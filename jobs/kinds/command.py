@@ -18,7 +18,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_v
 
 from jobs.job import Job
 from jobs.kinds import _external
-from jobs.pipeline import Frozen, Resources, check_variables
+from jobs.pipeline import Resources, check_variables
+from lact_asr.config.base import Frozen
 
 RESOURCES = Resources(time="1h", cpus=1, memory_gb=4)
 _OURS = ("TRAINYARD_STEP", "TRAINYARD_RESULT", "TRAINYARD_POSITION")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from jobs.errors import StepFailed
 from jobs.job import Job
 from jobs.kinds import _inference
-from jobs.pipeline import Frozen, Resources
+from jobs.pipeline import Resources
+from lact_asr.config.base import Frozen
+from lact_asr.utils.errors import Failed
 from lact_asr.utils.files import write_json
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run(settings: Settings, job: Job) -> Result:
     from lact_asr.training import checkpoint
 
     if job.world_size > 1:
-        raise StepFailed("settings", "diagnose runs as one process: write nodes: 1, gpus: 0 or 1")
+        raise Failed("settings", "diagnose runs as one process: write nodes: 1, gpus: 0 or 1")
     path = checkpoint.find(settings.checkpoint)
     model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
     batch = _batch(settings, vocabulary, model.video_shape)
@@ -90,16 +91,16 @@ def run(settings: Settings, job: Job) -> Result:
 def _batch(
     settings: Settings, vocabulary: "Vocabulary", shape: "tuple[int, ...] | None"
 ) -> "Batch":
-    """The chosen utterances as one batch; StepFailed where one is unknown or unreadable."""
+    """The chosen utterances as one batch; Failed where one is unknown or unreadable."""
     from lact_asr.data.dataset import Reader, whole_corpus
 
     offered = _inference.utterances(settings)
     chosen = [each for each in offered if each.id in settings.ids]
     if missing := sorted(set(settings.ids) - {each.id for each in chosen}):
-        raise StepFailed("settings", f"ids: no utterance {', '.join(missing)}")
+        raise Failed("settings", f"ids: no utterance {', '.join(missing)}")
     chosen = chosen or _inference.spread(offered, settings.utterances)
     batch = Reader(whole_corpus(chosen, vocabulary, shape))[range(len(chosen))]
     if batch.unreadable:
         named = "; ".join(f"{identity}: {why}" for identity, why in batch.unreadable)
-        raise StepFailed("data", f"cannot read {named}")
+        raise Failed("data", f"cannot read {named}")
     return batch

@@ -6,7 +6,6 @@ espeak-ng. Up to date takes seconds. Where compute nodes have no internet, run t
 login node that shares `root`: `run FILE --only STEP --cluster local`.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.errors import Interrupted
+from jobs.errors import nearest
 from jobs.job import Job
-from jobs.pipeline import Frozen, Resources, Space
+from jobs.pipeline import Resources, Space
+from lact_asr.config.base import Frozen
 from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
 from lact_asr.data.disk_space import peak
 from lact_asr.data.synthetic.sentences import Synthetic
-from lact_asr.utils.errors import DataError, Stopped
+from lact_asr.utils.errors import DataError
 
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
@@ -107,9 +107,7 @@ class Settings(Frozen):
             )
         if name in known:
             return []
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-        return [f"{self.source} has no subset {name!r}: {hint}"]
+        return [f"{self.source} has no subset {name!r}: {nearest(name, known)}"]
 
 
 class Result(Frozen):
@@ -138,10 +136,7 @@ def run(settings: Settings, job: Job) -> Result:
     """Bring what is missing, then write the manifests."""
     if job.world_size > 1:
         raise DataError("download runs as one process: write nodes: 1, gpus: 0")
-    try:
-        home, subsets = _bring(settings, job)
-    except Stopped as stopped:
-        raise Interrupted(stopped.position) from None
+    home, subsets = _bring(settings, job)
     parts = _parts(settings, subsets)
     if set(settings.dev) & set(settings.test):
         print("note: test shares utterances with dev, which chooses the checkpoint", flush=True)

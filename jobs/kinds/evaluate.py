@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from jobs.errors import StepFailed
 from jobs.job import Job
 from jobs.kinds._inference import ListeningSettings, spread, utterances
-from jobs.pipeline import Frozen, Resources
+from jobs.pipeline import Resources
+from lact_asr.config.base import Frozen
+from lact_asr.utils.errors import Failed
 from lact_asr.utils.files import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(settings: Settings, job: Job) -> Result:
     from lact_asr.decoding.metrics import score
 
     if job.world_size > 1:
-        raise StepFailed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
+        raise Failed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
     chosen = spread(utterances(settings), settings.num_samples or None)
     transcription = _transcribed(settings, chosen, job)
     heard = [

@@ -19,7 +19,8 @@ from distill.config.language_model import (
 )
 from jobs.job import Job
 from jobs.kinds import _training
-from jobs.pipeline import Frozen, Present, Resources
+from jobs.pipeline import Present, Resources
+from lact_asr.config.base import Frozen
 
 if TYPE_CHECKING:
     from distill.language_model.model import LanguageModel

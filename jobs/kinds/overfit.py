@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.errors import Interrupted, StepFailed
 from jobs.job import Job
 from jobs.kinds import _training
-from jobs.pipeline import Frozen, Resources
+from jobs.pipeline import Resources
+from lact_asr.config.base import Frozen
 from lact_asr.config.overfit import OverfitConfig
+from lact_asr.utils.errors import Failed
 
 RESOURCES = Resources(time="1h", cpus=2, memory_gb=8)
 
@@ -51,7 +52,7 @@ def run(settings: Settings, job: Job) -> Result:
     from lact_asr.text.vocabulary import Vocabulary
 
     if job.world_size > 1:
-        raise StepFailed("settings", "overfit runs as one process: write nodes: 1, gpus: 0 or 1")
+        raise Failed("settings", "overfit runs as one process: write nodes: 1, gpus: 0 or 1")
     plain = {n: 0.0 for n in ("dropout", "modality_dropout") if n in _fields(settings)}
     configuration = settings.configuration(**plain).model_dump()
     vocabulary = Vocabulary.characters()
@@ -64,10 +65,8 @@ def run(settings: Settings, job: Job) -> Result:
         should_stop=job.should_stop,
         device=World(job.rank, job.world_size, job.local_rank).device(),
     )
-    if not judged.finished:
-        raise Interrupted(0)  # it starts anew: three times in a row is once too often
     if judged.verdict == FAILED:
-        raise StepFailed("overfit", judged.reason)
+        raise Failed("overfit", judged.reason)
     return Result(**{name: getattr(judged, name) for name in Result.model_fields})
 
 

@@ -17,13 +17,14 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from jobs import gate, kinds
 from jobs.errors import SpecError, nearest
-from jobs.pipeline import NAME, Frozen, Pipeline, Present, Resources, Step
+from jobs.pipeline import NAME, Pipeline, Present, Resources, Step
 from jobs.program import NAME as PROGRAM
 from jobs.reading.former import former
 from jobs.reading.paths import Place, replace, walk
 from jobs.reading.references import escaped, filled, references, unclosed
 from jobs.reading.validation import ANYTHING, sample_of, shown, validate
 from jobs.reading.yaml12 import DEEPEST, Document, parse, read
+from lact_asr.config.base import Frozen
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

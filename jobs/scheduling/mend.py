@@ -16,8 +16,9 @@ from jobs.pipeline import Pipeline
 from jobs.program import NAME
 from jobs.reading.former import renewed
 from jobs.reading.paths import walk
+from jobs.scheduling.cancel import Living, alive, end, settle
 from jobs.scheduling.observe import Record, View
-from jobs.scheduling.submit import Living, alive, end, look_closely, settle
+from jobs.scheduling.recover import look_closely
 from jobs.store import Run
 
 Step = Mapping[str, Any]  # as run.json has it

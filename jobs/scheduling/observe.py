@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jobs.backends.base import Backend, JobState
 from jobs.errors import ClusterError, Elsewhere, UserError
 from jobs.scheduling.plan import Evidence, Observed, observe_all
-from jobs.store import Run, StepDir, Submission
+from jobs.store import Run, StepDir, Submission, is_own
 
 _RARER, _RAREST = 1.5, 3.0  # factors of the time between two questions: 10, 15, 22, 30 s
 _SOON = 2.0  # seconds in which Slurm takes the steps behind a failed one out of the queue
@@ -29,9 +29,8 @@ class Record(NamedTuple):
 
     @property
     def has_own_failure(self) -> bool:
-        """Whether the newest try has recorded how it failed."""
-        latest, failure = self.latest, self.failure
-        return bool(latest and failure and failure["job"] == latest.job)
+        """Whether the newest try has recorded how it failed by itself."""
+        return is_own(self.failure, self.latest)
 
     @property
     def latest(self) -> Submission | None:

@@ -1,109 +1,32 @@
-"""Carry out a plan: create the run, submit its steps exactly once, end them, and look.
+"""Carry out a plan: submit the steps of a run exactly once.
 
 For each step the intent is on disk before the job can exist, with a token that the job carries.
 Whatever happens in between - SIGKILL, a controller that queues the job and answers "Socket timed
-out" - the token tells whether the job is there, before anything is submitted a second time.
-
-The other direction is the same: that a job shall end is on disk before the cluster is asked to end
-it, and that it has ended only when the cluster says so. A job that may be alive is never forgotten:
-what is submitted in its place waits until it has ended (afterany).
+out" - the token tells whether the job is there, before anything is submitted a second time. What is
+submitted in the place of a job that may be alive waits until that has ended (afterany).
 """
 
 import contextlib
 import secrets
-import shutil
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jobs.backends.base import Backend, JobState, StepJob, SubmitUnclear
-from jobs.cluster import Cluster
+from jobs.backends.base import Backend, StepJob, SubmitUnclear
 from jobs.errors import ClusterError, SubmitRefused, UserError
-from jobs.pipeline import Pipeline, Resources
 from jobs.program import NAME
-from jobs.scheduling.observe import Queue, View, view
-from jobs.scheduling.plan import ACTIVE, State, Submit, has_ended, plan
-from jobs.snapshot import copy_code, provenance
-from jobs.store import Run, RunStore, Submission, user
+from jobs.scheduling.cancel import alive, end
+from jobs.scheduling.observe import View
+from jobs.scheduling.plan import ACTIVE, State, Submit, plan
+from jobs.scheduling.recover import look_closely, step_job
+from jobs.store import Run
 
 # sbatch calls at once: 50 jobs in 0.2 s instead of 0.5 s, and no load on a controller
 _PARALLEL = 4
 _LOOKS = 5  # for a job whose submission was unclear, one second apart
-# seconds between looks at jobs that were asked to end: waiting ones end at once, running ones save
-_PAUSES = (0.05, 0.2, 0.5, 1.0, 1.5)
-
-
-def create(
-    store: RunStore,
-    pipeline: Pipeline,
-    cluster: Cluster,
-    given: str,
-    name: str,
-    scheduler: Callable[[], str] = str,
-    **facts: Any,
-) -> Run:
-    """A new run with its snapshot and one job.json per step; nothing is submitted yet.
-
-    `scheduler` tells which Slurm, or which machine, the run's jobs will be known to, or why it
-    would refuse them (UserError); `facts` are further entries of run.json. UserError where the disk
-    does not take it; what was written of a run that does not come to be is removed.
-    """
-    first = not store.root.exists()
-    try:
-        run = store.create(name)
-        try:
-            _fill(run, pipeline, cluster, given, scheduler, facts)
-        except BaseException:  # Ctrl-C, too
-            shutil.rmtree(run.path, ignore_errors=True)
-            if first:
-                with contextlib.suppress(OSError):  # another launcher's run is in it
-                    store.root.rmdir()
-            raise
-    except OSError as error:
-        raise UserError(
-            f"{store.root / name} cannot be created: {error.strerror}: make room there, or name "
-            "another folder (TRAINYARD_RUNS, or --out of render)"
-        ) from None
-    return run
-
-
-def _fill(
-    run: Run,
-    pipeline: Pipeline,
-    cluster: Cluster,
-    given: str,
-    scheduler: Callable[[], str],
-    facts: Mapping[str, Any],
-) -> None:
-    """Everything that a run has before its first job; run.json, which makes it one, last."""
-    steps = [step.model_dump(mode="json") for step in pipeline.steps]
-    with ThreadPoolExecutor(_PARALLEL) as pool:  # they wait for the disk, for git and for Slurm
-        home, origin = pool.submit(scheduler), pool.submit(provenance, run.dirty)
-        written = [pool.submit(run.step(step["name"]).write_job, step) for step in steps]
-        written.append(pool.submit(run.write_given, given))
-        copy_code(run.next_code())
-        for future in written:
-            future.result()
-    run.write_info(
-        {
-            "name": run.name,
-            "pipeline": pipeline.name,
-            "description": pipeline.description,
-            "cluster": cluster.model_dump(mode="json"),
-            "scheduler": home.result(),
-            "created": time.time(),
-            "user": user(),
-            "host": socket.gethostname(),
-            "cwd": str(Path.cwd()),
-            **origin.result(),
-            **facts,
-            "steps": steps,
-        }
-    )
 
 
 def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None) -> list[Submit]:
@@ -136,73 +59,11 @@ def _expect_launch_folder(run: Run) -> None:
         )
 
 
-def look_closely(run: Run, backend: Backend) -> View:
-    """Where the run stands, with the jobs whose submission was never answered taken over.
-
-    The caller holds the run's lock. Nothing is submitted or ended while the cluster does not answer
-    (ClusterError).
-    """
-    for step in run.steps():
-        latest = run.step(step["name"]).latest()
-        if latest is None or latest.job or latest.refused or latest.ended:
-            continue
-        if job := backend.find(step_job(run, step, latest.token)):
-            run.step(step["name"]).add_submission(latest.token, job=job)
-    seen = view(run, Queue(backend), thorough=True)
-    if seen.trouble:
-        raise ClusterError(seen.trouble)
-    for name, record in seen.records.items():
-        for each in record.tries:
-            _note_end(run, name, each, seen.queue.get(each.token))
-    return seen
-
-
-def _note_end(run: Run, name: str, submission: Submission, queue: JobState | None) -> bool:
-    """Write down that a job has ended which was asked to; whether that is so."""
-    asked = submission.cancel_requested
-    ended = queue is not None and asked > 0 and has_ended(queue, time.time() - asked)
-    if ended:
-        run.step(name).add_submission(submission.token, ended=True)
-    return ended
-
-
 def _for_plan(seen: View, name: str) -> State:
     """A step whose job was asked to end is to be submitted anew, behind that job."""
     state, latest = seen.observed[name].state, seen.records[name].latest
     asked = state in ACTIVE and latest is not None and latest.cancel_requested
     return State.CANCELLED if asked else state
-
-
-class Living(NamedTuple):
-    """A job of a step that is in the queue, runs, or still ends."""
-
-    step: str
-    submission: Submission
-    job: str  # its id
-
-
-def alive(seen: View, names: Sequence[str]) -> list[Living]:
-    """The living jobs of some steps, those of later steps first."""
-    return [
-        Living(name, each, state.job)
-        for name in reversed(names)
-        for each in seen.records[name].tries
-        if (state := seen.queue.get(each.token)) and state.alive
-    ]
-
-
-def end(run: Run, backend: Backend, living: Sequence[Living]) -> str:
-    """Ask for the end of jobs, on record before the cluster hears of it; what it said against it.
-
-    They may go on to save. Whether they have ended is another question: see `settle`.
-    """
-    for each in living:
-        run.step(each.step).add_submission(each.submission.token, cancel_requested=True)
-    try:
-        backend.cancel([each.job for each in living])
-    except ClusterError as error:
-        return str(error)
-    return ""
 
 
 def _carry_out(
@@ -296,65 +157,3 @@ def _look(backend: Backend, job: StepJob, unclear: SubmitUnclear) -> str:
         f"{job.step}: {unclear}; no job named {job.token} is in the queue. When the cluster "
         f"answers again: {NAME} resume {job.directory.parent.parent.name}"
     ) from None
-
-
-def step_job(run: Run, step: Mapping[str, Any], token: str) -> StepJob:
-    """A step of a run, ready to be submitted under a token."""
-    folder = run.step(step["name"])
-    return StepJob(
-        step=step["name"],
-        token=token,
-        directory=folder.path,
-        logs=folder.logs,
-        code=run.codes()[-1],
-        cwd=Path(run.info()["cwd"]),
-        resources=Resources.model_validate(step["resources"]),
-    )
-
-
-class Cancelled(NamedTuple):
-    """What came of asking jobs to end: step names, in the order of the run."""
-
-    ended: list[str]  # by us: neither with success nor with a failure of their own
-    ending: list[str]  # still in the queue: saving, or not asked successfully
-    trouble: str = ""  # what the cluster said against it
-
-
-def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Cancelled:
-    """End the jobs of a run, or of some steps and all behind them, and look whether they ended.
-
-    The caller holds the run's lock. ClusterError where nobody knows what there is to end.
-    """
-    seen = look_closely(run, backend)
-    doomed: list[str] = []
-    for step in run.steps():
-        if names is None or step["name"] in names or set(step["needs"]) & set(doomed):
-            doomed.append(step["name"])
-    living = alive(seen, [name for name in doomed if seen.records[name].result is None])
-    trouble = end(run, backend, living)
-    left = {each.step for each in settle(run, backend, living)}
-    gone = {each.step for each in living} - left
-    ended = [name for name in doomed if name in gone and not run.step(name).has_ended()]
-    return Cancelled(ended, [name for name in doomed if name in left], trouble)
-
-
-def settle(run: Run, backend: Backend, living: Sequence[Living]) -> list[Living]:
-    """Look for some seconds whether jobs have ended, and write down which; those that have not."""
-    now = time.time()
-    left = [
-        each._replace(submission=each.submission._replace(cancel_requested=now)) for each in living
-    ]
-    for pause in _PAUSES:
-        if not left:
-            break
-        time.sleep(pause)
-        try:
-            states = backend.states({each.submission.token: each.job for each in left})
-        except ClusterError:  # nobody knows yet: they stay on the list
-            continue
-        left = [
-            each
-            for each in left
-            if not _note_end(run, each.step, each.submission, states[each.submission.token])
-        ]
-    return left

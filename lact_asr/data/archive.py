@@ -16,7 +16,7 @@ from lact_asr.data.audio import SUFFIXES
 from lact_asr.data.corpora import Subset
 from lact_asr.data.disk_space import MARKER, archive_of, folder_of, is_complete, wanted
 from lact_asr.data.download import Download, fetch
-from lact_asr.utils.errors import DataError, Stopped
+from lact_asr.utils.errors import DataError, Interrupted
 from lact_asr.utils.files import write_json
 from lact_asr.utils.locks import alone, never
 from lact_asr.utils.progress import Progress, size
@@ -31,7 +31,7 @@ def obtain(
 ) -> Path:
     """The folder `root`/LibriSpeech/<subset>, downloaded and unpacked if it is not there yet.
 
-    Raises DataError, or Stopped when interrupted: the next call goes on from there.
+    Raises DataError, or Interrupted when interrupted: the next call goes on from there.
     """
     folder = folder_of(subset, root)
     root.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def _extract(archive: Path, folder: Path, should_stop: Callable[[], bool]) -> No
         ):
             for member in tar:
                 if should_stop():
-                    raise Stopped(archive.stat().st_size)
+                    raise Interrupted(archive.stat().st_size)
                 tar.extract(member, folder, filter="data")
                 progress.advance(file.tell() - progress.done)
     except tarfile.FilterError as error:

@@ -5,7 +5,7 @@ Legend: B utterances, N samples, U label tokens of one text, T video frames.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,5 +57,7 @@ class Batch:
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         there = {name: getattr(self, name) for name in TENSORS}
-        changed = {name: change(value) for name, value in there.items() if value is not None}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in there.items() if value is not None
+        }
         return replace(self, **changed)

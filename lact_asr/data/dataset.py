@@ -9,6 +9,8 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +155,7 @@ def _labels(text: str, vocabulary: Vocabulary) -> tuple[list[int], str]:
 
 def read(corpus: Corpus, index: int) -> np.ndarray:
     """The samples of one utterance; DataError if there are none, too many, or not finite."""
-    samples = read_audio(corpus.paths.text(index))
+    samples = read_audio(Path(corpus.paths.text(index)))
     seconds, promised = len(samples) / RATE, float(corpus.durations[index])
     if abs(seconds - promised) > max(0.1, 0.01 * promised):
         raise DataError(
@@ -167,12 +169,13 @@ def read(corpus: Corpus, index: int) -> np.ndarray:
 
 def look(corpus: Corpus, index: int) -> np.ndarray | None:
     """The video of one utterance, if it has any and somebody looks; DataError as in `read`."""
-    if corpus.videos is None or not len(corpus.videos[index]):
+    if corpus.videos is None or corpus.sees is None or not len(corpus.videos[index]):
         return None
-    return read_video(corpus.videos.text(index), corpus.sees, float(corpus.durations[index]))
+    path = Path(corpus.videos.text(index))
+    return read_video(path, corpus.sees, float(corpus.durations[index]))
 
 
-class Reader(Dataset):
+class Reader(Dataset[Batch]):
     """Batches by lists of utterance indices; an unreadable utterance is left out and named."""
 
     def __init__(self, corpus: Corpus, spare: bool = False, cache: bool = False) -> None:
@@ -227,7 +230,7 @@ class Reader(Dataset):
         )
 
 
-def _shown(videos: Sequence[np.ndarray | None]) -> dict[str, Tensor]:
+def _shown(videos: Sequence[np.ndarray | None]) -> dict[str, Any]:
     """The videos of a batch, padded, and their lengths; nothing if there are none."""
     some = [each for each in videos if each is not None]
     if not some:
@@ -249,4 +252,4 @@ def _zeros(rows: int, size: int) -> Tensor:
     if get_worker_info() is None or not rows * size:
         return torch.zeros(rows, size)
     storage = torch.UntypedStorage._new_shared(4 * rows * size)  # new pages are zero
-    return torch.empty(0).set_(storage, 0, (rows, size))
+    return torch.empty(0).set_(storage, 0, (rows, size), (size, 1))

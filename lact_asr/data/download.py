@@ -20,7 +20,7 @@ import requests
 import urllib3
 
 from lact_asr.data.disk_space import arrived, part_of
-from lact_asr.utils.errors import DataError, Stopped
+from lact_asr.utils.errors import DataError, Interrupted
 from lact_asr.utils.files import read_json, write_json
 from lact_asr.utils.locks import never
 from lact_asr.utils.progress import Progress, size
@@ -71,7 +71,7 @@ class Download:
 def fetch(download: Download) -> Path:
     """The file on disk with the right checksum, however it had to be got.
 
-    Raises DataError where another try would not help, Stopped where `should_stop()` says so.
+    Raises DataError where another try would not help, Interrupted where `should_stop()` says so.
     """
     if download.target.exists():  # verified before it got this name, or brought by hand: look again
         if matches(download.target, download.checksum, download.should_stop):
@@ -103,7 +103,7 @@ def matches(path: Path, checksum: str, should_stop: Callable[[], bool] = never) 
     ):
         while chunk := file.read(1 << 22):
             if should_stop():
-                raise Stopped(path.stat().st_size)
+                raise Interrupted(path.stat().st_size)
             digest.update(chunk)
             progress.advance(len(chunk))
     return digest.hexdigest() == expected.lower()
@@ -214,7 +214,7 @@ def _save(download: Download, response: requests.Response, start: int) -> None:
                 ) from error
             progress.advance(len(chunk))
             if download.should_stop():
-                raise Stopped(download.arrived)
+                raise Interrupted(download.arrived)
             if progress.done > download.size:
                 raise DataError(
                     f"{download.url}: more than {download.size:,} bytes; check `mirror`"
@@ -270,7 +270,7 @@ def _sleep(seconds: float, download: Download) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if download.should_stop():
-            raise Stopped(download.arrived)
+            raise Interrupted(download.arrived)
         time.sleep(min(0.5, left))
 
 

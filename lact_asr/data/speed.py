@@ -45,7 +45,7 @@ def change_speed(batch: Batch, speed: float) -> Batch:
     lengths = -(-batch.wave_lengths * new // old)
     waves = played.flatten(1)[:, :longest]
     played_back = replace(batch, waves=waves, wave_lengths=lengths, speed=speed)
-    if batch.video is None:
+    if batch.video is None or batch.video_lengths is None:
         return played_back
     video = _stretched(batch.video, batch.video_lengths, old, new)
     return replace(played_back, video=video, video_lengths=-(-batch.video_lengths * new // old))

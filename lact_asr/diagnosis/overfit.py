@@ -37,7 +37,7 @@ from lact_asr.distributed.processes import World
 from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.objective import CTCObjective, SpeechObjective
-from lact_asr.utils.errors import Stopped
+from lact_asr.utils.errors import Interrupted
 
 PASSED, PASSED_SLOW, PASSED_RELAXED = "PASSED", "PASSED_SLOW", "PASSED_RELAXED"
 MARGINAL, FAILED = "MARGINAL", "FAILED"
@@ -53,7 +53,6 @@ SETTLING = 3  # steps: a layer that starts at zero hides those before it from th
 class OverfitResult:
     """What the gate came to; rates are fractions, None where it did not get that far."""
 
-    finished: bool = True  # false: asked to stop; nothing is saved, the next call starts anew
     verdict: str = FAILED
     reason: str = ""  # why the verdict is FAILED, in one line
     steps: int = 0  # taken by the model that hears
@@ -85,16 +84,15 @@ def overfit(
     """Train fresh models from `build` (without dropout) on a few of the utterances, and judge.
 
     A defect of the model is a verdict, not an exception; DataError where the utterances are at
-    fault.
+    fault. Interrupted where `should_stop()` says so: three times in a row is once too often.
     """
     batch = choose(utterances, vocabulary, config)
     device = device or World().device()
     gate = _Gate(build, vocabulary, config, report, should_stop, objective, device)
     result = gate.judge(batch.to(device))
-    if result.finished:
-        for name, measured in result.checks.items():
-            print(f"Check {name}: {measured}")
-        print(result.headline(), flush=True)
+    for name, measured in result.checks.items():
+        print(f"Check {name}: {measured}")
+    print(result.headline(), flush=True)
     return result
 
 
@@ -123,8 +121,6 @@ class _Gate:
             result.verdict = self._verdict()
         except Defect as defect:
             result.reason = str(defect)
-        except Stopped:
-            result.finished = False
         return result
 
     def _verdict(self) -> str:
@@ -214,7 +210,7 @@ class _Gate:
         self.budget = budget
         while True:
             if self.should_stop():
-                raise Stopped
+                raise Interrupted(0)  # nothing is saved: the next call starts anew
             loss = learner.step()
             watch(loss)
             if learner.taken % self.config.evaluate_every == 0 or learner.taken == budget:

@@ -19,6 +19,7 @@ from lact_asr.training import optim, train_step
 from lact_asr.training.guard import non_finite
 from lact_asr.training.objective import SpeechObjective
 from lact_asr.utils.errors import DataError
+from lact_asr.utils.spread import spread
 
 
 def choose(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: OverfitConfig) -> Batch:
@@ -35,7 +36,7 @@ def choose(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: Over
         )
     short = [index for index in order if corpus.durations[index] <= config.longest]
     pool = short if len(short) >= count else order[:count]
-    batch = Reader(corpus)[[pool[i * (len(pool) - 1) // (count - 1)] for i in range(count)]]
+    batch = Reader(corpus)[[pool[place] for place in spread(len(pool), count)]]
     for identity, why in batch.unreadable:
         raise DataError(f"utterance {identity}: {why}")
     return batch

@@ -1,8 +1,7 @@
 """Several processes as one: who am I, and the few things that all ranks decide together.
 
-The world comes from the environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT
-where a starter such as torchrun has set them, else Slurm's variables of a job step. A single
-process opens no socket and joins no group.
+The world comes from the environment (`lact_asr.distributed.place`). A single process opens no
+socket and joins no group.
 """
 
 import atexit
@@ -10,7 +9,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lact_asr.distributed import place
 from lact_asr.distributed.fsdp import split
 
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
@@ -44,6 +44,10 @@ class World:
             return torch.device("cpu")
         # a launcher may show each process one GPU only: then that is its number 0
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Those of the items that are this rank's: every n-th."""
+        return items[self.rank :: self.world_size]
 
     def all_sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
@@ -77,27 +81,16 @@ class World:
         )
 
 
-def no_sync(module: nn.Module) -> AbstractContextManager:
+def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     """A backward pass inside leaves gradients on this rank, for all but the last micro-batch."""
-    wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
-    return module.no_sync() if wrapped else nullcontext()
-
-
-def from_environment(environment: Mapping[str, str]) -> World:
-    """The world that the environment describes; without a description, this process alone."""
-    if "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif "SLURM_STEP_ID" in environment:  # set for tasks of srun, not in the batch script itself
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    else:
-        return World()
-    rank, world_size, local_rank = (int(environment.get(name, "0")) for name in names)
-    return World(rank, max(world_size, 1), local_rank)
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
 
 
 def start() -> World:
     """The world of this process, connected if it has peers: gloo on CPUs, NCCL on GPUs."""
-    world = from_environment(os.environ)
+    world = World(*place.from_environment(os.environ))
     if world.world_size == 1 or torch.distributed.is_initialized():
         return world
     if torch.cuda.is_available():

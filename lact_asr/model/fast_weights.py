@@ -52,7 +52,7 @@ class Lesson(NamedTuple):
 
     def each(self, function: Callable[[Tensor], Tensor]) -> "Lesson":
         """The same function on every tensor."""
-        return Lesson(*(x if x is None else function(x) for x in self))
+        return Lesson._make(x if x is None else function(x) for x in self)
 
     def part(self, start: int, size: int) -> "Lesson":
         """Tokens from `start` on, `size` of them or what is left."""
@@ -61,7 +61,9 @@ class Lesson(NamedTuple):
     def followed_by(self, later: "Lesson") -> "Lesson":
         """These tokens, then the later ones."""
         pairs = zip(self, later, strict=True)
-        return Lesson(*(x if x is None else torch.cat((x, y), 1) for x, y in pairs))
+        return Lesson._make(
+            None if x is None or y is None else torch.cat((x, y), 1) for x, y in pairs
+        )
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ def update(
     return replace(
         state,
         weights=_chosen(rows, Weights(*map(torch.mul, moved, scales)), state.weights),
-        masters=_chosen(rows, moved, state.masters),
-        momenta=_chosen(rows, momenta, state.momenta),
+        masters=state.masters and _chosen(rows, moved, state.masters),
+        momenta=momenta and state.momenta and _chosen(rows, momenta, state.momenta),
         updates=state.updates + (1 if rows is None else rows),
     )
 
@@ -161,10 +163,8 @@ def _mean(gate: Tensor, mask: Tensor | None) -> Tensor:
     return (gate * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _chosen(rows: Tensor | None, new: Weights | None, old: Weights | None) -> Weights | None:
+def _chosen(rows: Tensor | None, new: Weights, old: Weights) -> Weights:
     """The new tensors in the chosen rows [N], the old ones elsewhere; None stands for all rows."""
-    if old is None or new is None:
-        return None
     if rows is None:
         return new
     return Weights(*(torch.where(rows[:, None, None], n, o) for n, o in zip(new, old, strict=True)))
@@ -185,7 +185,8 @@ def newton_schulz(matrices: Tensor, coefficients: str | Sequence[Triple]) -> Ten
     bfloat16 puts entries off by up to 0.6.
     """
     stages = NEWTON_SCHULZ[coefficients] if isinstance(coefficients, str) else coefficients
-    return _NewtonSchulz.apply(wide(matrices), stages).to(matrices.dtype)
+    result = _NewtonSchulz.apply(wide(matrices), stages)  # type: ignore[no-untyped-call] # torch's
+    return result.to(matrices.dtype)
 
 
 class _NewtonSchulz(torch.autograd.Function):

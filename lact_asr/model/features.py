@@ -35,6 +35,9 @@ def mel_filters(bands: int) -> Tensor:
 class LogMel(nn.Module):
     """Waves to log-mel frames with zero mean and unit variance per band and utterance."""
 
+    filters: Tensor  # [FFT/2+1,M]
+    window: Tensor  # [400]
+
     def __init__(self, mels: int = 80) -> None:
         super().__init__()
         self.register_buffer("filters", mel_filters(mels), persistent=False)

@@ -43,7 +43,8 @@ class RMSNorm(nn.Module):
         """Same shape and type."""
         if x.is_cuda:  # one kernel there, forward and backward
             return F.rms_norm(wide(x), self.weight.shape, self.weight, self.eps).to(x.dtype)
-        return _RMSNorm.apply(wide(x), self.weight, self.eps).to(x.dtype)
+        result = _RMSNorm.apply(wide(x), self.weight, self.eps)  # type: ignore[no-untyped-call] # torch's
+        return result.to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -133,7 +134,7 @@ class Mix(nn.Module):
         places = torch.arange(k.shape[1], device=q.device)
         allowed = may_look(self.config, places[before:, None], places, k.shape[1])
         out = F.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=allowed
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=allowed
         )
         kept = k.shape[1] - min(self.config.window - 1, k.shape[1])
         place = (past.place if past else 0) + fresh

@@ -7,7 +7,7 @@ no step from padding.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +127,8 @@ class Recogniser(CTCModel):
         for block in self.blocks:
             x, updates = block(hidden[-1], layout)
             hidden.append(x)
-        paid = self.blocks[-1].look(hidden[-2], layout) if attention else None
+        last = cast(Block, self.blocks[-1])
+        paid = last.look(hidden[-2], layout) if attention else None
         return CTCOutput(self.read_out(x, lengths), lengths, hidden[1:], paid, updates)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:

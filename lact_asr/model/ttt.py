@@ -70,10 +70,10 @@ def test_time_training(
     if not q.shape[1]:
         return torch.empty_like(q), state
     counts = None if lengths is None else _row_counts(lengths, q)
+    size = q.shape[1] if schedule == "set" or chunk_size is None else chunk_size
     if schedule == "apply_then_update":
-        output, state = _look_back(state, q, lesson, chunk_size, orthogonalize, counts)
+        output, state = _look_back(state, q, lesson, size, orthogonalize, counts)
     else:
-        size = q.shape[1] if schedule == "set" else chunk_size
         output, state = _look_inside(state, q, lesson, size, orthogonalize, counts)
     return output if counts is None else output * _inside(counts, q), state
 

@@ -54,7 +54,7 @@ def _allowed(
     return may_look(config, queries, keys, lengths[:, None, None, None]).flatten(0, 1)[:, None]
 
 
-def may_look(config: ModelConfig, queries: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
+def may_look(config: ModelConfig, queries: Tensor, keys: Tensor, lengths: Tensor | int) -> Tensor:
     """Which keys each query may look at, places against places; padding looks at itself, for a row
     of the softmax without any key would be NaN.
     """

@@ -19,7 +19,7 @@ from lact_asr.distributed.fsdp import full
 from lact_asr.training.logger import Journal
 from lact_asr.training.loss import Outcome
 from lact_asr.training.resume import State
-from lact_asr.utils.errors import DataError, TrainingFailed
+from lact_asr.utils.errors import DataError, Failed
 
 IN_A_ROW = 3  # spikes dropped before one is followed
 MEMORY = 0.98  # of the running mean of the norms, per step
@@ -67,7 +67,7 @@ def note_unreadable(state: State, most: int, journal: Journal, news: Mapping[str
 def note_step(
     state: State, config: LoopConfig, journal: Journal, outcome: Outcome, trainable: nn.Module
 ) -> None:
-    """Count a step that was not taken; TrainingFailed when they do not end."""
+    """Count a step that was not taken; Failed when they do not end."""
     state.typical_norm = remembered(state.typical_norm, outcome.grad_norm, outcome.highest)
     if outcome.taken:
         state.in_a_row = 0
@@ -83,7 +83,7 @@ def note_step(
 
 
 def _give_up(state: State, config: LoopConfig, outcome: Outcome, trainable: nn.Module) -> None:
-    """TrainingFailed that says what dropped the steps and what to change."""
+    """Failed that says what dropped the steps and what to change."""
     often = f"{state.in_a_row} steps in a row"
     if state.in_a_row < BREAKER:
         often = f"{len(state.dropped)} of {min(state.step, WINDOW)} steps"
@@ -99,7 +99,7 @@ def _give_up(state: State, config: LoopConfig, outcome: Outcome, trainable: nn.M
             f"a loss or gradient that is not finite (weights that are not: {broken}). Lower "
             "the learning rate"
         )
-    raise TrainingFailed(
+    raise Failed(
         "divergence",
         f"{often}, up to step {state.step}, had {why}, now {config.optim.learning_rate:g}, or "
         f"look at {', '.join(outcome.suspects)}",
@@ -107,9 +107,9 @@ def _give_up(state: State, config: LoopConfig, outcome: Outcome, trainable: nn.M
 
 
 def refuse_broken(step: int, rate: float, trainable: nn.Module) -> None:
-    """TrainingFailed in place of a checkpoint from which nothing could go on."""
+    """Failed in place of a checkpoint from which nothing could go on."""
     if broken := non_finite(trainable):
-        raise TrainingFailed(
+        raise Failed(
             "divergence",
             f"after step {step} weights are not finite, and not saved: {', '.join(broken[:3])}. "
             f"Lower the learning rate, now {rate:g}",

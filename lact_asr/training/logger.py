@@ -5,7 +5,7 @@ Rank 0 speaks; `grep "Loss:"` and `grep "Pred:"` work on its log.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lact_asr.training.loss import Outcome, Part, shown
@@ -110,14 +110,17 @@ class Journal:
         """Loss and parts per label token, and counts in all, over the steps that were taken."""
         taken = [outcome for outcome in self._window if outcome.taken] or self._window[-1:]
         weight = sum(outcome.weight for outcome in taken) or 1.0
-        mean = lambda values: (
+        mean: Callable[[Iterable[float]], float] = lambda values: (
             sum(value * o.weight for value, o in zip(values, taken, strict=True)) / weight
         )
         parts = {}
-        for name, last in taken[-1].parts.items():
+        for name in taken[-1].parts:
             each = [outcome.parts[name] for outcome in taken]
-            expected = None if last.expected is None else mean(part.expected for part in each)
-            parts[name] = Part(mean(part.value for part in each), expected)
+            expected = [part.expected for part in each if part.expected is not None]
+            parts[name] = Part(
+                mean(part.value for part in each),
+                mean(expected) if len(expected) == len(each) else None,
+            )
         counts = {name: sum(o.counts[name] for o in taken) for name in taken[-1].counts}
         return {"loss": mean(o.loss for o in taken), **shown(parts), **counts}
 

@@ -21,7 +21,7 @@ from lact_asr.model.forward import arithmetic
 from lact_asr.training.logger import Journal
 from lact_asr.training.material import Material, Worst
 from lact_asr.training.objective import Objective
-from lact_asr.utils.errors import TrainingFailed
+from lact_asr.utils.errors import Failed
 
 MOMENTS = 2  # tensors of its size that AdamW keeps beside each weight, from its first step on
 
@@ -49,7 +49,7 @@ def probe(
     device: torch.device,
     journal: Journal,
 ) -> None:
-    """Run the worst batches of the first epoch; TrainingFailed if a rank cannot."""
+    """Run the worst batches of the first epoch; Failed if a rank cannot."""
     learning = [p for group in optimizer.param_groups for p in group["params"]]
     room = [] if optimizer.state else [torch.empty_like(p) for p in learning * MOMENTS]
     buffers = [(buffer, buffer.clone()) for buffer in objective.trainable.buffers()]
@@ -60,7 +60,7 @@ def probe(
         error = _tried(module, objective, each.batch, config, world, device)
         optimizer.zero_grad(set_to_none=True)
         if (error and split(module)) or world.all_max(bool(error)):
-            raise TrainingFailed("out_of_memory", _explained(each, material, error))
+            raise Failed("out_of_memory", _explained(each, material, error))
     for buffer, before in buffers:
         buffer.copy_(before)
     del room

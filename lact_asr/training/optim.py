@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def _split(
     learning: list[nn.Parameter] = [p for p in group["params"] if p.requires_grad]
     maps = [p for p in learning if p.ndim == 2 and min(p.shape) >= THIN]
     marked = {id(p) for p in maps if apart is not None} - (apart or set())
-    muon = lambda p: id(p) in marked
+    muon: Callable[[nn.Parameter], bool] = lambda p: id(p) in marked
     parts = (
         ([p for p in learning if p.ndim >= 2 and not muon(p)], config.weight_decay, False),
         ([p for p in learning if p.ndim < 2], 0.0, False),

@@ -7,7 +7,7 @@ needs no vote: a NaN on one rank is in the averaged gradients of all, so all dro
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,7 +119,7 @@ def _named(
 ) -> tuple[dict[str, Part[float]], dict[str, float]]:
     """Summed parts per label token, and summed counts, from the order of `_sums`."""
     rest = iter(values)
-    mean = lambda: next(rest) / weight if weight else math.nan
+    mean: Callable[[], float] = lambda: next(rest) / weight if weight else math.nan
     parts = {
         name: Part(mean(), None if loss.parts[name].expected is None else mean())
         for name in sorted(loss.parts)

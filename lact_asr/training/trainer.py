@@ -32,7 +32,7 @@ from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
 from lact_asr.training.retreat import retreat
 from lact_asr.training.speech import Speech
-from lact_asr.utils.errors import TrainingFailed
+from lact_asr.utils.errors import Failed, Interrupted
 from lact_asr.utils.files import read_json
 from lact_asr.utils.locks import unrivalled
 
@@ -51,7 +51,6 @@ class Launcher:
 class FitResult:
     """What a training came to."""
 
-    finished: bool  # false: asked to stop, saved, and can be resumed
     step: int
     checkpoint: Path  # the best one on the dev data; the newest if none was validated
     best: dict[str, float]  # loss and figures (`Measure`) of the best one; empty before the first
@@ -107,7 +106,7 @@ def learn(
 ) -> FitResult:
     """Train on any material. Checkpoints go to directory/checkpoints.
 
-    Raises TrainingFailed ("divergence", "out_of_memory"), and Misfit where there are checkpoints of
+    Raises Failed ("divergence", "out_of_memory"), and Misfit where there are checkpoints of
     something else.
     """
     folder, terms = directory / "checkpoints", material.terms
@@ -116,7 +115,7 @@ def learn(
         run.prepare()
         return run.loop()
     except torch.OutOfMemoryError as error:
-        raise TrainingFailed(
+        raise Failed(
             "out_of_memory",
             f"memory ran out at step {run.state.step + 1} with {terms.budget} "
             f"{material.budget:g}; halve {terms.budget} and double accumulate ({error})",
@@ -210,10 +209,11 @@ class _Run:
             if ended or self._due():
                 self._save()
             if ended:
-                return self._result(finished=True)
+                return self._result()
             stop = self._step(self.launcher.should_stop())
         self._save()
-        return self._result(finished=False)
+        self.world.gather(None)  # no rank leaves before rank 0 has written
+        raise Interrupted(state.step)
 
     def _due(self) -> bool:
         """Whether to save: not while steps are dropped, with the weights that may be the reason."""
@@ -242,9 +242,9 @@ class _Run:
         guard.note_unreadable(state, self.material.max_unreadable, self.journal, outcome.unreadable)
         try:
             guard.note_step(state, config, self.journal, outcome, self.objective.trainable)
-        except TrainingFailed as error:
+        except Failed as error:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
-            raise TrainingFailed(error.failure_class, f"{error}. {where}") from None
+            raise Failed(error.failure_class, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
             rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
             self.journal.progress(state.step, self.feed.position.epoch, rate, state.skipped)
@@ -324,12 +324,12 @@ class _Run:
             files = {**tensors, "config.json": described, checkpoint.STATE: facts}
             checkpoint.save(self.folder, name, files, self.launcher.fence)
 
-    def _result(self, finished: bool) -> FitResult:
+    def _result(self) -> FitResult:
         """The result on every rank, once rank 0 has written what it names."""
         self.world.gather(None)
         state, path = self.state, self.folder / checkpoint.BEST
         if not checkpoint.complete(path):
             newest = self.folder / f"{state.step:08d}"
-            return FitResult(finished, state.step, newest, {}, state.skipped)
+            return FitResult(state.step, newest, {}, state.skipped)
         known = {n: v for n, v in read_json(path / checkpoint.STATE).items() if n != "step"}
-        return FitResult(finished, state.step, path, known, state.skipped)
+        return FitResult(state.step, path, known, state.skipped)

@@ -7,7 +7,6 @@ flatter. The ranks share the work; each decodes every n-th batch.
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from lact_asr.config.model import SAMPLE_RATE
@@ -23,6 +22,7 @@ from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Sample
+from lact_asr.utils.spread import spread
 
 SILENCE = SAMPLE_RATE // 10  # samples that a split model hears while other ranks decode
 
@@ -58,7 +58,7 @@ def validate(
     """Decode the corpus; every rank returns the same result. Leaves the model in eval mode."""
     model.eval()
     shares = by_length(corpus.durations, config.batch_seconds)
-    mine = shares[world.rank :: world.world_size]
+    mine = world.share(shares)
     batches = loader(corpus, mine, min(workers, len(mine)))
     heard: dict[str, str] = {}
     unreadable: list[tuple[str, str]] = []
@@ -82,11 +82,6 @@ def validate(
     pred = [heard.get(corpus.ids.text(index), "") for index in range(len(corpus))]
     samples = [
         Sample(corpus.ids.text(index), true[index], pred[index])
-        for index in _spread(len(corpus), config.samples)
+        for index in spread(len(corpus), config.samples)
     ]
     return Validation(loss / weight if weight else math.inf, score(true, pred), samples, unreadable)
-
-
-def _spread(size: int, count: int) -> list[int]:
-    """`count` different places spread evenly over a list, the same ones every time."""
-    return sorted({int(place) for place in np.linspace(0, size - 1, min(size, count))})

@@ -1,8 +1,8 @@
-"""The ways a model package says no.
+"""The ways work ends before its result, in models and in jobs alike.
 
 `DataError` is the user's to mend: a file, an utterance, a character; the message names it. One of
 them, `Misfit`, is a checkpoint that does not fit the settings.
-`Stopped` is an interruption with the work saved. `TrainingFailed` is a run that cannot go on as
+`Interrupted` is a stop on request with the work saved. `Failed` is work that cannot go on as
 configured; its class is what a remedy answers.
 """
 
@@ -24,19 +24,23 @@ class Unreadable(DataError):
         super().__init__(f"{path} cannot be read: {why}")
 
 
-class Stopped(Exception):
-    """`should_stop()` came true; what is done is on disk, and the next call goes on from there.
+class Interrupted(Exception):
+    """`should_stop()` came true: what is done is saved, and the next call goes on from there.
 
-    `position` says how far it came (bytes); None: there was nothing to save.
+    `position` says how far it came (a training step, a number of bytes): a step that meets its
+    time limit three times without getting further is not started a fourth time. None: nothing was
+    saved, or nobody knows.
     """
 
-    def __init__(self, position: int | None = None) -> None:
-        super().__init__("stopped on request")
+    def __init__(self, position: float | None = None) -> None:
+        super().__init__(
+            "how far it came is not known" if position is None else f"saved at {position}"
+        )
         self.position = position
 
 
-class TrainingFailed(Exception):
-    """Training cannot go on as configured: `failure_class` names why, in one word."""
+class Failed(Exception):
+    """Work that cannot go on: `failure_class` names why, in one word (`divergence`, `gate`)."""
 
     def __init__(self, failure_class: str, message: str) -> None:
         super().__init__(message)

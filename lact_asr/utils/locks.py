@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lact_asr.utils.errors import Stopped
+from lact_asr.utils.errors import Interrupted
 
 
 def never() -> bool:
@@ -32,6 +32,6 @@ def alone(path: Path, should_stop: Callable[[], bool] = never) -> Iterator[None]
                     print(f"waiting for another job that holds {path}", flush=True)
                 told = True
                 if should_stop():
-                    raise Stopped from None
+                    raise Interrupted from None
                 time.sleep(0.5)
         yield

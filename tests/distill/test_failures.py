@@ -19,7 +19,7 @@ from lact_asr.training import optim, train_step
 from lact_asr.training.guard import BREAKER
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import fit
-from lact_asr.utils.errors import TrainingFailed
+from lact_asr.utils.errors import Failed
 from tests.distill.tiny_models import (
     VOCABULARY,
     batch,
@@ -219,7 +219,7 @@ def test_the_notes_limit_of_10_stops_a_sound_teacher_and_one_by_its_own_past_doe
         )
         return result, [row["loss"] for row in rows if "loss" in row]
 
-    with pytest.raises(TrainingFailed, match="gradient norm above 10 while"):
+    with pytest.raises(Failed, match="gradient norm above 10 while"):
         train("notes", skip_above=10.0)
     result, losses = train("ours", skip_ratio=10.0)
     assert result.steps_skipped == 0

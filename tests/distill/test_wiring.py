@@ -29,6 +29,7 @@ from lact_asr.model.recogniser import Recogniser
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.loss import Loss
+from lact_asr.utils.errors import Interrupted
 from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, Diary, run, tiny, tones
 
 CPU = torch.device("cpu")
@@ -270,15 +271,14 @@ def test_filling_a_cache_uses_its_precision_its_budget_its_fence_and_stops_when_
         tmp_path / "half", model, said, precision="bf16", batch_seconds=longest, speeds=[0.9]
     )
     heard = [shape for half, shape in seen if half]
-    assert [rows for rows, _ in heard] == [1] * 4 and done.finished and done.records == 4
+    assert [rows for rows, _ in heard] == [1] * 4 and done.records == 4
     assert max(size for _, size in heard) == pytest.approx(longest / 0.9 * 16_000, rel=1e-3)
     seen.clear()
-    done, _ = filled(
-        tmp_path / "stop", model, said, batch_seconds=longest, should_stop=lambda: True
-    )
-    assert (done.finished, done.records) == (False, 1)
+    with pytest.raises(Interrupted) as stopped:
+        filled(tmp_path / "stop", model, said, batch_seconds=longest, should_stop=lambda: True)
+    assert stopped.value.position == 1
     done, _ = filled(tmp_path / "stop", model, said, batch_seconds=longest)
-    assert (done.finished, done.records) == (True, 4)
+    assert done.records == 4
     assert sum(rows for _, (rows, size) in seen if size > 1600) == 4, "none is heard twice"
 
     def fence() -> None:

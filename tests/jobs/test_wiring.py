@@ -6,6 +6,7 @@ the run's files whenever it is asked; what a worker does is seen from a process 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,10 +18,11 @@ import pytest
 
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.local import LocalBackend
+from jobs.cli import main
 from jobs.errors import ClusterError, SubmitRefused, UserError
-from jobs.scheduling import submit
+from jobs.scheduling import cancel, recover, submit
 from jobs.scheduling.observe import Queue, view
-from jobs.store import Run, RunStore, StepDir
+from jobs.store import Run, RunStore, StepDir, user
 from tests.conftest import REPOSITORY
 from tests.jobs.test_worker import COMPLETE, events, make_step
 
@@ -40,7 +42,7 @@ def make_run(folder: Path, needs: Mapping[str, Sequence[str]] = NOTHING, **facts
     ]  # fmt: skip
     run.write_info(
         {
-            "name": run.name, "pipeline": "demo", "created": 1.0, "user": submit.user(),
+            "name": run.name, "pipeline": "demo", "created": 1.0, "user": user(),
             "cluster": {"name": "local", "backend": "local"}, "cwd": str(folder), "steps": steps,
             **facts,
         }
@@ -138,12 +140,24 @@ def test_after_a_refusal_nothing_more_is_asked_and_it_is_on_record(tmp_path):
     queue.trouble["two"] = SubmitRefused("Invalid account")
     with pytest.raises(ClusterError, match="two: Slurm refused it: Invalid account") as caught:
         submitted(run, queue)
-    assert "queued: one; not submitted: two, three" in str(caught.value)
+    assert str(caught.value).splitlines()[1] == (
+        "queued: one; not submitted: two, three. Where the reason is a limit of how many jobs you "
+        f"may have, what is queued goes on; for the rest: launch.py resume {run.name}"
+    )
     assert [step for step, *_ in queue.asked] == ["one", "two"]
     assert run.step("two").latest().refused == "Invalid account"
     del queue.trouble["two"]
     assert submitted(run, queue) == ["two", "three"]
     assert queue.asked[-2:] == [("two", ["100"], []), ("three", ["101"], [])]
+
+
+@pytest.mark.parametrize(("taken", "said"), [(0, "nothing"), (2, "one, two")])
+def test_what_is_queued_before_a_refusal_is_listed(tmp_path, taken, said):
+    run = make_run(tmp_path)
+    queue = Paper(run)
+    queue.trouble[list(NOTHING)[taken]] = SubmitRefused("no")
+    with pytest.raises(ClusterError, match=f"queued: {said}; not submitted: "):
+        submitted(run, queue)
 
 
 def test_a_submission_without_an_answer_is_looked_for_by_its_token(tmp_path):
@@ -164,12 +178,83 @@ def test_a_job_whose_submission_was_never_answered_is_taken_over_by_the_next_sta
     assert run.step("one").latest().job == "7"
 
 
+def test_a_submission_that_nobody_finds_again_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "_LOOKS", 1)
+    run = make_run(tmp_path, {"one": []})
+    queue = Paper(run)
+    monkeypatch.setattr(queue, "find", lambda job: None)
+    queue.trouble["one"] = SubmitUnclear("Socket timed out")
+    with pytest.raises(ClusterError) as caught:
+        submitted(run, queue)
+    token = run.step("one").latest().token
+    assert str(caught.value) == (
+        f"one: Socket timed out; no job named {token} is in the queue. When the cluster answers "
+        f"again: launch.py resume {run.name}"
+    )
+
+
+def test_a_job_is_named_after_its_step_its_run_and_the_try(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    submitted(run, Paper(run))
+    assert re.fullmatch(r"one\.abcdef[0-9a-f]{4}", run.step("one").latest().token)
+
+
+def test_only_a_try_whose_answer_is_missing_is_looked_for(tmp_path):
+    run = make_run(tmp_path, {name: [] for name in ("done", "refused", "ended", "lost")})
+    looked: list[str] = []
+
+    class Looked(Paper):
+        """Notes what it is asked to find."""
+
+        def find(self, job: StepJob) -> str | None:
+            looked.append(job.step)
+            return super().find(job)
+
+    run.step("done").add_submission("done.t1", job="1")
+    run.step("refused").add_submission("refused.t1")
+    run.step("refused").add_submission("refused.t1", refused="Invalid account")
+    run.step("ended").add_submission("ended.t1")
+    run.step("ended").add_submission("ended.t1", ended=True)
+    run.step("lost").add_submission("lost.t1")
+    submit.look_closely(run, Looked(run))
+    assert looked == ["lost"]
+
+
+@pytest.mark.parametrize(("ago", "ended"), [(5.0, False), (90.0, True)])
+def test_a_job_asked_to_end_that_no_queue_knows_has_ended_after_a_minute(tmp_path, ago, ended):
+    run = make_run(tmp_path, {"one": []})
+    lines = [
+        {"token": "one.t1", "time": time.time() - 200, "job": "7"},
+        {"token": "one.t1", "time": time.time() - ago, "cancel_requested": True},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run.step("one").path / "submissions.jsonl").write_text(text)
+    submit.look_closely(run, Paper(run))
+    assert run.step("one").latest().ended is ended
+
+
+def test_a_silence_while_the_end_is_waited_for_is_no_end_and_does_not_end_the_waiting(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(submit, "_PAUSES", (0.0, 0.0, 0.0))
+    run, queue = dying(tmp_path)
+    answers = iter([None, ClusterError("busy"), None, None])
+
+    def before() -> None:
+        if trouble := next(answers):
+            queue.leaves = 0
+            raise trouble
+
+    queue.before_answer = before
+    assert submit.cancel(run, queue) == (["one"], [], "")
+
+
 def test_while_the_queue_is_silent_nothing_is_submitted_or_ended(tmp_path):
     run = make_run(tmp_path)
     queue = Paper(run)
     submitted(run, queue, only=["one"])
     queue.trouble["states"] = ClusterError("Unable to contact slurm controller")
-    for act in (submitted, submit.cancel):
+    for act in (submitted, cancel.cancel):
         with pytest.raises(ClusterError, match="Unable to contact"):
             act(run, queue)
     assert len(queue.asked) == 1 and queue.ended == []
@@ -185,9 +270,9 @@ def dying(tmp_path: Path) -> tuple[Run, Paper]:
 
 
 def test_what_takes_the_place_of_a_living_job_waits_behind_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0, 0.0))
     run, queue = dying(tmp_path)
-    assert submit.cancel(run, queue) == ([], ["one"], "")
+    assert cancel.cancel(run, queue) == ([], ["one"], "")
     assert submitted(run, queue) == ["one"]
     assert queue.asked[-1] == ("one", [], ["100"])
     assert queue.ended == [["100"], ["100"]], "it is asked again: the first may have been lost"
@@ -205,19 +290,19 @@ def test_an_older_job_that_is_alive_is_ended_too_although_a_newer_try_has_failed
 
 
 def test_where_a_living_job_cannot_be_ended_nothing_is_submitted(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0,))
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0,))
     run, queue = dying(tmp_path)
     queue.trouble["cancel"] = ClusterError("Kill job error")
-    assert submit.cancel(run, queue).trouble == "Kill job error"
+    assert cancel.cancel(run, queue).trouble == "Kill job error"
     with pytest.raises(ClusterError, match="nothing is submitted beside jobs that may be alive"):
         submitted(run, queue)
     assert len(queue.asked) == 1
 
 
 def test_that_a_job_has_ended_is_noted_by_whoever_sees_it_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0,))
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0,))
     run, queue = dying(tmp_path)
-    submit.cancel(run, queue)
+    cancel.cancel(run, queue)
     assert not run.step("one").latest().ended
     queue.leaves = 0
     submitted(run, queue)
@@ -228,13 +313,13 @@ def test_that_a_job_has_ended_is_noted_by_whoever_sees_it_first(tmp_path, monkey
 def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_succeeded(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0,) * 5)
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0,) * 5)
     run = make_run(tmp_path, {**NOTHING, "beside": []})
     queue = Paper(run)
     submitted(run, queue)
     run.step("one").write_result({})
     queue.leaves = 4
-    found = submit.cancel(run, queue, ["one"])
+    found = cancel.cancel(run, queue, ["one"])
     assert found == (["two", "three"], [], "")
     assert queue.ended == [["103", "102"]], "dependents first"
     ends = {name: run.step(name).latest().ended for name in (*NOTHING, "beside")}
@@ -242,11 +327,11 @@ def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_
 
 
 def test_cancel_says_which_jobs_are_still_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_PAUSES", (0.0,) * 3)
+    monkeypatch.setattr(cancel, "_PAUSES", (0.0,) * 3)
     run, queue = dying(tmp_path)
-    assert submit.cancel(run, queue) == ([], ["one"], "")
+    assert cancel.cancel(run, queue) == ([], ["one"], "")
     queue.leaves = 1
-    assert submit.cancel(run, queue) == (["one"], [], "")
+    assert cancel.cancel(run, queue) == (["one"], [], "")
 
 
 def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_path):
@@ -256,20 +341,22 @@ def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_
     assert queue.asked[-1] == ("one", [], ["100"])
 
 
-def test_nothing_is_done_for_another_user_in_a_folder_that_is_gone_or_beside_unreadable_records(
-    tmp_path,
-):
-    for facts, words in (
-        ({"user": "nobody-at-all"}, "belongs to nobody-at-all"),
-        ({"cwd": str(tmp_path / "gone")}, "which is not there"),
-    ):
-        run = make_run(tmp_path / words.replace(" ", "-"), {"one": []}, **facts)
-        with pytest.raises(UserError, match=words):
-            submitted(run, Paper(run))
+def test_nothing_is_done_in_a_folder_that_is_gone_or_beside_unreadable_records(tmp_path):
+    run = make_run(tmp_path / "moved", {"one": []}, cwd=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="which is not there"):
+        submitted(run, Paper(run))
     run = make_run(tmp_path / "damaged", {"one": []})
     (run.step("one").path / "submissions.jsonl").mkdir()
     with pytest.raises(UserError, match="nothing is done beside jobs that may be alive"):
         submitted(run, Paper(run))
+
+
+@pytest.mark.parametrize("command", ["cancel", "resume"])
+def test_nothing_is_done_for_another_user(tmp_path, monkeypatch, capsys, command):
+    run = make_run(tmp_path, {"one": []}, user="nobody-at-all")
+    monkeypatch.setenv("TRAINYARD_RUNS", str(run.path.parent))
+    assert main([command, run.name]) == 2
+    assert f"{run.name} belongs to nobody-at-all" in capsys.readouterr().err
 
 
 def test_a_step_that_ends_while_the_queue_is_asked_is_seen_to_have_ended(tmp_path):
@@ -282,10 +369,12 @@ def test_a_step_that_ends_while_the_queue_is_asked_is_seen_to_have_ended(tmp_pat
 
 
 def test_a_worker_that_began_after_the_queue_was_asked_is_running(tmp_path):
+    """One that had begun before is in the queue again: it was preempted."""
     run = make_run(tmp_path, {"one": []})
     queue = Paper(run)
     submitted(run, queue)
     queue.state["100"] = QueueState.PENDING
+    run.step("one").add_event("started", {"job": "100", "host": "n1", "time": time.time() - 5})
     asker = Queue(queue, every=1000.0)
     assert view(run, asker).observed["one"].state.value == "queued"
     run.step("one").add_event("started", {"job": "100", "host": "n1", "time": time.time() + 5})
@@ -318,7 +407,7 @@ def test_a_job_of_this_machine_waits_until_the_jobs_it_is_behind_have_ended(tmp_
         run.step("one").write_job(step)
         token = f"one.{name}"
         run.step("one").add_submission(token)
-        behind = [backend.submit(submit.step_job(run, step, token), [], behind)]
+        behind = [backend.submit(recover.step_job(run, step, token), [], behind)]
     wait_for(ran, "slow\nnext\n")
 
 
@@ -371,3 +460,21 @@ def test_a_worker_of_a_job_that_was_submitted_anew_does_not_begin(tmp_path):
     assert not (tmp_path / "ran").exists() and events(step) == []
     assert start(step, TRAINYARD_JOB="8.train.bb").returncode == 0
     assert step.claim()["token"] == "train.bb"
+
+
+def test_a_train_step_passes_on_what_is_added_to_its_loss(tmp_path):
+    from jobs.job import Job
+    from jobs.kinds import train
+    from lact_asr.data.manifest import write_manifest
+    from tests.lact_asr.tiny_runs import MODEL, tones
+
+    write_manifest(tmp_path / "tones.jsonl", tones(tmp_path, 2))
+    lines: list[Mapping[str, Any]] = []
+    settings = train.Settings(
+        train=tmp_path / "tones.jsonl", dev=tmp_path / "tones.jsonl", preset="plain",
+        model={**MODEL.model_dump(), "layers": 2}, ctc={"intermediate": [1]},
+        training={"max_steps": 1, "batch_seconds": 14},
+    )  # fmt: skip
+    job = Job(tmp_path, 0, 1, 0, lines.append, lambda name, **facts: None, lambda: False)
+    train.run(settings, job)
+    assert lines[0]["intermediate"] > 0

@@ -17,7 +17,7 @@ from jobs.failures import failure_class, sentence
 from jobs.store import StepDir
 from jobs.worker import resolve, stuck
 from lact_asr.training import checkpoint
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Failed
 from tests.conftest import REPOSITORY
 
 COMPLETE = {"environment": {}, "folder": None, "handles_warning": False}  # as the launcher writes
@@ -315,10 +315,10 @@ def test_references_become_values_of_their_own_type_or_part_of_a_text(tmp_path: 
 
 
 def test_failures_have_a_class() -> None:
-    class OutOfMemoryError(RuntimeError):
-        """As torch's."""
+    import torch
 
-    assert failure_class(OutOfMemoryError()) == "out_of_memory"
+    assert failure_class(torch.OutOfMemoryError()) == "out_of_memory"
+    assert failure_class(Failed("gate", "missed")) == "gate"
     assert failure_class(MemoryError()) == "out_of_memory"
     assert failure_class(ValueError()) == "error"
     assert failure_class(DataError()) == "data"

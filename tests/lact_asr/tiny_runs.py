@@ -1,7 +1,9 @@
 """What the training tests share: a language of tones, one tiny model, short runs."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -15,7 +17,9 @@ from lact_asr.text.normalize import CHARACTERS
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.objective import CTCObjective, SpeechObjective
 from lact_asr.training.trainer import FitResult, fit
+from lact_asr.utils.errors import Interrupted
 
+T = TypeVar("T")
 RATE = 16_000
 VOCABULARY = Vocabulary.characters()
 MODEL = ModelConfig(
@@ -77,6 +81,14 @@ class Diary:
         return {line["step"]: line["loss"] for line in self.metrics if "loss" in line}
 
 
+def ended(work: Callable[..., T], *given: object, **named: object) -> T | Interrupted:
+    """What work comes to: its result, or where it was interrupted."""
+    try:
+        return work(*given, **named)
+    except Interrupted as saved:
+        return saved
+
+
 def run(
     folder: Path,
     train: list[Utterance],
@@ -84,12 +96,14 @@ def run(
     dev: list[Utterance] | None = None,
     stop_at: float = math.inf,
     diary: Diary | None = None,
+    device: torch.device | None = None,
     **changes: object,
-) -> tuple[FitResult, Diary]:
+) -> tuple[FitResult | Interrupted, Diary]:
     """fit with the small parts; asked to stop once `stop_at` steps are done."""
     diary = diary or Diary()
     asked = iter(range(1, 10_000))
-    result = fit(
+    result = ended(
+        fit,
         objective or CTCObjective(tiny()),
         train,
         dev or train[:2],
@@ -99,5 +113,6 @@ def run(
         report=lambda line: diary.metrics.append(dict(line)),
         event=diary.event,
         should_stop=lambda: next(asked) >= stop_at,
+        device=device,
     )
     return result, diary

@@ -181,7 +181,9 @@ def test_a_launcher_inside_a_job_does_not_pass_that_job_on(
 ) -> None:
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")  # with --mem: srun ends with "exclusive"
     monkeypatch.setenv("SBATCH_PARTITION", "preempt")  # would beat the script's own line
-    job = make_step(tmp_path, "train")
+    monkeypatch.setenv("WORLD_SIZE", "8")  # seven ranks would be waited for that nobody starts
+    job = make_step(tmp_path, "train", f"echo size ${{WORLD_SIZE:-unset}} > {tmp_path}/said")
     found = backend.submit(job, [])
     assert slurm.run("squeue", "-h", "-t", "all", "-j", found, "-o", "%P").strip() == "gpu"
     slurm.wait_for(lambda: is_in(backend, job, QueueState.SUCCEEDED))
+    assert (tmp_path / "said").read_text() == "size unset\n"

@@ -36,10 +36,11 @@ def test_a_launcher_killed_between_two_submissions_leaves_nothing_twice_and_no_o
     launcher: Launcher, trouble: str
 ) -> None:
     launcher.wrap("sbatch", f'if test $nth = 2; then {trouble}; else exec "$real" "$@"; fi')
-    launcher("run", launcher.write(steps()), code=-9)
+    launcher("run", launcher.write(chain(one=UNTIL_GO, two="", three="", four="")), code=-9)
     status = launcher.status(code=1)
     assert status["two"]["state"] in ("lost", "waiting"), "waiting: sbatch did it in time"
     assert status["three"]["state"] == "new"
+    launcher.touch("go")
     launcher("resume", "--wait")
     assert launcher.ran() == ["one", "two", "three", "four"]
     launcher.slurm.wait_for(lambda: launcher.queued() == [])  # a result comes before its job's end
@@ -106,9 +107,11 @@ def test_a_timed_out_answer_without_a_job_is_reported_and_resume_submits_it(
 def test_two_people_resuming_at_once_submit_once(launcher: Launcher) -> None:
     launcher.wrap("sbatch", f"{KILL}; exit 1")
     launcher("run", launcher.write(chain(one="", two="")), code=-9)
-    launcher.wrap("sbatch", 'sleep 1; exec "$real" "$@"')
+    launcher.wrap("sbatch", f'{UNTIL_GO}; exec "$real" "$@"')
     both = [launcher.start("resume"), launcher.start("resume")]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    launcher.slurm.wait_for(lambda: any(process.poll() is not None for process in both))
+    launcher.touch("go")
+    said = [process.communicate(timeout=120)[0] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], said
     assert "is being submitted or cancelled by process" in said[0] + said[1]
     launcher.wait_for_states(two="succeeded")

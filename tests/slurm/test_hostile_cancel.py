@@ -244,6 +244,31 @@ def test_a_step_that_succeeds_while_it_is_asked_to_end_is_not_called_cancelled(
     assert launcher.states() == {"one": "succeeded", "two": "cancelled"}
 
 
+def test_a_program_that_answers_cancel_with_a_bad_status_is_cancelled_and_has_not_failed(
+    launcher: Launcher,
+) -> None:
+    steps = {"one": sh(f"trap 'exit 1' TERM; touch traps; {UNTIL_GO}"), "two": sh(":", "one")}
+    launcher("run", launcher.write(steps))
+    launcher.slurm.wait_for((launcher.folder / "traps").exists)
+    assert launcher("cancel", launcher.newest().name) == "cancelled: one, two\n"
+    assert (launcher.newest() / "steps" / "one" / "failure.json").exists()
+    assert launcher.states() == {"one": "cancelled", "two": "cancelled"}
+
+
+def test_ctrl_c_after_jobs_were_asked_to_end_says_where_to_look(launcher: Launcher) -> None:
+    run = start(launcher, one=SLOW_TO_END)
+    launcher.slurm.wait_for(lambda: trace(launcher) == ["begin"])
+    record = launcher.newest() / "steps" / "one" / "submissions.jsonl"
+    asking = launcher.start("cancel", run)
+    launcher.slurm.wait_for(lambda: "cancel_requested" in record.read_text())
+    asking.send_signal(signal.SIGINT)
+    said, _ = asking.communicate(timeout=30)
+    assert asking.returncode == 130
+    assert said == f"stopped; what was asked to end may still be there: launch.py status {run}\n"
+    launcher("cancel", run)
+    launcher.wait_for_states(one="cancelled")
+
+
 def test_other_jobs_of_the_same_user_may_have_any_name(launcher: Launcher) -> None:
     run = start(launcher, one=UNTIL_GO, two="")
     for name in ("a|b|c", "two\nlines", "two\n7|RUNNING|0:01|lines"):

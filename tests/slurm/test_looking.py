@@ -231,3 +231,11 @@ def test_ctrl_c_while_looking_says_that_the_run_goes_on(launcher: Launcher) -> N
     assert "stopped looking; the run goes on" in said
     assert launcher.states() == {"one": "running"}
     launcher.touch("go")
+
+
+def test_jobs_in_a_hidden_partition_are_seen_and_ended(launcher: Launcher) -> None:
+    """Only root and SlurmUser, as whom a private Slurm runs, are told of them without --all."""
+    launcher("run", launcher.write(chain(one=UNTIL_GO, two="")))
+    launcher.wrap("squeue", f'case " $* " in *" -a "*) {REAL};; esac')
+    launcher.wait_for_states(one="running", two="waiting")
+    assert launcher("cancel", launcher.newest().name) == "cancelled: one, two\n"

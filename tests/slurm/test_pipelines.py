@@ -38,7 +38,9 @@ def test_a_diamond_waits_for_both_arms_and_hands_results_down(launcher: Launcher
     number = "echo '{\"found\": 41}' > $TRAINYARD_RESULT"
     steps = {
         "top": sh(number),
-        "left": sh("sleep 1; echo left ${top.found} >> ran", "top"),
+        "left": sh(
+            "until grep right ran; do sleep 0.1; done; echo left ${top.found} >> ran", "top"
+        ),
         "right": sh("echo right >> ran", "top"),
         "bottom": sh("echo bottom >> ran", "left", "right"),
     }
@@ -135,7 +137,7 @@ def test_edits_after_submission_touch_no_queued_job_until_fresh_code_is_asked_fo
     launcher = Launcher(checkout, slurm, code=checkout)
     launcher("run", launcher.write(chain(one=UNTIL_GO, two="test -e mended", three="")))
     launcher.wait_for_states(one="running")
-    with (checkout / "jobs" / "external.py").open("a") as kind:
+    with (checkout / "jobs" / "kinds" / "_external.py").open("a") as kind:
         kind.write("\nprint('this is the edited code')\n")
     launcher.touch("go")
     launcher.wait_for_states(two="failed")

@@ -271,6 +271,17 @@ def test_a_partition_in_which_no_job_starts_is_said(
 
 
 @pytest.mark.usefixtures("slurm")
+def test_a_hidden_partition_is_a_partition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root and SlurmUser, as whom a private Slurm runs, are told of it without --all."""
+    hide = 'case " $* " in *" -a "*|*" -p "*) exec $real "$@";; esac\n$real "$@" | grep -v preempt'
+    for program in ("scontrol", "sinfo"):
+        put_on_path(tmp_path / "bin", program, hide, monkeypatch)
+    assert ask(tmp_path, {"partition": "preempt"}, train={"gpus": 4}) == []
+    (found,) = ask(tmp_path, {"partition": "preempt"}, train={"gpus": 8})
+    assert "8 is more than a node of partition preempt has" in found
+
+
+@pytest.mark.usefixtures("slurm")
 def test_without_srun_everything_else_is_still_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,8 +233,9 @@ def _queued(jobs: Mapping[str, str], owner: str) -> dict[str, JobState]:
     """What squeue says, by token; it forgets a job MinJobAge (300 s) after its end.
 
     With a user it asks the controller for that user's jobs; with ids or names for all of them.
+    Without -a ordinary users are not told of their own jobs in a partition with Hidden=YES.
     """
-    command = ["squeue", "-h", "-t", "all", "-o", "%A|%T|%M|%j|%r"]
+    command = ["squeue", "-a", "-h", "-t", "all", "-o", "%A|%T|%M|%j|%r"]
     states: dict[str, JobState] = {}
     for line in call(*command, *(["-u", owner] if owner else [])).splitlines():
         if not (told := _IN_QUEUE.fullmatch(line)):

@@ -13,10 +13,11 @@ _INHERITED = (
     *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_", "SCANCEL_"),
     *("SCONTROL_", "SINFO_", "SACCTMGR_"),
 )
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")  # of a torchrun that we may be in
 
 
 def is_inherited(name: str) -> bool:
-    return name.startswith(_INHERITED) and name != "SLURM_CONF"
+    return name in _RANKS or (name.startswith(_INHERITED) and name != "SLURM_CONF")
 
 
 def seconds(text: str) -> float | None:

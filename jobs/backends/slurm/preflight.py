@@ -146,7 +146,8 @@ class _Controller:
 
     def __init__(self, cluster: str) -> None:
         self.cluster = cluster
-        self._question = ask("scontrol", "show", "partition", "-o")  # beside those of the requests
+        # beside those of the requests; without -a partitions with Hidden=YES are not there
+        self._question = ask("scontrol", "-a", "show", "partition", "-o")
 
     @cached_property
     def partitions(self) -> dict[str, dict[str, str]]:
@@ -210,7 +211,7 @@ class _Controller:
         if what == "partition":
             return list(self.partitions)
         if what == "constraint":
-            said = call("sinfo", "-h", "-o", "%f").replace("(null)", "")
+            said = call("sinfo", "-a", "-h", "-o", "%f").replace("(null)", "")
         else:
             mine = ["show", "assoc", f"user={getpass.getuser()}", f"format={what}"]
             said = call("sacctmgr", "-n", "-P", *mine)

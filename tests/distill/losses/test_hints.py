@@ -26,7 +26,7 @@ from tests.distill.tiny_models import (
     tiny_teacher,
     utterances,
 )
-from tests.lact_asr.tiny_runs import settings
+from tests.lact_asr.tiny_runs import ended, settings
 
 STUDENT = {"layers": 4, "hidden": 32}  # two layers with hidden states
 TEACHER = {"blocks": 3, "mlp": 144}
@@ -190,7 +190,8 @@ def test_a_killed_run_with_every_part_goes_on_bit_for_bit(speech, tmp_path):
     def run(folder: Path, stop_at: int) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         asked = iter(range(1, 99))
-        fit(
+        ended(
+            fit,
             taught(**everything),
             list(utterances(speech)),
             list(utterances(speech)[:1]),

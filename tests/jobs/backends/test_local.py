@@ -147,6 +147,27 @@ def test_a_keeper_that_is_killed_leaves_a_failed_step_not_a_running_one(launch: 
     launch.until("cancelled", step="behind")
 
 
+def test_workers_that_outlive_their_keeper_are_running_until_cancel_has_ended_them(
+    launch: Launcher,
+) -> None:
+    program = "trap 'sleep 1; echo end >> trace; exit 1' TERM; echo begin >> trace; "
+    program += "while :; do sleep 0.1; done"
+    slow = SLEEPER.replace("[sleep, 60]", f'[sh, -c, "{program}"]')
+    run = launch.run(launch.write(slow), "--cluster", "local")
+    trace = launch.folder / "trace"
+    deadline = time.monotonic() + 30
+    while not trace.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    keeper = int(launch.status()["sleeper"]["job"].split(".")[0])
+    os.kill(keeper, signal.SIGKILL)
+    status = launch.status()["sleeper"]
+    assert (status["state"], status["reason"]) == ("running", "its keeper was killed")
+    assert launch("cancel", run.name).stdout.startswith("cancelled: sleeper")
+    assert trace.read_text() == "begin\nend\n"
+    assert launch.status()["sleeper"]["state"] == "cancelled"
+
+
 def test_a_launcher_killed_between_two_submissions_submits_nothing_twice(launch: Launcher) -> None:
     """SIGKILL at every moment of a submission: the file that says so is the one being written."""
     (launch.folder / "mended").touch()
@@ -178,7 +199,7 @@ def test_queued_jobs_run_the_code_as_it_was_submitted(launch: Launcher) -> None:
     code = run / "code"
     assert (code / "jobs" / "worker.py").is_file() and (code / "lact_asr").is_dir()
     launch.until("failed", step="second")
-    worker = code / "jobs" / "external.py"
+    worker = code / "jobs" / "kinds" / "_external.py"
     worker.write_text(worker.read_text().replace("ended with status", "stopped with status"))
     launch("resume", "--wait")
     assert "sh stopped with status 1" in launch.status()["second"]["reason"]

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from distill.models.registry import FAMILIES
-from jobs.errors import Interrupted
 from jobs.job import Job
 from jobs.kinds import cache, distill, evaluate, teacher
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.config.training import TrainingConfig
 from lact_asr.data.manifest import write_manifest
 from lact_asr.training import checkpoint
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Interrupted
 from tests.distill.tiny_models import VOCABULARY, tiny_baseline, utterances
 
 WATCHES = {"video": "features", "video_features": 4}

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from jobs.errors import Interrupted
 from jobs.job import Job
 from jobs.kinds import download
 from jobs.kinds.download import Result, Settings, run
 from lact_asr.data.corpora import LIBRISPEECH
 from lact_asr.data.manifest import read_manifest
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Interrupted
 from tests.lact_asr.data.noise_corpus import archive, chapter, facts, subset_folder
 from tests.lact_asr.data.web_server import Site, serving
 
@@ -185,7 +184,7 @@ def test_synthetic_speech_is_made_without_torch(tmp_path: Path) -> None:
         ({"source": "librispeech"}, "`train` names no subset"),
         (
             {"source": "librispeech", "train": ["train-clean-10"], "dev": ["x"]},
-            "has no subset 'train-clean-10': did you mean train-clean-100?",
+            "has no subset 'train-clean-10': did you mean 'train-clean-100'?",
         ),
         (
             {"source": "librispeech", "train": ["train-clean-100"], "dev": ["dev-clean"]},
@@ -193,7 +192,7 @@ def test_synthetic_speech_is_made_without_torch(tmp_path: Path) -> None:
         ),
         (
             {"source": "mini_librispeech", "train": ["all"], "holdout_speakers": 2},
-            "no subset 'all': it has train-clean-5, dev-clean-2",
+            "no subset 'all': valid are train-clean-5, dev-clean-2",
         ),
         (
             {"source": "folder", "train": ["a"], "dev": ["a"], "test": ["b"]},

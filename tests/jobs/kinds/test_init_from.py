@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.errors import Interrupted, SpecError, StepFailed
+from jobs.errors import SpecError
 from jobs.kinds import distill, language_model, train
 from jobs.reading.pipeline_file import read_pipeline
 from lact_asr.data.manifest import Utterance, write_manifest
 from lact_asr.training import checkpoint
+from lact_asr.utils.errors import Failed, Interrupted
 from lact_asr.utils.files import read_json
 from tests.jobs.kinds.test_kinds import SMALL, told
 from tests.lact_asr.tiny_runs import tones
@@ -85,7 +86,7 @@ def test_a_step_that_has_a_checkpoint_of_its_own_does_not_begin_anew(tmp_path, c
 def test_weights_of_another_model_are_refused_in_a_sentence(tmp_path, corpus, other, words):
     train.run(settings(train, corpus), told(tmp_path / "first")[0])
     wanted = settings(train, corpus, init_from=tmp_path / "first", **other)
-    with pytest.raises(StepFailed, match=words) as caught:
+    with pytest.raises(Failed, match=words) as caught:
         train.run(wanted, told(tmp_path / "second")[0])
     assert caught.value.failure_class == "settings"
     assert "\n" not in str(caught.value)
@@ -182,7 +183,7 @@ def _resumed_with(tmp_path: Path, corpus: dict[str, Path], before: Any, now: Any
     folder = tmp_path / "demo-1" / "steps" / "train"
     with pytest.raises(Interrupted):
         train.run(settings(train, corpus, **before), told(folder, stop=True)[0])
-    with pytest.raises(StepFailed) as caught:
+    with pytest.raises(Failed) as caught:
         train.run(settings(train, corpus, **now), told(folder)[0])
     assert caught.value.failure_class == "settings"
     said = str(caught.value)
@@ -216,5 +217,5 @@ def test_a_run_without_one_validated_model_ends_in_a_sentence(tmp_path, corpus):
     spoken = tones(tmp_path, 2, seed=1)
     long = [Utterance(u.id, u.audio, u.duration, "ABCDEFG " * 30, "") for u in spoken]
     write_manifest(corpus["dev"], long)  # CTC has no path for so many letters
-    with pytest.raises(StepFailed, match=r"in 3 steps no validation.*dev\.jsonl are long enough"):
+    with pytest.raises(Failed, match=r"in 3 steps no validation.*dev\.jsonl are long enough"):
         train.run(settings(train, corpus), told(tmp_path / "step")[0])

@@ -15,12 +15,12 @@ import soundfile
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs import kinds
-from jobs.errors import Interrupted, StepFailed, Superseded
+from jobs.errors import Superseded
 from jobs.job import Job
 from jobs.pipeline import Resources
 from jobs.reading import json_schema
 from lact_asr.data.manifest import Utterance, write_manifest
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.files import read_json
 from tests.conftest import REPOSITORY
 from tests.lact_asr.tiny_runs import tones
@@ -301,7 +301,7 @@ def test_overfit_fails_the_step_for_a_defect_and_leaves_the_rest_to_the_gate(
 ) -> None:
     given = {"manifest": corpus["train"], "model": SMALL, "steps": 10, "learning_rate": 1e-6}
     given["relaxed_rate"] = None
-    with pytest.raises(StepFailed, match=r"^can't learn: WER [\d.]+% after 10 steps$") as caught:
+    with pytest.raises(Failed, match=r"^can't learn: WER [\d.]+% after 10 steps$") as caught:
         run("overfit", told(tmp_path)[0], **given)
     assert caught.value.failure_class == "overfit"
     near = {**given, "learning_rate": 1e-2, "steps": 18, "marginal_wer": 0.99}
@@ -321,7 +321,7 @@ def test_overfit_that_is_asked_to_stop_has_nothing_to_go_on_from(
 def test_kinds_of_one_process_say_so(tmp_path: Path, name: str) -> None:
     job = Job(tmp_path, 0, 2, 0, lambda line: None, lambda *_, **__: None, lambda: False)
     given = {"manifest": tmp_path, **({"checkpoint": tmp_path} if name == "evaluate" else {})}
-    with pytest.raises(StepFailed, match=f"{name} runs as one process: write nodes: 1"):
+    with pytest.raises(Failed, match=f"{name} runs as one process: write nodes: 1"):
         run(name, job, **given)
 
 
@@ -334,5 +334,5 @@ def test_a_program_ended_by_the_cluster_is_no_failed_one_even_if_our_signal_come
     job = Job(tmp_path, 0, 1, 0, lambda line: None, lambda *_, **__: None, bool, late)
     with pytest.raises(Interrupted):
         run("command", job, **killed)
-    with pytest.raises(StepFailed, match="sh was ended by signal 15"):
+    with pytest.raises(Failed, match="sh was ended by signal 15"):
         run("command", told(tmp_path)[0], **killed)

@@ -150,3 +150,59 @@ def test_a_submission_without_an_answer_is_lost_unless_somebody_is_submitting() 
     busy = observe_all(evidence, unknown, busy="process 7 on login1")
     assert busy["a"] == (State.QUEUED, "being submitted by process 7 on login1")
     assert busy["b"] == (State.NEW, "being submitted by process 7 on login1")
+
+
+ALIVE, UNKNOWN = JobState(QueueState.RUNNING), JobState(QueueState.UNKNOWN, "sacct is off")
+TRIED = Evidence(tried=True, token="a.1", job="1", age=99)
+
+
+def test_every_state_comes_with_its_reason() -> None:
+    """A table of all there is to say: a reason is what a user acts on."""
+    held = JobState(QueueState.PENDING, "held by its user")
+    for evidence, queue, expected in (
+        (TRIED._replace(unreadable="it is empty"), ALIVE, (State.LOST, "it is empty")),
+        (TRIED._replace(failure="data: none"), ALIVE, (State.FAILED, "data: none")),
+        (TRIED._replace(ended=True), ALIVE, (State.CANCELLED, "by launch.py cancel")),
+        (TRIED, held, (State.QUEUED, "held by its user")),
+        (TRIED, UNKNOWN, (State.LOST, "sacct is off")),
+        (TRIED._replace(age=1), UNKNOWN, (State.QUEUED, "not in the queue's records yet")),
+        (
+            TRIED,
+            JobState(QueueState.SUCCEEDED),
+            (State.FAILED, "its job ended without a result: see its log"),
+        ),
+        (
+            TRIED._replace(asked_to_end=1.0),
+            UNKNOWN,
+            (State.QUEUED, "asked to end; not in the queue's records yet"),
+        ),
+    ):
+        assert observe(evidence, queue) == expected
+
+
+def test_a_minute_is_enough_and_what_began_with_the_answer_is_not_newer_than_it() -> None:
+    assert observe(TRIED._replace(age=60), UNKNOWN).state is State.LOST
+    assert observe(TRIED._replace(asked_to_end=60.0), UNKNOWN).state is State.CANCELLED
+    pending = JobState(QueueState.PENDING)
+    assert observe(TRIED._replace(began=100.0), pending, asked=100.0).state is State.QUEUED
+    assert observe(TRIED._replace(began=0.5), pending).state is State.RUNNING
+
+
+def test_of_all_steps_too_a_start_after_the_answer_counts_and_a_success_breaks_nothing() -> None:
+    evidence = {
+        "a": Evidence(succeeded=True),
+        "b": Evidence(needs=("a",), tried=True, token="b.1", job="2", age=99, began=150.0),
+        "c": Evidence(needs=("a",), tried=True, token="c.1", job="3", age=99),
+        "d": Evidence(needs=("a",), tried=True, token="d.1", job="4", age=99, began=0.5),
+    }
+    queue = {
+        "b.1": JobState(QueueState.PENDING),
+        "c.1": JobState(QueueState.CANCELLED, "by scancel"),
+        "d.1": JobState(QueueState.PENDING),
+    }
+    found = observe_all(evidence, queue, asked=100.0)
+    assert [seen.state for seen in found.values()] == [
+        State.SUCCEEDED, State.RUNNING, State.CANCELLED, State.QUEUED,
+    ]  # fmt: skip
+    assert found["c"].reason == "by scancel", "what it needs has succeeded: that is not why"
+    assert observe_all(evidence, queue)["d"].state is State.RUNNING

@@ -14,7 +14,7 @@ import pytest
 from lact_asr.data.archive import check_room, obtain, unpack
 from lact_asr.data.corpora import Subset
 from lact_asr.data.disk_space import MARKER
-from lact_asr.utils.errors import DataError, Stopped
+from lact_asr.utils.errors import DataError, Interrupted
 from tests.lact_asr.data.noise_corpus import archive, facts, subset_folder
 from tests.lact_asr.data.web_server import Site, serving
 
@@ -181,6 +181,6 @@ def test_unpacking_can_be_interrupted(tmp_path: Path) -> None:
     data = archive(subset_folder(tmp_path / "original"), NAME)
     packed = tmp_path / "packed.tar.gz"
     packed.write_bytes(data)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         unpack(packed, tmp_path / "LibriSpeech" / NAME, facts(NAME, data, 6), lambda: True)
     assert list((tmp_path / "LibriSpeech").iterdir()) == []

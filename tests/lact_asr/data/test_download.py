@@ -15,7 +15,7 @@ import pytest
 
 from lact_asr.data import download as module
 from lact_asr.data.download import Download, fetch
-from lact_asr.utils.errors import DataError, Stopped
+from lact_asr.utils.errors import DataError, Interrupted
 from tests.lact_asr.data.web_server import Site, serving
 
 DATA = random.Random(0).randbytes(1_500_000)
@@ -125,7 +125,7 @@ def test_a_file_that_changed_meanwhile_is_started_over(
     site.if_range = if_range
     changed = bytes(reversed(DATA))
     download = asking(site, tmp_path, changed)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         fetch(replace(download, should_stop=lambda: download.arrived >= 500_000))
     site.files[PATH] = changed
     assert fetch(download).read_bytes() == changed
@@ -135,7 +135,7 @@ def test_a_file_that_changed_meanwhile_is_started_over(
 
 def test_another_mirror_goes_on_where_the_first_one_stopped(site: Site, tmp_path: Path) -> None:
     first = asking(site, tmp_path)
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         fetch(replace(first, should_stop=lambda: first.arrived >= 500_000))
     assert stopped.value.position == first.arrived
     with serving(Site(files={PATH: DATA}, dated=True)) as mirror:
@@ -146,7 +146,7 @@ def test_another_mirror_goes_on_where_the_first_one_stopped(site: Site, tmp_path
 
 def test_a_killed_download_goes_on_from_its_last_byte(site: Site, tmp_path: Path) -> None:
     download = asking(site, tmp_path)
-    site.rate = 1_000_000
+    site.stalls_at = 1_000_000
     code = (
         "import sys; from pathlib import Path; from lact_asr.data.download import *;"
         "fetch(Download(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])))"
@@ -160,7 +160,7 @@ def test_a_killed_download_goes_on_from_its_last_byte(site: Site, tmp_path: Path
     process.wait()
     kept = download.arrived
     assert not download.target.exists()
-    site.rate = float("inf")
+    site.stalls_at = float("inf")
     assert fetch(download).read_bytes() == DATA
     assert site.asked == ["", f"bytes={kept}-"]
 
@@ -206,6 +206,6 @@ def test_a_file_brought_by_hand_is_checked_and_replaced_if_wrong(
 def test_waiting_for_a_busy_server_can_be_interrupted(site: Site, tmp_path: Path) -> None:
     site.busy = [(503, {"Retry-After": "120"})]
     started = time.monotonic()
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         fetch(replace(asking(site, tmp_path), should_stop=lambda: time.monotonic() > started + 0.2))
     assert time.monotonic() - started < 60

@@ -24,6 +24,7 @@ class Site:
     damaged: int = 0  # so many answers more have a wrong byte
     headers: dict[str, str] = field(default_factory=dict)  # sent with every file
     rate: float = float("inf")  # bytes a second
+    stalls_at: float = float("inf")  # bytes sent, after which it sends no more
     asked: list[str] = field(default_factory=list)  # the Range header of each request, or ""
     sent: int = 0  # bytes of files
     address: str = ""
@@ -87,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         for at in range(0, len(data), 1 << 14):
             piece = data[at : at + (1 << 14)]
+            while self.site.sent >= self.site.stalls_at:
+                time.sleep(0.01)
             time.sleep(len(piece) / self.site.rate)
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(piece)

@@ -23,7 +23,7 @@ from lact_asr.model.interface import CTCOutput
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Interrupted
 from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, tiny, tones
 
 QUICK = {
@@ -285,8 +285,8 @@ def test_the_gate_stops_when_asked_and_says_nothing_of_a_verdict(
     spoken: list[Utterance], capsys: pytest.CaptureFixture
 ) -> None:
     asked = iter([False] * 7 + [True])
-    result = judged(spoken, stop=lambda: next(asked))
-    assert not result.finished
+    with pytest.raises(Interrupted):
+        judged(spoken, stop=lambda: next(asked))
     assert "PASSED" not in (out := capsys.readouterr().out) and "FAILED" not in out
 
 

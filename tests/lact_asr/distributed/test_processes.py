@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lact_asr.distributed import processes
-from lact_asr.distributed.processes import World, from_environment, meeting_point
+from lact_asr.distributed.place import from_environment
+from lact_asr.distributed.processes import World, meeting_point
 from lact_asr.utils.files import read_json, write_json
 from tests.ranks import in_ranks
 
@@ -27,7 +28,7 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
     ],
 )
 def test_the_world_is_read_from_the_environment(environment, world):
-    assert from_environment(environment) == world
+    assert World(*from_environment(environment)) == world
 
 
 def test_ranks_meet_at_the_first_node_or_where_they_are_told():

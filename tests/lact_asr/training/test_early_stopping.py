@@ -47,6 +47,8 @@ def test_a_gain_counts_from_min_delta_on_and_the_loss_decides_where_the_wer_stan
     assert watch(config, 2, [0.4995, 2.0], mark, 0) == (mark, 1)
     assert watch(config, 2, [0.5, 1.9], mark, 0) == ([0.5, 1.9], 0)
     assert watch(config, 2, [0.51, 1.0], mark, 0) == (mark, 1)
+    exact = StoppingConfig(warmup_steps=0, min_delta=0.25)
+    assert watch(exact, 2, [0.25, 2.0], [0.5, 2.0], 0) == ([0.5, 2.0], 1), "a fall of delta is none"
 
 
 def test_what_happens_in_the_warm_up_is_not_counted():
@@ -58,3 +60,8 @@ def test_what_happens_in_the_warm_up_is_not_counted():
 @pytest.mark.parametrize("share", [0.39, 0.4])
 def test_the_share_itself_is_late_enough(share):
     assert ended(StoppingConfig(patience=3), share, 3) is (share == 0.4)
+
+
+def test_patience_of_one_ends_after_one_and_of_none_never():
+    assert [ended(StoppingConfig(patience=1), 0.9, stale) for stale in (0, 1)] == [False, True]
+    assert not ended(StoppingConfig(patience=0), 0.9, 99)

@@ -6,7 +6,7 @@ import pytest
 
 from lact_asr.config.training import GuardConfig
 from lact_asr.training.guard import IN_A_ROW, limit, recent, remembered
-from lact_asr.utils.errors import TrainingFailed
+from lact_asr.utils.errors import Failed
 from tests.lact_asr.tiny_runs import run, tones
 
 RELATIVE = GuardConfig(skip_ratio=10.0)
@@ -50,7 +50,7 @@ def test_only_the_last_thousand_steps_count_as_recent():
 
 def test_a_run_says_which_limit_stopped_it_and_learns_with_a_relative_one(tmp_path):
     train = tones(tmp_path, 4)
-    with pytest.raises(TrainingFailed, match=r"20 steps in a row.*above 0\.5.*skip_ratio: 10"):
+    with pytest.raises(Failed, match=r"20 steps in a row.*above 0\.5.*skip_ratio: 10"):
         run(tmp_path / "fixed", train, max_steps=30, guard={"skip_above": 0.5})
     result, diary = run(tmp_path / "own", train, max_steps=30, guard={"skip_ratio": 10.0})
     assert result.steps_skipped == 0
@@ -60,7 +60,7 @@ def test_a_run_says_which_limit_stopped_it_and_learns_with_a_relative_one(tmp_pa
 
 def test_a_dropped_spike_moves_no_weight_and_is_named_with_its_norm(tmp_path, capsys):
     train = tones(tmp_path, 4)
-    with pytest.raises(TrainingFailed):
+    with pytest.raises(Failed):
         run(tmp_path, train, max_steps=30, guard={"skip_above": 0.5}, valid_every=99)
     said = capsys.readouterr().out
     norms = [line for line in said.splitlines() if line.startswith("Dropped step")]

@@ -12,7 +12,7 @@ from lact_asr.distributed import processes
 from lact_asr.training.loss import Loss
 from lact_asr.training.memory_probe import wanted, worst
 from lact_asr.training.objective import CTCObjective
-from lact_asr.utils.errors import TrainingFailed
+from lact_asr.utils.errors import Failed
 from tests.lact_asr.tiny_runs import RATE, Diary, manifest, run, settings, tiny, tones
 from tests.ranks import in_ranks
 
@@ -44,7 +44,7 @@ def test_memory_that_would_run_out_later_fails_before_the_first_step(tmp_path):
     train, diary = tones(tmp_path, 12), Diary()
     objective = Narrow(tiny(), most=5.0 * RATE)
     slow = AugmentConfig(speeds=(0.8, 1.0), time_masks=1)
-    with pytest.raises(TrainingFailed, match=r"before the first step; halve") as caught:
+    with pytest.raises(Failed, match=r"before the first step; halve") as caught:
         run(tmp_path, train, objective, probe=True, batch_seconds=8.0, augment=slow, diary=diary)
     assert caught.value.failure_class == "out_of_memory"
     assert diary.losses() == {} and not (tmp_path / "checkpoints").exists()
@@ -84,7 +84,7 @@ def narrow_rank(folder: Path, sharded: bool = False) -> None:
     try:
         objective = Narrow(tiny(), most=1e9 if world.main else 1.0)
         run(folder, train, objective, probe=True, batch_seconds=3.0, sharded=sharded)
-    except TrainingFailed as error:
+    except Failed as error:
         (folder / f"{world.rank}.txt").write_text(f"{error.failure_class}: {error}")
 
 

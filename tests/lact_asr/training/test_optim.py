@@ -124,3 +124,27 @@ def test_muon_carries_momentum_that_survives_saving():
         step(half, fresh, number)
     apart = half.get_parameter(weight) - whole.get_parameter(weight)
     assert apart.abs().max() > 1e-4
+
+
+def test_muon_adds_its_momentum_to_the_gradient_and_decays_what_it_moves():
+    model = tiny()
+    weight, optimizer = model.get_parameter("blocks.0.mix.qkv.weight"), muon(model)
+    torch.manual_seed(0)
+    gradients = []
+    for _ in range(2):
+        u, s, v = torch.linalg.svd(torch.randn_like(weight), full_matrices=False)
+        gradients.append(u * torch.linspace(1, 2, len(s)) @ v)
+        before = weight.detach().clone()
+        weight.grad = gradients[-1].clone()
+        optimizer.step()
+    first, second = gradients
+    u, _, v = torch.linalg.svd(second + 0.95 * (0.95 * first + second), full_matrices=False)
+    update = 0.2 * max(weight.shape) ** 0.5 * (u @ v)
+    expected = (before * (1 - 0.01 * 0.1) - 0.01 * update - before).flatten()
+    moved = (weight.detach() - before).flatten()
+    assert torch.cosine_similarity(moved, expected, dim=0) > 0.98
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    fresh = muon(model)
+    fresh.step()
+    torch.testing.assert_close(weight.detach(), before * (1 - 0.01 * 0.1))

@@ -13,7 +13,8 @@ from lact_asr.training.guard import BREAKER
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.retreat import newest_sound
-from lact_asr.utils.errors import TrainingFailed
+from lact_asr.training.trainer import FitResult
+from lact_asr.utils.errors import Failed
 from tests.lact_asr.tiny_runs import Diary, manifest, run, tiny, tones
 from tests.lact_asr.training.test_trainer import Poisoned
 from tests.ranks import in_ranks
@@ -30,11 +31,11 @@ def test_a_run_that_diverged_goes_on_from_before_with_a_sane_rate_and_learns(tmp
     train = tones(tmp_path, 6)
     half, before = run(tmp_path, train, stop_at=10, **LONG)
     assert half.step == 10
-    with pytest.raises(TrainingFailed, match=f"{BREAKER} steps in a row") as caught:
+    with pytest.raises(Failed, match=f"{BREAKER} steps in a row") as caught:
         run(tmp_path, train, optim=WILD, **LONG)  # for some steps the loss only rises
     assert str(caught.value).endswith("The next start goes on from step 10")
     done, diary = run(tmp_path, train, **LONG)
-    assert (done.finished, done.step, done.steps_skipped) == (True, 60, 0)
+    assert (done.step, done.steps_skipped) == (60, 0)
     assert diary.named("resumed")[0]["step"] == 10
     assert diary.losses()[60] < 0.8 * before.losses()[10]
 
@@ -42,7 +43,7 @@ def test_a_run_that_diverged_goes_on_from_before_with_a_sane_rate_and_learns(tmp
 def test_checkpoints_with_weights_that_drop_every_step_are_put_aside(tmp_path):
     train, diary = tones(tmp_path, 6), Diary()
     broken = Poisoned(tiny(), at=range(7, 999))  # six steps are taken
-    with pytest.raises(TrainingFailed, match="goes on from step 4"):
+    with pytest.raises(Failed, match="goes on from step 4"):
         run(tmp_path, train, broken, diary=diary, **LONG)
     assert numbered(tmp_path) == ["00000002", "00000004"], "others would push them out"
     assert [facts["checkpoint"] for facts in diary.named("put_aside")] == ["00000006"]
@@ -57,7 +58,7 @@ def given_up(folder: Path) -> None:
     """Two ranks, of which one has no finite loss after six steps; what each is told."""
     world = processes.start()
     broken = Poisoned(tiny(), at=range(7, 999) if world.rank else ())
-    with pytest.raises(TrainingFailed) as caught:
+    with pytest.raises(Failed) as caught:
         run(folder, read_manifest(folder / "tones.jsonl"), broken, batch_seconds=2.0, **LONG)
     (folder / f"{world.rank}.txt").write_text(str(caught.value).rpartition(". ")[2])
 
@@ -83,10 +84,10 @@ def test_the_last_checkpoint_is_never_put_aside_and_the_failure_says_what_is_lef
     train = tones(tmp_path, 6)
     run(tmp_path, train, stop_at=2, **LONG)
     for _ in range(2):  # a bad GPU, twice
-        with pytest.raises(TrainingFailed, match="let the step begin anew, from the best"):
+        with pytest.raises(Failed, match="let the step begin anew, from the best"):
             run(tmp_path, train, Poisoned(tiny(), at=range(1, 999)), **LONG)
         assert numbered(tmp_path) == ["00000002"]
-    assert run(tmp_path, train, max_steps=4)[0].finished
+    assert run(tmp_path, train, max_steps=4)[0].step == 4
 
 
 def test_a_checkpoint_waits_until_a_step_is_taken_again(tmp_path):
@@ -113,11 +114,11 @@ class Breaking(CTCObjective):
 @pytest.mark.parametrize("asked", [3, 99], ids=["asked_to_stop", "due"])
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, asked):
     train = tones(tmp_path, 6)
-    with pytest.raises(TrainingFailed, match="after step 3 weights are not finite") as caught:
+    with pytest.raises(Failed, match="after step 3 weights are not finite") as caught:
         run(tmp_path, train, Breaking(tiny(), at=3), stop_at=asked, max_steps=9, valid_every=9)
     assert caught.value.failure_class == "divergence"
     assert numbered(tmp_path) == []
-    assert run(tmp_path, train)[0].finished
+    assert isinstance(run(tmp_path, train)[0], FitResult)
 
 
 def test_dropped_steps_count_on_for_a_requeued_job_and_anew_with_other_settings(tmp_path):
@@ -125,11 +126,11 @@ def test_dropped_steps_count_on_for_a_requeued_job_and_anew_with_other_settings(
     train = tones(tmp_path, 6)
     for name in ("same", "other"):
         run(tmp_path / name, train, Poisoned(tiny(), at=range(3, 999)), stop_at=17, **LONG)
-    with pytest.raises(TrainingFailed, match="20 steps in a row, up to step 22"):
+    with pytest.raises(Failed, match="20 steps in a row, up to step 22"):
         run(tmp_path / "same", train, Poisoned(tiny(), at=range(1, 11)), **LONG)
     sane = Poisoned(tiny(), at=range(1, 11))
     done, diary = run(tmp_path / "other", train, sane, optim={"learning_rate": 1e-3}, **LONG)
-    assert (done.finished, done.steps_skipped) == (True, 25)
+    assert done.steps_skipped == 25
     changed = ["optim.learning_rate: 0.004 before, 0.001 now"]
     assert diary.named("resumed")[0]["changed"] == changed
 
@@ -139,7 +140,7 @@ def test_steps_dropped_of_late_do_not_end_a_run_that_goes_on_with_other_settings
     for name in ("same", "other"):
         run(tmp_path / name, train, Poisoned(tiny(), at=range(2, 99, 2)), stop_at=99, **long)
     again = lambda: Poisoned(tiny(), at={2, 4})
-    with pytest.raises(TrainingFailed, match="51 of 103 steps"):
+    with pytest.raises(Failed, match="51 of 103 steps"):
         run(tmp_path / "same", train, again(), **long)
     other = {**long, "optim": {"learning_rate": 1e-3}}
     assert run(tmp_path / "other", train, again(), **other)[0].steps_skipped == 51

@@ -19,7 +19,8 @@ from lact_asr.training import checkpoint
 from lact_asr.training.guard import BREAKER
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
-from lact_asr.utils.errors import DataError, TrainingFailed
+from lact_asr.training.trainer import FitResult
+from lact_asr.utils.errors import DataError, Failed
 from lact_asr.utils.files import read_json
 from tests.lact_asr.tiny_runs import VOCABULARY, Diary, manifest, run, tiny, tones
 from tests.ranks import in_ranks
@@ -53,7 +54,7 @@ def poisoned_rank(folder: Path) -> None:
         valid_every=9,
     )
     parameters = torch.cat([p.detach().flatten() for p in objective.model.parameters()])
-    said = (result.step, result.finished, result.steps_skipped, diary.events)
+    said = (type(result).__name__, result.position, diary.events)
     torch.save((said, parameters), folder / f"{world.rank}.pt")
 
 
@@ -67,15 +68,15 @@ def test_two_ranks_drop_a_step_meet_a_bad_file_and_stop_together(tmp_path):
     (one, weights_one), (two, weights_two) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
     )
-    assert one[:3] == two[:3] == (4, False, 1)
+    assert one[:2] == two[:2] == ("Interrupted", 4)
     assert torch.equal(weights_one, weights_two)
     assert torch.isfinite(weights_one).all()
-    dropped = [facts for name, facts in one[3] if name == "step_dropped"]
+    dropped = [facts for name, facts in one[2] if name == "step_dropped"]
     assert [facts["step"] for facts in dropped] == [2]
     assert dropped[0]["ids"]
-    assert two[3] == []  # rank 0 keeps the record
+    assert two[2] == []  # rank 0 keeps the record
     assert "Loss:" not in (tmp_path / "rank1.log").read_text()
-    unreadable = [facts["files"].keys() for name, facts in one[3] if name == "unreadable"]
+    unreadable = [facts["files"].keys() for name, facts in one[2] if name == "unreadable"]
     assert unreadable == [{bad.id}]
 
 
@@ -83,7 +84,7 @@ def test_a_loss_that_stays_nan_ends_the_run_as_diverged_with_whole_weights(tmp_p
     objective = Poisoned(tiny(), at=range(3, 999))
     before = {name: value.clone() for name, value in objective.model.state_dict().items()}
     diary, train = Diary(), tones(tmp_path, 4)
-    with pytest.raises(TrainingFailed, match=f"{BREAKER} steps in a row, up to step 22") as caught:
+    with pytest.raises(Failed, match=f"{BREAKER} steps in a row, up to step 22") as caught:
         run(tmp_path, train, objective, diary=diary, max_steps=99, valid_every=99)
     assert caught.value.failure_class == "divergence"
     assert [step for step, loss in diary.losses().items() if loss is None] == list(range(3, 22))
@@ -98,7 +99,7 @@ def test_memory_that_runs_out_is_a_failure_of_its_own_class(tmp_path):
         def __call__(self, batch, progress) -> Loss:
             raise torch.OutOfMemoryError("tried to allocate 80 GiB")
 
-    with pytest.raises(TrainingFailed, match="halve batch_seconds") as caught:
+    with pytest.raises(Failed, match="halve batch_seconds") as caught:
         run(tmp_path, tones(tmp_path, 4), Greedy(tiny()))
     assert caught.value.failure_class == "out_of_memory"
 
@@ -109,7 +110,7 @@ def test_training_stops_early_when_validation_no_longer_improves(tmp_path):
     result, diary = run(
         tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
     )
-    assert (result.finished, result.step) == (True, 3)  # the best at step 1, then two without gain
+    assert result.step == 3  # the best at step 1, then two without gain
     assert read_json(result.checkpoint / "state.json")["step"] == 1
     again, diary = run(
         tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
@@ -123,7 +124,7 @@ def test_unreadable_files_are_named_and_skipped_up_to_a_stated_number(tmp_path):
     train[2].audio.write_bytes(b"")
     train[4].audio.unlink()
     result, diary = run(tmp_path / "two", train, max_unreadable=2, batch_seconds=2.0)
-    assert result.finished
+    assert isinstance(result, FitResult)
     named = {identity for facts in diary.named("unreadable") for identity in facts["files"]}
     assert named == {train[2].id, train[4].id}
     with pytest.raises(DataError, match="2 audio files are unreadable, max_unreadable is 1"):

@@ -23,8 +23,9 @@ from lact_asr.training import checkpoint
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult, fit
+from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import read_json
-from tests.lact_asr.tiny_runs import VOCABULARY, Diary, run, settings, tiny, tones
+from tests.lact_asr.tiny_runs import VOCABULARY, Diary, ended, run, settings, tiny, tones
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ def watched(
     return objective.calls, diary, objective
 
 
-def fitted(folder: Path, objective: CTCObjective, **given: Any) -> FitResult:
+def fitted(folder: Path, objective: CTCObjective, **given: Any) -> FitResult | Interrupted:
     """fit with a fence, or whatever else the shared helper does not pass."""
     train = tones(folder, 4)
     asked = given.pop("should_stop", lambda: False)
     fence = given.pop("fence", lambda: None)
-    return fit(
-        objective, train, train[:2], VOCABULARY, settings(**given), folder,
+    return ended(
+        fit, objective, train, train[:2], VOCABULARY, settings(**given), folder,
         report=lambda line: None, event=lambda name, **facts: None, should_stop=asked, fence=fence,
     )  # fmt: skip
 
@@ -300,7 +301,7 @@ def test_asked_to_stop_a_run_saves_where_it_is_and_takes_no_further_step(tmp_pat
         tmp_path, objective, max_steps=9, checkpoint_every=9, valid_every=9,
         should_stop=lambda: len(objective.calls) >= 2,
     )  # fmt: skip
-    assert (result.finished, result.step) == (False, 3)
+    assert isinstance(result, Interrupted) and result.position == 3
     assert len(objective.calls) == 3
     assert checkpoint.latest(tmp_path / "checkpoints").name == "00000003"
 
@@ -328,9 +329,27 @@ def test_the_best_checkpoint_is_the_best_and_not_the_last(tmp_path):
     assert result.loss == losses[best]
 
 
+@pytest.mark.parametrize(
+    ("wer", "loss", "replaced"), [(0.0, 99.0, False), (9.9, 99.0, True), (9.9, 0.0, False)]
+)
+def test_a_model_is_kept_for_its_wer_and_from_100_percent_on_for_its_loss(
+    tmp_path, wer, loss, replaced
+):
+    """The counters of a run are changed between two starts: what it has seen as the best so far."""
+    train = tones(tmp_path, 2)
+    run(tmp_path, train, max_steps=4, stop_at=2, valid_every=9)
+    newest = tmp_path / "checkpoints/00000002"
+    trainer = checkpoint.load(newest / "trainer.pt")
+    trainer["state"] |= {"best_wer": wer, "best_loss": loss}
+    torch.save(trainer, newest / "trainer.pt")
+    run(tmp_path, train, max_steps=4, valid_every=9)
+    assert checkpoint.complete(tmp_path / "checkpoints/best") is replaced
+
+
 def test_a_resumed_run_has_the_optimiser_the_place_in_the_data_and_the_counters_of_before(tmp_path):
     train = tones(tmp_path, 8)
     short = {"max_steps": 6, "batch_seconds": 3.0, "valid_every": 2, "checkpoint_every": 9}
+    short |= {"average": AverageConfig(decay=0.9)}
     whole, _, _ = watched(tmp_path / "whole", train, **short)
     first, _, _ = watched(tmp_path / "cut", train, stop_at=3, **short)
     rest, _, _ = watched(tmp_path / "cut", train, tiny(seed=9), **short)
@@ -338,6 +357,8 @@ def test_a_resumed_run_has_the_optimiser_the_place_in_the_data_and_the_counters_
     assert [call.ruler for call in first + rest] == [call.ruler for call in whole]
     states = [trainer_file(tmp_path / each, 6) for each in ("whole", "cut")]
     assert states[0]["state"] == states[1]["state"]
+    means = [state["average"] for state in states]
+    assert all(torch.equal(means[0][name], means[1][name]) for name in means[0])
     steps = [float(each["step"]) for each in states[1]["optimizer"]["state"].values()]
     assert set(steps) == {6.0}
 
@@ -348,7 +369,7 @@ def test_early_stopping_is_told_every_validation_and_waits_for_its_share(tmp_pat
     result, _ = run(
         tmp_path, tones(tmp_path, 2), optim=still, max_steps=8, valid_every=1, stopping=patient
     )
-    assert (result.finished, result.step) == (True, 4)
+    assert result.step == 4
 
 
 def test_the_guard_remembers_the_norms_of_the_run(tmp_path):
@@ -407,6 +428,14 @@ def test_the_mean_of_the_last_checkpoints_is_measured_with_its_own_weights(tmp_p
     assert mean == pytest.approx(again, rel=1e-5) and mean != pytest.approx(own, rel=1e-5)
 
 
+def test_a_run_made_longer_measures_the_mean_of_its_last_checkpoints_again(tmp_path):
+    train, every = tones(tmp_path, 2), {"checkpoint_every": 1, "average": AverageConfig(last=2)}
+    for steps in (2, 4):
+        _, diary = run(tmp_path, train, max_steps=steps, valid_every=steps, **every)
+        measured = [line["step"] for line in diary.metrics if "valid_loss" in line]
+        assert measured == [steps, steps], "its own weights, then the mean"
+
+
 def test_heard_twice_a_batch_has_half_as_many_utterances_and_long_ones_are_left_out(tmp_path):
     train = tones(tmp_path, 8)
     longest = max(each.duration for each in train)
@@ -439,11 +468,12 @@ def test_a_replacement_of_the_best_checkpoint_that_was_cut_short_is_finished_by_
     tmp_path,
 ):
     train = tones(tmp_path, 2)
-    run(tmp_path, train, stop_at=3, valid_every=2)
+    run(tmp_path, train, max_steps=3)
     best = tmp_path / "checkpoints" / "best"
     best.rename(best.with_name(".old.best"))
-    result, _ = run(tmp_path, train, max_steps=3, valid_every=9)
+    result, diary = run(tmp_path, train, max_steps=3)
     assert result.checkpoint == best and checkpoint.complete(best)
+    assert diary.metrics == [], "it was finished, and made no new one"
 
 
 def test_an_objective_is_told_what_a_step_came_to_after_it(tmp_path):

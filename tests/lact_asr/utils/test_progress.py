@@ -38,11 +38,11 @@ def test_a_log_file_gets_a_line_now_and_then_and_one_at_the_end(
 ) -> None:
     seconds = itertools.count()  # every question for the time takes a second
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
-    with Progress("x", 10) as bar:
-        for _ in range(10):
+    with Progress("x", 12) as bar:
+        for _ in range(12):
             bar.advance()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" (")[0] for line in lines] == ["x: 5 of 10", "x: 9 of 10", "x: 10 of 10"]
+    assert [line.split(" (")[0] for line in lines] == ["x: 5 of 12", "x: 10 of 12", "x: 12 of 12"]
 
 
 def test_a_failed_loop_does_not_claim_its_end(capsys: pytest.CaptureFixture[str]) -> None:
