@@ -167,12 +167,17 @@ def test_a_checkpoint_of_the_loop_that_was_is_refused_with_what_to_write(tmp_pat
 
 
 def sharded_rank(folder: Path) -> None:
-    """One of two ranks, which both train twice: with a copy of the model, and with half of it."""
+    """One of two ranks, which both train twice: with a copy of the model, and with half of it.
+
+    Of three batches of dev texts one rank measures two, and the other waits in between.
+    """
     world = processes.start()
+    assert len(Texts(sentences(40, seed=1), VOCABULARY, 400).plan) == 3
+    short = {"max_steps": 4, "valid_every": 2, "batch_tokens": 400}
     for sharded in (False, True):
         diary = Diary()
         where = folder / str(sharded)
-        result = texts_run(where, model(), diary, max_steps=4, valid_every=2, sharded=sharded)
+        result = texts_run(where, model(), diary, sharded=sharded, **short)
         torch.save((diary.losses(), result.loss), folder / f"{sharded}{world.rank}.pt")
 
 
