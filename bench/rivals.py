@@ -41,7 +41,8 @@ for name in {names!r}:
 """
 _SUBMITIT_STATES = """\
 import submitit
-print([submitit.SlurmJob({folder!r}, job).state for job in {ids!r}])
+jobs = [submitit.SlurmJob({folder!r}, job) for job in {ids!r}]
+print([job.watcher.get_state(job.job_id) for job in jobs])  # one sacct; job.state asks each time
 """
 _GWF = """\
 from gwf import Workflow
