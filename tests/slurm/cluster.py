@@ -103,10 +103,11 @@ class PrivateSlurm:
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
         """Wait until the condition holds; AssertionError with the queue if it never does."""
-        end = time.monotonic() + seconds
+        end, pause = time.monotonic() + seconds, 0.05
         while not condition():
             assert time.monotonic() < end, f"gave up after {seconds} s; the queue:\n{self.queue()}"
-            time.sleep(0.05)
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.25)  # most conditions start a process
 
     def queue(self) -> str:
         return self.run("squeue", "-t", "all", "-o", "%.6i %.12T %.9P %.40j %.24E %R")
