@@ -113,11 +113,13 @@ class PrivateSlurm:
         return self.run("squeue", "-t", "all", "-o", "%.6i %.12T %.9P %.40j %.24E %R")
 
     def clear(self) -> None:
-        """Cancel every job and wait until the nodes are free again."""
-        self.run("scancel", f"--user={getpass.getuser()}")
-        with contextlib.suppress(AssertionError):  # a stubborn job is killed
-            self.wait_for(lambda: not self.run("squeue", "-h").strip(), seconds=3)
-        self.run("scancel", f"--user={getpass.getuser()}", "--signal=KILL", "--full")
+        """End every job and wait until the nodes are free again.
+
+        A hangup first: a cancelled job that ignores SIGTERM is killed after KillWait only.
+        """
+        mine = ["scancel", f"--user={getpass.getuser()}"]
+        for how in (["--state=PENDING"], ["--signal=HUP", "--full"], []):
+            self.run(*mine, *how)
         self.wait_for(lambda: not self.run("squeue", "-h").strip())
 
 
