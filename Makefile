@@ -1,10 +1,11 @@
 # make demo    everything from nothing: .venv, install, the demo pipeline on this machine
 # make test    format, lint, types and the whole suite (Slurm tests run where Slurm is installed)
+# make gpu     what runs otherwise on an NVIDIA GPU, beside the same on the CPU
 # make bench   the benchmarks; python -m bench.NAME runs one
 # make mutants which small faults the tests do not see; ONLY='jobs.scheduling.plan*' for some of them
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lint bench mutants setup clean
+.PHONY: demo test gpu lint bench mutants setup clean
 
 setup: .venv/installed
 
@@ -25,6 +26,9 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadgroup
+
+gpu: setup
+	$(BIN)/pytest tests/gpu
 
 bench: setup
 	$(BIN)/python -m bench.launcher

@@ -31,7 +31,7 @@ def in_ranks(function: Callable[[Path], None], folder: Path, world_size: int) ->
             processes.append(
                 subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
             )
-    return [process.wait(120) for process in processes]
+    return [process.wait(240) for process in processes]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def call(script: Path, *words: str, folder: Path) -> "subprocess.CompletedProces
         env={**os.environ, "PYTHON": sys.executable, "TRAINYARD_DATA": str(folder / "data")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 

@@ -417,7 +417,7 @@ def start(step: StepDir, **environment: str) -> "subprocess.CompletedProcess[str
     return subprocess.run(
         [sys.executable, "-m", "jobs.worker", str(step.path)],
         cwd=REPOSITORY, env={**inherited, "TRAINYARD_JOB": "7", **environment},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 

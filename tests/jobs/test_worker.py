@@ -125,12 +125,18 @@ def test_sigterm_interrupts_without_a_failure(tmp_path: Path) -> None:
     assert step.events()[-1]["signal"] == "SIGTERM"
 
 
+def until_go(folder: Path) -> str:
+    """A shell that goes on once there is a file `go`."""
+    return f"until test -e {folder}/go; do sleep 0.05; done"
+
+
 def test_the_warning_before_the_time_limit_does_not_end_a_program(tmp_path: Path) -> None:
-    step = make_step(tmp_path, ["sleep", "1"])
+    step = make_step(tmp_path, ["sh", "-c", until_go(tmp_path)])
     process = start(step)
     _until(lambda: _child(process.pid))
     os.kill(process.pid, signal.SIGUSR2)
     os.kill(_child(process.pid), signal.SIGUSR2)
+    (tmp_path / "go").touch()
     assert process.wait(timeout=120) == 0
     assert step.result() is not None
 
@@ -142,10 +148,11 @@ def test_the_warning_before_the_time_limit_does_not_end_a_program(tmp_path: Path
 def test_a_program_that_fails_after_the_warning_has_failed(
     tmp_path: Path, end: str, words: str
 ) -> None:
-    step = make_step(tmp_path, ["sh", "-c", f"sleep 1; {end}"])
+    step = make_step(tmp_path, ["sh", "-c", f"{until_go(tmp_path)}; {end}"])
     process = start(step)
     _until(lambda: _child(process.pid))
     os.kill(process.pid, signal.SIGUSR2)
+    (tmp_path / "go").touch()
     assert process.wait(timeout=120) == 1
     assert words in step.failure()["message"]
     assert events(step) == ["started", "failed"]

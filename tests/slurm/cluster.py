@@ -103,20 +103,23 @@ class PrivateSlurm:
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
         """Wait until the condition holds; AssertionError with the queue if it never does."""
-        end = time.monotonic() + seconds
+        end, pause = time.monotonic() + seconds, 0.05
         while not condition():
             assert time.monotonic() < end, f"gave up after {seconds} s; the queue:\n{self.queue()}"
-            time.sleep(0.05)
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.25)  # most conditions start a process
 
     def queue(self) -> str:
         return self.run("squeue", "-t", "all", "-o", "%.6i %.12T %.9P %.40j %.24E %R")
 
     def clear(self) -> None:
-        """Cancel every job and wait until the nodes are free again."""
-        self.run("scancel", f"--user={getpass.getuser()}")
-        with contextlib.suppress(AssertionError):  # a stubborn job is killed
-            self.wait_for(lambda: not self.run("squeue", "-h").strip(), seconds=3)
-        self.run("scancel", f"--user={getpass.getuser()}", "--signal=KILL", "--full")
+        """End every job and wait until the nodes are free again.
+
+        A hangup first: a cancelled job that ignores SIGTERM is killed after KillWait only.
+        """
+        mine = ["scancel", f"--user={getpass.getuser()}"]
+        for how in (["--state=PENDING"], ["--signal=HUP", "--full"], []):
+            self.run(*mine, *how)
         self.wait_for(lambda: not self.run("squeue", "-h").strip())
 
 

@@ -262,7 +262,7 @@ def test_ctrl_c_after_jobs_were_asked_to_end_says_where_to_look(launcher: Launch
     asking = launcher.start("cancel", run)
     launcher.slurm.wait_for(lambda: "cancel_requested" in record.read_text())
     asking.send_signal(signal.SIGINT)
-    said, _ = asking.communicate(timeout=30)
+    said, _ = asking.communicate(timeout=120)
     assert asking.returncode == 130
     assert said == f"stopped; what was asked to end may still be there: launch.py status {run}\n"
     launcher("cancel", run)

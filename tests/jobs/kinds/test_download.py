@@ -168,7 +168,7 @@ def test_synthetic_speech_is_made_without_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     result = Result.model_validate_json(done.stdout.splitlines()[-1])

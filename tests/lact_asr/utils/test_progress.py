@@ -55,7 +55,7 @@ def test_a_terminal_gets_a_bar() -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     command = [sys.executable, "-c", LOOP]
-    subprocess.run(command, stdout=theirs, env=environment, check=True, timeout=60)
+    subprocess.run(command, stdout=theirs, env=environment, check=True, timeout=120)
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
