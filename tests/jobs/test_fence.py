@@ -159,6 +159,14 @@ def test_one_of_several_ranks_that_leaves_ends_the_others(step: StepDir) -> None
     assert step.result() is None
 
 
+def test_a_rank_that_leaves_before_it_begins_ends_those_who_looked_sooner(step: StepDir) -> None:
+    """They wait for it in a collective: minutes, on nodes that the newer start may need."""
+    Fence(step, Attempt(NEW, "8", 1)).enter(claim=True)
+    process = start(step, **{**of("8", NEW), "SLURM_NTASKS": "2"})
+    assert process.wait(timeout=120) == 75
+    assert events(step) == [] and not (step.path.parent / "ran").exists()
+
+
 def test_a_program_whose_step_is_taken_over_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
