@@ -31,7 +31,8 @@ def step(tmp_path: Path) -> StepDir:
 def of(job: str, token: str, restart: int = 0) -> dict[str, str]:
     """The environment of a start."""
     names = {"SLURM_JOB_ID": job, "SLURM_JOB_NAME": token, "SLURM_RESTART_COUNT": str(restart)}
-    return {**names, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    place = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    return {**names, **place, "SLURM_STEP_ID": "0"}
 
 
 @pytest.mark.parametrize(
