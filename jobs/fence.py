@@ -6,19 +6,13 @@ both would train in one folder. So rank 0 claims the folder for its attempt, and
 claim of a newer attempt before it writes leaves its place.
 """
 
-import contextlib
-import errno
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
+from jobs import locks
 from jobs.errors import Superseded
 from jobs.store import StepDir
-
-_NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class Attempt(NamedTuple):
@@ -59,7 +53,7 @@ class Fence:
             raise Superseded("was submitted anew")
         if not claim:
             return self.check()
-        with _alone(self.step.claim_lock):
+        with locks.turn(self.step.claim_lock):  # without flock two would have to meet in 10 ms
             self.check()
             host, now = os.uname().nodename, round(time.time(), 3)
             self.step.write_claim({**self.attempt._asdict(), "host": host, "time": now})
@@ -82,15 +76,3 @@ class Fence:
         place = tokens.index(attempt.token) if attempt.token in tokens else len(tokens)
         number = int(attempt.job) if attempt.job.isdigit() else 0
         return place, number, attempt.restart
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock file. Where there is no flock two starts would have to meet within 10 ms."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_FLOCK:
-                raise
-        yield

@@ -34,6 +34,18 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Hold a lock file, for which others are waited for; where there is no flock for nobody."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+        yield
+
+
 def holder(path: Path) -> str:
     """`process 17 on login1` where somebody holds the lock, otherwise empty."""
     try:

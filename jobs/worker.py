@@ -1,10 +1,10 @@
 """The compute node's side: job.json -> the kind's `run` -> result.json, or failure.json.
 
-The job runs `main()` below on the path of a step's folder. A signal
-only sets a flag: the kind saves at the next step boundary and raises `Interrupted`. After the
-time-limit warning (USR2) the worker then asks Slurm to requeue the job, under the same id, so that
-the steps behind it stay valid; after SIGTERM (preemption, scancel) it just leaves. A started step
-reads everything from disk.
+The job runs `main()` below on the path of a step's folder. A signal only sets a flag: the kind
+saves at the next step boundary and raises `Interrupted`. After the time-limit warning (USR2) the
+worker then asks Slurm to requeue the job, under the same id, so that the steps behind it stay
+valid; after SIGTERM (preemption, scancel) it just leaves. A started step reads everything from
+disk.
 """
 
 import os
@@ -37,33 +37,28 @@ _ABSENT = "it has no result.json"
 _PAUSES = (1.0, 30.0)  # seconds between two requests to be requeued: the first, the longest
 
 
-class Worker:
-    """One process of one step."""
+def work(step: StepDir) -> None:
+    """Run a step; what goes wrong is recorded, then ends the process with a bad status.
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = str(directory)
-
-    def __call__(self) -> None:
-        """Run the step; what goes wrong is recorded, then ends the process with a bad status.
-
-        Whatever the end, the log's last line says why.
-        """
-        process = _Process(StepDir(Path(self.directory)))
-        try:
-            process.run()
-        except Superseded as newer:
-            print(f"{process.step.name} {newer}: this job leaves its place", flush=True)
-            if process.begun and process.world_size > 1:
-                sys.exit(_SAVED)  # the other ranks wait for this one, and must end too
+    Whatever the end, the log's last line says why.
+    """
+    process = _Process(step)
+    try:
+        process.run()
+    except Superseded as newer:
+        print(f"{step.name} {newer}: this job leaves its place", flush=True)
+        if process.world_size > 1:
+            sys.exit(_SAVED)  # others, who looked sooner, wait for this rank, and must end too
 
 
 class _Process:
+    """One process of one step."""
+
     def __init__(self, step: StepDir) -> None:
         self.step = step
         self.rank, self.world_size, self.local_rank = from_environment(os.environ)
         self.attempt = Attempt.present()
         self.fence = Fence(step, self.attempt)
-        self.begun = False
         self.received: int | None = None
 
     def run(self) -> None:
@@ -85,7 +80,6 @@ class _Process:
             return
         described = _described(self.step)
         self.fence.enter(claim=self.rank == 0)
-        self.begun = True
         if self.rank == 0:
             self.step.forget_failure()
         os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
@@ -325,7 +319,7 @@ def main() -> None:
     1 of 60 processes of a gloo group aborts in it ("terminate called without an active exception"),
     which to Slurm is a failed job whose dependents never start.
     """
-    Worker(Path(sys.argv[1]).absolute())()
+    work(StepDir(Path(sys.argv[1]).absolute()))
     if from_environment(os.environ).world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,7 +1,7 @@
 """Where steps run. A backend submits, finds, judges and cancels jobs; it decides nothing.
 
-`slurm` submits submitit's scripts, `local` starts processes on this machine. Both run the same
-`jobs.worker.Worker`.
+`slurm` submits submitit's scripts, `local` starts processes on this machine. Both run
+`jobs.worker`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,16 +8,16 @@ carries the token, so that a recycled process id is never taken for the job.
 
 import argparse
 import contextlib
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jobs import locks
 from jobs.backends.base import JobState, QueueState, StepJob
 from jobs.errors import Elsewhere
 from jobs.snapshot import entry
@@ -163,14 +163,6 @@ def _wait_for_needs(step: StepDir, after: Sequence[str]) -> None:
             time.sleep(_POLL)
 
 
-@contextlib.contextmanager
-def _turn(runs: Path) -> Iterator[None]:
-    """One step of a runs folder at a time: the machine is not shared between steps."""
-    with (runs / "local.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _start(
     step: StepDir, job: str, rank: int, size: int, port: int, threads: int
 ) -> "subprocess.Popen[bytes]":
@@ -206,7 +198,8 @@ def keep(
     while any(map(_lives, behind)):
         time.sleep(_POLL)
     _wait_for_needs(step, after)
-    with _turn(step.path.parents[2]):
+    # one step of a runs folder at a time: the machine is not shared between steps
+    with locks.turn(step.path.parents[2] / "local.lock"):
         present = len(list(Path("/dev").glob("nvidia[0-9]*")))
         size = max(1, min(gpus, present))
         threads = max(1, min(cpus, (os.cpu_count() or 1) // size))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jobs.backends.base import Backend
 from jobs.errors import ClusterError
 from jobs.scheduling.observe import View
+from jobs.scheduling.plan import with_all_behind
 from jobs.scheduling.recover import look_closely, note_end
 from jobs.store import Run, Submission
 
@@ -32,10 +33,8 @@ def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Ca
     The caller holds the run's lock. ClusterError where nobody knows what there is to end.
     """
     seen = look_closely(run, backend)
-    doomed: list[str] = []
-    for step in run.steps():
-        if names is None or step["name"] in names or set(step["needs"]) & set(doomed):
-            doomed.append(step["name"])
+    needs = {step["name"]: step["needs"] for step in run.steps()}
+    doomed = with_all_behind(needs if names is None else names, needs)
     living = alive(seen, [name for name in doomed if seen.records[name].result is None])
     trouble = end(run, backend, living)
     left = {each.step for each in settle(run, backend, living)}

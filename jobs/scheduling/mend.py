@@ -18,6 +18,7 @@ from jobs.reading.former import renewed
 from jobs.reading.paths import walk
 from jobs.scheduling.cancel import Living, alive, end, settle
 from jobs.scheduling.observe import Record, View
+from jobs.scheduling.plan import with_all_behind
 from jobs.scheduling.recover import look_closely
 from jobs.store import Run
 
@@ -65,23 +66,22 @@ def compare(
     names = [step["name"] for step in after]
     if unknown := [f"--redo {name}: {nearest(name, names)}" for name in redo if name not in names]:
         raise UserError("\n".join(unknown))
-    changed = {
-        step["name"]: lines
-        for step in after
-        if step["name"] in old and (lines := list(differences(old[step["name"]], step)))
+    needs = {step["name"]: step["needs"] for step in after}
+    known = [step for step in after if step["name"] in old]
+    changes = {step["name"]: list(differences(old[step["name"]], step)) for step in known}
+    stale = {
+        step["name"]
+        for step in known
+        if changes[step["name"]]
+        and (result := results.get(step["name"])) is not None
+        and _is_stale(old[step["name"]], step, result)
     }
-    anew: list[str] = []
-    for step in after:
-        name, result = step["name"], results.get(step["name"])
-        stale = result is not None and name in changed and _is_stale(old[name], step, result)
-        if name in redo or stale or (tried.get(name) and set(step["needs"]) & set(anew)):
-            anew.append(name)
     return Mending(
         steps=list(after),
-        changed=changed,
+        changed={name: lines for name, lines in changes.items() if lines},
         added=[name for name in names if name not in old],
         removed=[name for name in old if name not in names],
-        anew=[name for name in anew if tried.get(name)],
+        anew=[name for name in with_all_behind({*redo, *stale}, needs) if tried.get(name)],
     )
 
 

@@ -3,7 +3,7 @@
 `run`, `resume`, `--dry-run` and `status` all ask this module.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -186,3 +186,12 @@ def restrict(needs: Mapping[str, Sequence[str]], only: Sequence[str]) -> list[st
         if name in wanted:
             wanted.update(needs[name])
     return [name for name in needs if name in wanted]
+
+
+def with_all_behind(names: Collection[str], needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Some steps and everything that needs them, in dependency order."""
+    found: list[str] = []
+    for name, before in needs.items():
+        if name in names or set(before) & set(found):
+            found.append(name)
+    return found

@@ -31,7 +31,8 @@ def step(tmp_path: Path) -> StepDir:
 def of(job: str, token: str, restart: int = 0) -> dict[str, str]:
     """The environment of a start."""
     names = {"SLURM_JOB_ID": job, "SLURM_JOB_NAME": token, "SLURM_RESTART_COUNT": str(restart)}
-    return {**names, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    place = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    return {**names, **place, "SLURM_STEP_ID": "0"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,14 @@ def test_one_of_several_ranks_that_leaves_ends_the_others(step: StepDir) -> None
     step.mark_done("8.0", 1)
     assert process.wait(timeout=120) == 75
     assert step.result() is None
+
+
+def test_a_rank_that_leaves_before_it_begins_ends_those_who_looked_sooner(step: StepDir) -> None:
+    """They wait for it in a collective: minutes, on nodes that the newer start may need."""
+    Fence(step, Attempt(NEW, "8", 1)).enter(claim=True)
+    process = start(step, **{**of("8", NEW), "SLURM_NTASKS": "2"})
+    assert process.wait(timeout=120) == 75
+    assert events(step) == [] and not (step.path.parent / "ran").exists()
 
 
 def test_a_program_whose_step_is_taken_over_is_ended(
