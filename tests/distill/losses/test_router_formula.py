@@ -44,7 +44,7 @@ def one_frame(
             for i in range(count)
         ]
     )
-    shares, lesson = shares_of(scores, there, config), torch.tensor(0.0)
+    shares, lesson = shares_of(scores.detach(), there, config), torch.tensor(0.0)
     if config.kind == "recommended":
         each = [(normed(routed.maps[i](state)) - experts[i]).square().mean() for i in range(count)]
         feature = sum(share * cost for share, cost in zip(shares, each, strict=True))
