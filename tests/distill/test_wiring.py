@@ -115,8 +115,11 @@ def test_learned_scales_and_maps_are_trained_and_kept(tmp_path):
     hints = {"feature_weight": 0.5, "layerwise_weight": 0.5, "contrastive_weight": 0.5}
     objective = taught_by(tiny(seed=1), balance="uncertainty", **hints, **AT_ONCE)
     short = {"max_steps": 2, "checkpoint_every": 1, "optim": {"warmup_steps": 0}}
-    run(tmp_path, tones(tmp_path, 4), objective, **short)
+    _, diary = run(tmp_path, tones(tmp_path, 4), objective, **short)
     first, second = beside(tmp_path, 1), beside(tmp_path, 2)
+    scale, line = float(first["balancer.scales"][0]), steps(diary)[1]
+    weighted = 0.7 * (math.exp(-scale) * line["kd"] / 2 + scale / 2)  # per label, like every loss
+    assert scale != 0 and line["kd_weighted"] == pytest.approx(weighted, rel=1e-4)
     assert first.keys() == {
         "balancer.scales",
         *(f"{name}.{part}" for name in ("projector", "contrastive") for part in ("weight", "bias")),
@@ -146,6 +149,18 @@ def test_what_counts_how_much_follows_the_settings_and_the_progress(tmp_path, kd
     first = steps(diary)[0]
     assert first["feature_relative"] == pytest.approx(first["feature"] / 2, rel=1e-5)
     assert first["kd_relative"] > 0 and not any(name.endswith("_expected") for name in first)
+
+
+def test_what_is_expected_before_learning_is_that_of_a_uniform_student_whoever_learns(tmp_path):
+    expected = []
+    for spread in (0.01, 1.0):
+        student = tiny()
+        torch.nn.init.normal_(student.head.weight, std=spread)
+        objective, folder = taught_by(tiny(seed=1), student), tmp_path / str(spread)
+        _, diary = run(folder, tones(tmp_path, 2), objective, max_steps=1)
+        (line,) = steps(diary)
+        expected.append([line[name] / line[f"{name}_relative"] for name in ("kd", "ctc")])
+    assert expected[0] == pytest.approx(expected[1], rel=1e-4)
 
 
 def test_the_temperature_softens_what_is_taught(tmp_path):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.config.router import RouterConfig
-from distill.losses.router import StudentAwareRouter
+from distill.losses.router import StudentAwareRouter, evenness
 
 STATE, EXPERTS = 6, (5, 4, 7)
 
@@ -44,7 +44,7 @@ def one_frame(
             for i in range(count)
         ]
     )
-    shares, lesson = shares_of(scores, there, config), torch.tensor(0.0)
+    shares, lesson = shares_of(scores.detach(), there, config), torch.tensor(0.0)
     if config.kind == "recommended":
         each = [(normed(routed.maps[i](state)) - experts[i]).square().mean() for i in range(count)]
         feature = sum(share * cost for share, cost in zip(shares, each, strict=True))
@@ -95,7 +95,7 @@ def test_every_frame_costs_what_the_formula_says(kind):
     assert len(found["firsts"].argmax(-1).unique()) > 1
 
 
-def test_without_a_task_the_router_learns_nothing_from_it():
+def test_without_a_task_nothing_is_taught_to_the_router():
     torch.manual_seed(0)
     routed = StudentAwareRouter(STATE, EXPERTS[:1], RouterConfig(balance=0.0, z_loss=0.0))
     states, expert = torch.randn(1, 2, STATE, requires_grad=True), [torch.randn(1, 2, EXPERTS[0])]
@@ -108,3 +108,8 @@ def test_how_often_experts_come_first_is_remembered_over_ten_steps_or_so():
     routed.observe([1.0, 0.0, 0.0])
     assert routed.first.tolist() == pytest.approx([0.9 / 3 + 0.1, 0.3, 0.3])
     assert routed.strained.dtype == torch.int64
+
+
+def test_evenness_is_of_shares_whatever_they_add_up_to():
+    assert evenness([3.0, 3.0, 0.0]) == pytest.approx(math.log(2) / math.log(3))
+    assert evenness([5.0, 5.0]) == pytest.approx(1.0)
