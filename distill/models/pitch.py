@@ -96,7 +96,10 @@ def lag_cosines(lags: Tensor) -> Tensor:
 
 
 def cosine_transform(bands: int, count: int) -> Tensor:
-    """The orthonormal DCT-II (bands, count) that turns log-mels into cepstra."""
+    """The orthonormal DCT-II (bands, count) that turns log-mels into cepstra.
+
+    torchaudio 2.11's create_dct is the same within 6e-7: other digits for checkpoints there are.
+    """
     angles = (torch.arange(bands)[:, None] + 0.5) * torch.arange(count) * math.pi / bands
     basis = torch.cos(angles) * math.sqrt(2 / bands)
     basis[:, 0] /= math.sqrt(2)

@@ -35,7 +35,9 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     """[samples] at `rate` Hz, float32 or float64, to 16 kHz.
 
     The filter of torchaudio.functional.resample (a sinc of six zero crossings in a Hann window,
-    rolled off at 0.99), without the 2.5 s that importing torch takes.
+    rolled off at 0.99), without the 1.6 s of processor time that importing torch takes. Beside
+    torchaudio 2.11 in float64 a sample is off by 8e-8 at most, where its float32 is off by 2e-6
+    (44.1 kHz) and 7e-6 (22.05). A minute takes 10 ms, 23 there; at 48 kHz it takes 15, 10 there.
     """
     common = math.gcd(rate, SAMPLE_RATE)
     old, new = rate // common, SAMPLE_RATE // common  # 441 samples become 320

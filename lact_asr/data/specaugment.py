@@ -4,6 +4,10 @@ It draws from torch's global generators, which the loop seeds with (seed, step, 
 step: what is drawn is a function of those three, and a resumed run repeats it. Nothing is warped in
 time, so the frames of two views, or of a teacher and its student, stay aligned.
 
+torchaudio 2.11's mask_along_axis_iid knows no lengths: ten masks of 5 % of the padded batch hide up
+to 40 % of an utterance of 4 s beside one of 10 s (here at most time_total, 15 %), and it goes mask
+by mask: 13.4 ms a minute for ten and two, here 1.0 (16 utterances, one CPU thread).
+
 Legend: B utterances, T frames, M mel bands, K masks.
 """
 

@@ -1,7 +1,9 @@
 """Speed perturbation: a batch played slower or faster, on the waves' own device.
 
 It draws from torch's global generators, which the loop seeds with (seed, step, rank) before each
-step: what is drawn is a function of those three, and a resumed run repeats it.
+step: what is drawn is a function of those three, and a resumed run repeats it. torchaudio 2.11's
+Speed gives the same samples within 2e-7 in 2.4 ms a minute on a CPU (here 4.2, one thread), by a
+convolution, which a GPU computes with factors of 11 bits (TF32) as PyTorch is set by default.
 
 Legend: B utterances, N samples, T frames.
 """
@@ -39,7 +41,6 @@ def change_speed(batch: Batch, speed: float) -> Batch:
         return batch
     weights, before = _weights(old, new)
     padded = F.pad(batch.waves, (before, len(weights) + old))
-    # no convolution: on a GPU that would round samples to 11 bits (TF32)
     played = padded.unfold(1, len(weights), old) @ weights.to(padded)  # [B,N/old,new]
     longest = -(-batch.waves.shape[1] * new // old)
     lengths = -(-batch.wave_lengths * new // old)

@@ -2,8 +2,11 @@
 
 Legend: B utterances, N samples, T frames, M mel bands. A frame covers 25 ms and starts every 10 ms
 at sample 160 t; an utterance of n samples has ceil(n / 160) frames, the last ones completed with
-silence, so that no frame depends on the batch around it. unfold + rfft + matmul takes 0.68 of the
-time of torchaudio's MelSpectrogram on a CPU (16 x 10 s, one thread).
+silence, so that no frame depends on the batch around it.
+
+Beside torchaudio 2.11's MelSpectrogram (16 x 10 s, one CPU thread): log energies differ by at most
+6e-5, its float32 filters by 5e-6; a minute takes 11.6 ms here, 12.9 there. Its frames neither end
+with the utterance nor begin at sample 160 t, and other filters are other inputs to checkpoints.
 """
 
 import math

@@ -21,7 +21,6 @@ from distill.teachers import Live
 from jobs.job import Job
 from jobs.kinds import cache, distill, language_model
 from lact_asr.config.augment import AugmentConfig
-from lact_asr.config.training import TrainingConfig
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import Utterance, write_manifest
 from lact_asr.distributed.processes import World
@@ -30,7 +29,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.loss import Loss, Part
 from lact_asr.utils.errors import Interrupted
-from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, Diary, run, tiny, tones
+from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, Diary, run, save_untrained, tiny, tones
 
 CPU = torch.device("cpu")
 AT_ONCE = {"curriculum": "all_on"}
@@ -330,13 +329,7 @@ def job(folder: Path, **more: Any) -> tuple[Job, Diary]:
 def files(tmp_path: Path) -> dict[str, Path]:
     """A manifest of tones and an untrained teacher of letters with dropout."""
     write_manifest(tmp_path / "train.jsonl", tones(tmp_path, 4))
-    model = tiny(seed=1, dropout=0.3)
-    contents = {
-        "model.safetensors": model.state_dict(),
-        "config.json": checkpoint.describe(model, VOCABULARY, TrainingConfig()),
-        checkpoint.STATE: {"step": 1},
-    }
-    teacher = checkpoint.save(tmp_path / "checkpoints", "best", contents)
+    teacher = save_untrained(tmp_path / "checkpoints" / "best", tiny(seed=1, dropout=0.3))
     return {"manifest": tmp_path / "train.jsonl", "teacher": teacher}
 
 
@@ -374,12 +367,7 @@ def test_a_cache_step_keeps_what_it_is_told_to_keep(files, tmp_path):
     many = Vocabulary([chr(0x4E00 + number) for number in range(300)])
     torch.manual_seed(0)
     model = Recogniser(MODEL, len(many))
-    contents = {
-        "model.safetensors": model.state_dict(),
-        "config.json": checkpoint.describe(model, many, TrainingConfig()),
-        checkpoint.STATE: {"step": 1},
-    }
-    teacher = checkpoint.save(tmp_path / "many", "best", contents)
+    teacher = save_untrained(tmp_path / "many" / "best", model, many)
     worker, _ = job(tmp_path / "cache_step")
     made = cache.run(
         cache.Settings(

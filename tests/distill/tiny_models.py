@@ -15,6 +15,7 @@ from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.greedy import greedy
+from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.loss import Loss, Part
 from lact_asr.training.objective import CTCObjective
@@ -89,3 +90,18 @@ def heard(model: torch.nn.Module, lesson: Batch) -> list[str]:
     """Greedy transcripts in evaluation mode."""
     output = model.eval()(lesson.waves, lesson.wave_lengths)
     return greedy(output.log_probs, output.lengths, VOCABULARY)
+
+
+def assert_same_alone(model: CTCModel, whole: Batch, junk: float) -> None:
+    """Each utterance of a batch reads as it does alone, whatever lies behind it in the batch."""
+    waves = torch.nn.functional.pad(whole.waves, (0, 5000))
+    for row, length in enumerate(whole.wave_lengths.tolist()):
+        waves[row, length:] = junk
+    together = model(waves, whole.wave_lengths)
+    for row in range(len(whole)):
+        single = part(whole, [row])
+        alone = model(single.waves, single.wave_lengths)
+        frames = int(alone.lengths[0])
+        assert together.lengths[row] == frames == alone.log_probs.shape[1]
+        drift = together.log_probs[row, :frames] - alone.log_probs[0]
+        assert drift.abs().max() < 1e-5

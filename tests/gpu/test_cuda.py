@@ -31,7 +31,14 @@ from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.files import read_json
 from tests.distill.tiny_models import tiny_teacher
-from tests.lact_asr.tiny_runs import VOCABULARY, manifest, run, settings, tiny, tones
+from tests.lact_asr.tiny_runs import (
+    VOCABULARY,
+    manifest,
+    run,
+    save_untrained,
+    tiny,
+    tones,
+)
 from tests.ranks import in_ranks
 
 CPU = torch.device("cpu")
@@ -247,13 +254,7 @@ def test_transcripts_are_the_cpus(tmp_path: Path, device: torch.device) -> None:
 
 def test_infer_finds_the_device_by_itself(tmp_path: Path, device: torch.device) -> None:
     """`evaluate` is the kind behind it; in bfloat16 and in float32 it hears nearly the same."""
-    model = talkative()
-    contents = {
-        "model.safetensors": model.state_dict(),
-        "config.json": checkpoint.describe(model, VOCABULARY, settings()),
-        checkpoint.STATE: {"step": 1},
-    }
-    checkpoint.save(tmp_path, "model", contents)
+    save_untrained(tmp_path / "model", talkative())
     utterances = tones(tmp_path, 4)
     expected = [
         each.text for each in transcribe(talkative(), VOCABULARY, utterances, device=CPU).hypotheses

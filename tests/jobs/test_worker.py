@@ -116,11 +116,7 @@ def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_sigterm_interrupts_without_a_failure(tmp_path: Path) -> None:
     """What preemption does: every process of the job gets SIGTERM, and the job comes back."""
     step = make_step(tmp_path, ["sleep", "60"])
-    process = start(step)
-    _until(lambda: _child(process.pid))
-    os.kill(process.pid, signal.SIGTERM)
-    os.kill(_child(process.pid), signal.SIGTERM)
-    assert process.wait(timeout=120) == 75
+    assert _signalled(step, signal.SIGTERM) == 75
     assert step.failure() is None and step.result() is None
     assert step.events()[-1]["signal"] == "SIGTERM"
 
@@ -352,6 +348,15 @@ def test_metrics_of_a_step_are_lines_of_json(tmp_path: Path) -> None:
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (line["step"], line["checkpoint"]) == (3, "/x")
     assert abs(line["time"] - time.time()) < 60
+
+
+def _signalled(step: StepDir, sent: signal.Signals) -> int:
+    """How a step ends that is signalled with its program, as Slurm does it."""
+    process = start(step)
+    _until(lambda: _child(process.pid))
+    os.kill(process.pid, sent)
+    os.kill(_child(process.pid), sent)
+    return process.wait(timeout=120)
 
 
 def _child(pid: int) -> int:

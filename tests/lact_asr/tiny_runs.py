@@ -12,9 +12,11 @@ import torch
 from lact_asr.config.model import ModelConfig
 from lact_asr.config.training import OptimConfig, TrainingConfig
 from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
+from lact_asr.model.interface import CTCModel
 from lact_asr.model.recogniser import Recogniser
 from lact_asr.text.normalize import CHARACTERS
 from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective, SpeechObjective
 from lact_asr.training.trainer import FitResult, fit
 from lact_asr.utils.errors import Interrupted
@@ -87,6 +89,16 @@ def ended(work: Callable[..., T], *given: object, **named: object) -> T | Interr
         return work(*given, **named)
     except Interrupted as saved:
         return saved
+
+
+def save_untrained(folder: Path, model: CTCModel, vocabulary: Vocabulary = VOCABULARY) -> Path:
+    """A checkpoint of a model that never learned."""
+    contents = {
+        "model.safetensors": model.state_dict(),
+        "config.json": checkpoint.describe(model, vocabulary, TrainingConfig()),
+        checkpoint.STATE: {"step": 1},
+    }
+    return checkpoint.save(folder.parent, folder.name, contents)
 
 
 def run(

@@ -237,9 +237,7 @@ def test_after_the_first_refusal_nothing_more_is_asked_and_what_is_queued_goes_o
 def test_a_step_that_succeeds_while_it_is_asked_to_end_is_not_called_cancelled(
     launcher: Launcher,
 ) -> None:
-    steps = {"one": sh(f"trap 'exit 0' TERM; touch traps; {UNTIL_GO}"), "two": sh(":", "one")}
-    launcher("run", launcher.write(steps))
-    launcher.slurm.wait_for((launcher.folder / "traps").exists)
+    _start_what_answers_cancel_with(0, launcher)
     assert launcher("cancel", launcher.newest().name) == "cancelled: two\n"
     assert launcher.states() == {"one": "succeeded", "two": "cancelled"}
 
@@ -247,9 +245,7 @@ def test_a_step_that_succeeds_while_it_is_asked_to_end_is_not_called_cancelled(
 def test_a_program_that_answers_cancel_with_a_bad_status_is_cancelled_and_has_not_failed(
     launcher: Launcher,
 ) -> None:
-    steps = {"one": sh(f"trap 'exit 1' TERM; touch traps; {UNTIL_GO}"), "two": sh(":", "one")}
-    launcher("run", launcher.write(steps))
-    launcher.slurm.wait_for((launcher.folder / "traps").exists)
+    _start_what_answers_cancel_with(1, launcher)
     assert launcher("cancel", launcher.newest().name) == "cancelled: one, two\n"
     assert (launcher.newest() / "steps" / "one" / "failure.json").exists()
     assert launcher.states() == {"one": "cancelled", "two": "cancelled"}
@@ -276,3 +272,10 @@ def test_other_jobs_of_the_same_user_may_have_any_name(launcher: Launcher) -> No
         launcher.slurm.run("sbatch", f"--job-name={name}", *submitted)
     assert launcher.states() == {"one": "running", "two": "waiting"}
     assert launcher("cancel", run) == "cancelled: one, two\n"
+
+
+def _start_what_answers_cancel_with(status: int, launcher: Launcher) -> None:
+    """A step that ends with a status of its own choice when asked to end, and one behind it."""
+    trap = f"trap 'exit {status}' TERM; touch traps; {UNTIL_GO}"
+    launcher("run", launcher.write({"one": sh(trap), "two": sh(":", "one")}))
+    launcher.slurm.wait_for((launcher.folder / "traps").exists)

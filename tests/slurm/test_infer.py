@@ -8,8 +8,7 @@ import pytest
 from jobs.cluster import Cluster
 from jobs.one_step import has_gpus
 from lact_asr.data.manifest import write_manifest
-from lact_asr.training import checkpoint
-from tests.lact_asr.tiny_runs import VOCABULARY, settings, tiny, tones
+from tests.lact_asr.tiny_runs import save_untrained, tiny, tones
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launcher import Launcher
 
@@ -17,13 +16,7 @@ from tests.slurm.launcher import Launcher
 @pytest.fixture
 def launcher(tmp_path: Path, slurm: PrivateSlurm) -> Launcher:
     """With an untrained model in `model` and four utterances in `dev.jsonl`."""
-    model = tiny()
-    contents = {
-        "model.safetensors": model.state_dict(),
-        "config.json": checkpoint.describe(model, VOCABULARY, settings()),
-        checkpoint.STATE: {"step": 1},
-    }
-    checkpoint.save(tmp_path, "model", contents)
+    save_untrained(tmp_path / "model", tiny())
     write_manifest(tmp_path / "dev.jsonl", tones(tmp_path, 4))
     return Launcher(tmp_path, slurm)
 

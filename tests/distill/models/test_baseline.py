@@ -4,22 +4,12 @@ import torch
 
 from distill.models.attention import SelfAttention
 from lact_asr.training.objective import CTCObjective
-from tests.distill.tiny_models import batch, memorise, part, tiny_baseline
+from tests.distill.tiny_models import assert_same_alone, batch, memorise, part, tiny_baseline
 
 
 def test_an_utterance_reads_the_same_alone_and_in_a_batch_with_junk_behind_it(speech):
     model, whole = tiny_baseline(), batch(speech, 4)
-    waves = torch.nn.functional.pad(whole.waves, (0, 5000))
-    for row, length in enumerate(whole.wave_lengths.tolist()):
-        waves[row, length:] = 10.0
-    together = model(waves, whole.wave_lengths)
-    for row in range(4):
-        single = part(whole, [row])
-        alone = model(single.waves, single.wave_lengths)
-        frames = int(alone.lengths[0])
-        assert together.lengths[row] == frames == alone.log_probs.shape[1]
-        drift = together.log_probs[row, :frames] - alone.log_probs[0]
-        assert drift.abs().max() < 1e-5
+    assert_same_alone(model, whole, junk=10.0)
 
 
 def test_batch_norm_in_training_ties_an_utterance_to_its_batch_and_group_norm_does_not(speech):

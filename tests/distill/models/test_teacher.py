@@ -8,7 +8,13 @@ import torch
 from lact_asr.data.batch import Batch
 from lact_asr.text.ctc import uniform_ctc_loss
 from lact_asr.training.objective import CTCObjective
-from tests.distill.tiny_models import VOCABULARY, batch, memorise, part, tiny_teacher
+from tests.distill.tiny_models import (
+    VOCABULARY,
+    assert_same_alone,
+    batch,
+    memorise,
+    tiny_teacher,
+)
 
 # as in the tiny size and as in the default one: time stride in the clips, or in the trunk
 STRIDES = [{}, {"clip_hop": 2, "hold_edges": True}]
@@ -20,17 +26,7 @@ def test_an_utterance_reads_the_same_alone_and_in_a_batch_with_junk_behind_it(
     speech, changes, training
 ):
     model, whole = tiny_teacher(**changes).train(training), batch(speech, 4)
-    waves = torch.nn.functional.pad(whole.waves, (0, 5000))
-    for row, length in enumerate(whole.wave_lengths.tolist()):
-        waves[row, length:] = torch.nan
-    together = model(waves, whole.wave_lengths)
-    for row in range(4):
-        single = part(whole, [row])
-        alone = model(single.waves, single.wave_lengths)
-        frames = int(alone.lengths[0])
-        assert together.lengths[row] == frames == alone.log_probs.shape[1]
-        drift = together.log_probs[row, :frames] - alone.log_probs[0]
-        assert drift.abs().max() < 1e-5
+    assert_same_alone(model, whole, junk=torch.nan)
 
 
 def test_lengths_are_the_arithmetic_that_training_plans_with(speech):

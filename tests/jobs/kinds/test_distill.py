@@ -14,7 +14,8 @@ from lact_asr.config.training import TrainingConfig
 from lact_asr.data.manifest import write_manifest
 from lact_asr.training import checkpoint
 from lact_asr.utils.errors import DataError, Interrupted
-from tests.distill.tiny_models import VOCABULARY, tiny_baseline, utterances
+from tests.distill.tiny_models import tiny_baseline, utterances
+from tests.lact_asr.tiny_runs import save_untrained
 
 WATCHES = {"video": "features", "video_features": 4}
 
@@ -28,14 +29,7 @@ def job(folder: Path, stopped: bool = False) -> Job:
 def described(speech: Path, folder: Path) -> dict[str, Path]:
     """A manifest of six utterances and an untrained teacher's checkpoint."""
     write_manifest(folder / "train.jsonl", list(utterances(speech)[:6]))
-    model = tiny_baseline(seed=1)
-    about = checkpoint.describe(model, VOCABULARY, TrainingConfig())
-    contents = {
-        "model.safetensors": model.state_dict(),
-        "config.json": about,
-        checkpoint.STATE: {"step": 1},
-    }
-    teacher = checkpoint.save(folder / "checkpoints", "best", contents)
+    teacher = save_untrained(folder / "checkpoints" / "best", tiny_baseline(seed=1))
     return {"manifest": folder / "train.jsonl", "teacher": teacher}
 
 

@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lact_asr.config.training import TrainingConfig
 from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import write_manifest
 from lact_asr.diagnosis.diagnose import WAVES, diagnose, table
 from lact_asr.model.window_attention import attend
-from lact_asr.training import checkpoint
 from lact_asr.utils.files import read_json
 from tests.distill.tiny_models import tiny_baseline, tiny_teacher
 from tests.jobs.launcher import Launcher
-from tests.lact_asr.tiny_runs import VOCABULARY, tiny, tones
+from tests.lact_asr.tiny_runs import VOCABULARY, save_untrained, tiny, tones
 
 
 @pytest.fixture(scope="module")
@@ -191,13 +189,7 @@ def saved(tmp_path: Path) -> tuple[nn.Module, Path]:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    config = checkpoint.describe(model, VOCABULARY, TrainingConfig())
-    contents = {
-        "model.safetensors": model.state_dict(),
-        "config.json": config,
-        "state.json": {"step": 1},
-    }
-    checkpoint.save(folder / "checkpoints", "best", contents)
+    save_untrained(folder / "checkpoints" / "best", model)
 
 
 def test_the_command_diagnoses_a_checkpoint(saved: tuple[nn.Module, Path]) -> None:
