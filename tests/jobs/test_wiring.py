@@ -233,6 +233,15 @@ def test_a_job_asked_to_end_that_no_queue_knows_has_ended_after_a_minute(tmp_pat
     assert run.step("one").latest().ended is ended
 
 
+def test_an_end_that_nobody_has_asked_for_is_not_noted_as_one(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    queue = Paper(run)
+    submitted(run, queue)
+    queue.state["100"] = QueueState.CANCELLED
+    submit.look_closely(run, queue)
+    assert not run.step("one").latest().ended
+
+
 def test_a_silence_while_the_end_is_waited_for_is_no_end_and_does_not_end_the_waiting(
     tmp_path, monkeypatch
 ):

@@ -110,6 +110,15 @@ def test_how_often_experts_come_first_is_remembered_over_ten_steps_or_so():
     assert routed.strained.dtype == torch.int64
 
 
+def test_an_expert_that_is_never_there_has_its_place_among_the_firsts():
+    torch.manual_seed(0)
+    routed = StudentAwareRouter(STATE, EXPERTS, RouterConfig())
+    there = torch.tensor([True, True, False]).expand(1, 2, 3)
+    experts = [torch.randn(1, 2, width) for width in EXPERTS]
+    found = routed(torch.randn(1, 2, STATE, requires_grad=True), experts, there, None)
+    assert found["firsts"].shape == (1, 2, 3) and not found["firsts"][..., 2].any()
+
+
 def test_evenness_is_of_shares_whatever_they_add_up_to():
     assert evenness([3.0, 3.0, 0.0]) == pytest.approx(math.log(2) / math.log(3))
     assert evenness([5.0, 5.0]) == pytest.approx(1.0)

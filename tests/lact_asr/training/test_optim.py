@@ -148,3 +148,14 @@ def test_muon_adds_its_momentum_to_the_gradient_and_decays_what_it_moves():
     fresh = muon(model)
     fresh.step()
     torch.testing.assert_close(weight.detach(), before * (1 - 0.01 * 0.1))
+
+
+def test_rates_hold_at_the_edges():
+    for decay in ("noam", "cosine", "hold", "constant"):
+        assert optim.rate_factor(OptimConfig(warmup_steps=0, decay=decay), 0, 10) == 1.0
+    late = {
+        decay: OptimConfig(warmup_steps=9, decay=decay, hold=0.0) for decay in ("hold", "cosine")
+    }
+    assert optim.rate_factor(late["hold"], 9, 10) == 1.0, "one step is left to fall in"
+    assert optim.rate_factor(late["cosine"], 10, 10) == pytest.approx(0.0)
+    assert optim.rate_factor(OptimConfig(warmup_steps=4), 36, 20) == pytest.approx(0.0)
