@@ -41,7 +41,7 @@ from lact_asr.data.batch import Batch
 from lact_asr.data.manifest import Utterance
 from lact_asr.distributed.processes import World
 from lact_asr.model.interface import count_parameters
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step
 
@@ -60,13 +60,13 @@ class Pair:
 
 PAIRS = {
     "mini_librispeech": Pair(
-        distill_config.sized("teacher", "tiny", {"hidden": 256, "mlp": 1024}),
-        lact_config.sized("tiny", {"hidden": 256, "layers": 6, "lact_heads": 4, "mlp": 768}),
+        distill_config.named_size("teacher", "tiny", {"hidden": 256, "mlp": 1024}),
+        lact_config.named_size("tiny", {"hidden": 256, "layers": 6, "lact_heads": 4, "mlp": 768}),
         None,  # a teacher smaller than its student: a fifth of the step is all there is to save
     ),
     "librispeech_base": Pair(
-        distill_config.sized("teacher", "default", {}),
-        lact_config.sized("base", {"hidden": 384, "attention_heads": 6, "mlp": 1152}),
+        distill_config.named_size("teacher", "default", {}),
+        lact_config.named_size("base", {"hidden": 384, "attention_heads": 6, "mlp": 1152}),
         0.5,
     ),
 }
@@ -107,18 +107,21 @@ def source(way: str, folder: Path, pair: Pair) -> Source:
 def stepper(way: str, folder: Path, pair: Pair, lesson: Batch) -> Callable[[], None]:
     """A function that takes one training step."""
     torch.manual_seed(1)
-    student = Recogniser(pair.student, len(VOCABULARY)).to(device()).train()
+    student = Recognizer(pair.student, len(VOCABULARY)).to(device()).train()
     objective = DistillObjective(
         student, source(way, folder, pair), DistillConfig(), vocabulary=VOCABULARY
     )
     settings = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
     optimizer = optim.build(objective, settings.optim)
-    called, setting = train_step.Called(objective), train_step.Setting(settings, World(), device())
+    called, setting = (
+        train_step.ObjectiveModule(objective),
+        train_step.Setting(settings, World(), device()),
+    )
 
     def step() -> None:
         batch = lesson.to(device())
         objective.begin_step([batch], World().all_sum)
-        outcome = train_step.take(called, optimizer, [batch], 0.5, setting, False, {})
+        outcome = train_step.take_step(called, optimizer, [batch], 0.5, setting, False, {})
         assert outcome.taken, f"{way}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
 
     return step
@@ -168,7 +171,7 @@ def compared(name: str, given: argparse.Namespace) -> tuple[list[Row], dict[str,
     ]  # fmt: skip
     return rows, {
         "teacher_parameters": count_parameters(teacher(pair)),
-        "student_parameters": count_parameters(Recogniser(pair.student, len(VOCABULARY))),
+        "student_parameters": count_parameters(Recognizer(pair.student, len(VOCABULARY))),
         "cache_bytes_per_second_of_audio": round(size / lesson.seconds),
     }
 

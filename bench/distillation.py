@@ -22,7 +22,7 @@ bench.learn without updates at step 1,826 and with them at the end; no seed diff
 The teacher helps, in loss and CER from the beginning. It loses on WER while WER is above 100 %:
 there a student that hears more writes more fragments of words, each an insertion (970 against 430
 of 7,451 words at 600 steps, and 70 deletions against 270), and saying less would be better. With
-twice the steps the distilled ones win on WER too. The better recogniser teaches more in 600 steps,
+twice the steps the distilled ones win on WER too. The better recognizer teaches more in 600 steps,
 and less in 1,200; why is not known.
 """
 
@@ -49,7 +49,7 @@ from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.distributed.processes import World
 from lact_asr.model.interface import count_parameters
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective, SpeechObjective
@@ -64,7 +64,7 @@ STUDENT = ModelConfig(
 )
 DISTILL = DistillConfig()  # the product's defaults
 Parts = tuple[list[Utterance], list[Utterance]]
-Build = Callable[[Recogniser], SpeechObjective]
+Build = Callable[[Recognizer], SpeechObjective]
 
 
 def settings(steps: int, batch_seconds: float, rate: float, seed: int) -> TrainingConfig:
@@ -135,7 +135,7 @@ def train(build: Build, parts: Parts, config: TrainingConfig, folder: Path) -> N
     folder.mkdir(parents=True, exist_ok=True)
     manual_seed(config.seed)
     fit(
-        build(Recogniser(STUDENT, len(vocabulary))),
+        build(Recognizer(STUDENT, len(vocabulary))),
         *parts,
         vocabulary,
         config,
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="a checkpoint, or the folder that holds it")
     parser.add_argument("--work", type=Path, required=True, help="cache, checkpoints and metrics")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
     parser.add_argument("--batch-seconds", type=float, default=32.0, help="padded audio of a step")
     parser.add_argument("--arm", action="append", choices=ARMS, help="only this one")
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS, help="only this one")
@@ -233,7 +233,7 @@ def _write(given: argparse.Namespace, curves: Mapping[str, list[Numbers]], parts
         hours={"heard": hours[0], "unseen": hours[1]},
         teacher=read_json(given.work / "teacher.json"),
         student={
-            "parameters": count_parameters(Recogniser(STUDENT, len(Vocabulary.characters()))),
+            "parameters": count_parameters(Recognizer(STUDENT, len(Vocabulary.characters()))),
             "model": STUDENT.model_dump(mode="json"),
         },
         distill=DISTILL.model_dump(mode="json"),
@@ -246,7 +246,7 @@ def _write(given: argparse.Namespace, curves: Mapping[str, list[Numbers]], parts
         for key in ("wer", "cer")
         for arm in ARMS
     }
-    picture = svg("Error rates on unseen speakers, %, mean of seeds", "optimiser steps", lines)
+    picture = svg("Error rates on unseen speakers, %, mean of seeds", "optimizer steps", lines)
     write_atomic(path.with_suffix(".svg"), picture)
     print(f"written to {path} and {given.name}.svg beside it")
 

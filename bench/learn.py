@@ -29,7 +29,7 @@ from lact_asr.config.training import OptimConfig, TrainingConfig
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.transcribe import transcribe
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective
@@ -54,7 +54,7 @@ def model(name: str, shape: Mapping[str, Any], vocabulary: Vocabulary) -> nn.Mod
     if name == "transformer":
         return equal("transformer", ours, len(vocabulary))
     schedule = "set" if name == "ours" else "off"
-    return Recogniser(ours.model_copy(update={"schedule": schedule}), len(vocabulary))
+    return Recognizer(ours.model_copy(update={"schedule": schedule}), len(vocabulary))
 
 
 NAMES = {
@@ -152,7 +152,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="a folder in LibriSpeech layout")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and metrics")
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
     parser.add_argument("--batch-seconds", type=float, default=32.0, help="padded audio of a step")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--tiny", action="store_true", help="a model that learns nothing; no files")
@@ -216,7 +216,7 @@ def _write(
         for name in NAMES
     }
     write_atomic(
-        RESULTS / "learn.svg", svg("Error rates on unseen speakers, %", "optimiser steps", lines)
+        RESULTS / "learn.svg", svg("Error rates on unseen speakers, %", "optimizer steps", lines)
     )
     print(f"written to {path} and learn.svg beside it")
 

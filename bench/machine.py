@@ -45,7 +45,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """Wait for the device."""
     if device().type == "cuda":
         torch.cuda.synchronize()
@@ -58,11 +58,11 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
     would take, whatever else this one does.
     """
     clock = time.perf_counter if device().type == "cuda" else time.process_time
-    synchronise()
+    synchronize()
     began = clock()
     for _ in range(times):
         work()
-    synchronise()
+    synchronize()
     return (clock() - began) / times
 
 

@@ -24,8 +24,8 @@ from lact_asr.model.fast_weights import wide
 from lact_asr.model.features import LogMel
 from lact_asr.model.interface import CTCOutput
 from lact_asr.model.lact_layer import RMSNorm
-from lact_asr.model.masks import valid
-from lact_asr.model.recogniser import EPS, Encoder, Recogniser, SwiGLU
+from lact_asr.model.masks import length_mask
+from lact_asr.model.recognizer import EPS, Encoder, Recognizer, SwiGLU
 from lact_asr.model.window_attention import ROTARY_BASE, rotate
 
 
@@ -129,7 +129,7 @@ class Transformer(Peer):
     def mixed(self, x: Tensor, lengths: Tensor) -> Tensor:
         """The blocks."""
         rotary = _rotary(x, self.config.hidden // self.config.heads)
-        mask = valid(lengths, x.shape[1])[:, None, None]
+        mask = length_mask(lengths, x.shape[1])[:, None, None]
         for block in self.blocks:
             x = block(x, rotary, mask)
         return x
@@ -172,7 +172,7 @@ def equal(family: str, ours: ModelConfig, vocabulary_size: int) -> Peer:
     """
     make = FAMILIES[family]
     with torch.device("meta"):
-        target = parameters(Recogniser(ours, vocabulary_size))
+        target = parameters(Recognizer(ours, vocabulary_size))
         missing = lambda config: target - parameters(make(config, vocabulary_size))
         nearest = min(_shapes(family, ours), key=lambda config: abs(missing(config)))
         wider = nearest.model_copy(update={"mlp": nearest.mlp + 8})

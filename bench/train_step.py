@@ -31,7 +31,7 @@ from lact_asr.config.training import OptimConfig, TrainingConfig
 from lact_asr.data.audio import RATE
 from lact_asr.data.batch import Batch
 from lact_asr.distributed.processes import World
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import optim, train_step
 from lact_asr.training.objective import CTCObjective
 
@@ -49,7 +49,7 @@ def model(name: str, size: str) -> nn.Module:
     """A contestant with its first weights."""
     torch.manual_seed(0)
     ours = SHAPES[size]
-    return Recogniser(ours, SYMBOLS) if name == "ours" else equal(name, ours, SYMBOLS)
+    return Recognizer(ours, SYMBOLS) if name == "ours" else equal(name, ours, SYMBOLS)
 
 
 def noise(clip: float, batch_seconds: float) -> Batch:
@@ -70,10 +70,13 @@ def stepper(name: str, size: str, batch: Batch) -> Callable[[], float]:
     objective = CTCObjective(model(name, size).to(device()).train())
     config = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
     optimizer = optim.build(objective, config.optim)
-    called, setting = train_step.Called(objective), train_step.Setting(config, World(), device())
+    called, setting = (
+        train_step.ObjectiveModule(objective),
+        train_step.Setting(config, World(), device()),
+    )
 
     def step() -> float:
-        outcome = train_step.take(called, optimizer, [batch], 0.0, setting, False, {})
+        outcome = train_step.take_step(called, optimizer, [batch], 0.0, setting, False, {})
         assert outcome.taken, f"{name}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
         return outcome.loss
 

@@ -46,7 +46,7 @@ class Case:
 
 
 def cases(chunk: int) -> list[Case]:
-    """Every schedule, and orthogonalised updates."""
+    """Every schedule, and orthogonalized updates."""
     return [
         Case("set", "set"),
         Case(f"update_then_apply, chunks of {chunk}", "update_then_apply", chunk),

@@ -29,16 +29,16 @@ from distill.losses.hints import Hints
 from distill.losses.kd import Outputs
 from distill.losses.projector import LogitProjector
 from distill.losses.router import StudentAwareRouter, evenness
-from distill.losses.time_grid import average, frame_rate, taught
+from distill.losses.time_grid import average, covered_frames, frame_rate
 from distill.losses.vocabularies import check_vocabularies
 from distill.teachers import Source, widths
 from lact_asr.data.batch import Batch
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.forward import listen
+from lact_asr.model.forward import forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput
-from lact_asr.model.masks import valid
+from lact_asr.model.masks import length_mask
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training.logger import Journal
+from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Loss, Outcome, Part, relative
 from lact_asr.training.objective import SpeechObjective
 from lact_asr.utils.errors import DataError
@@ -72,7 +72,7 @@ class DistillObjective(SpeechObjective):
         self.vocabulary, self.projected = vocabulary, config.target != "outputs"
         self.ratio = source.frame_rate / frame_rate(student)
         source.check(config, self.ratio)
-        self.asked = self._asked()
+        self.asked = self._required_outputs()
         self.outputs = Outputs(
             config,
             vocabulary,
@@ -95,12 +95,12 @@ class DistillObjective(SpeechObjective):
             self.trainable["balancer"] = self.balancer
         if self.projected:
             self.trainable["logit_projector"] = LogitProjector(
-                source.widths[-1], len(vocabulary), normalise=config.target == "projector"
+                source.widths[-1], len(vocabulary), normalize=config.target == "projector"
             )
         self.progress = 0.0
         self._labels_per_frame: Tensor | None = None
 
-    def _asked(self) -> dict[str, bool]:
+    def _required_outputs(self) -> dict[str, bool]:
         """What the student gives beside its output; DataError if one of the two cannot."""
         if not self.config.attention_weight:
             return {}
@@ -149,37 +149,42 @@ class DistillObjective(SpeechObjective):
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
         """The loss of one micro-batch, with every component raw and weighted in its parts."""
-        student = listen(self.model, batch, **self.asked)  # the teacher hears what is hidden here
+        student = forward_batch(
+            self.model, batch, **self.asked
+        )  # the teacher hears what is hidden here
         teacher = self.source(batch, self.config.temperature)
         with torch.autocast(batch.waves.device.type, enabled=False):
             ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()
-            teacher, own = self._translated(teacher, batch)
-            mask = valid(self._frames(batch), student.log_probs.shape[1])
+            teacher, own = self._in_student_symbols(teacher, batch)
+            mask = length_mask(self._frames(batch), student.log_probs.shape[1])
             kd = self._kd(student, teacher, mask, batch)
             hints, use, unlearned = map(
-                lambda shown: self._summed(shown, mask),
+                lambda shown: self._sum_over_frames(shown, mask),
                 self.hints(student, teacher, mask, lambda: ctc),
             )
-            taught = {"kd": kd, **hints}
+            covered_frames = {"kd": kd, **hints}
             unlearned |= self._of_a_uniform_student(student, teacher, mask, batch)
         self.progress, labels = progress, batch.target_lengths.sum()
         weights = self.weights(progress)
-        weighted = self.balancer(taught, weights, labels)
+        weighted = self.balancer(covered_frames, weights, labels)
         weighted["ctc"] = weights["ctc"] * ctc
-        if "router" in taught:  # what it pays for its choices is its own affair
-            weighted["router"] = taught["router"]
+        if "router" in covered_frames:  # what it pays for its choices is its own affair
+            weighted["router"] = covered_frames["router"]
         weighted |= own
         total = torch.stack(list(weighted.values())).sum()
         weighted = {f"{name}_weighted": value for name, value in weighted.items()}
-        parts = {"ctc": ctc, **taught, **own, **weighted, **use}
+        parts = {"ctc": ctc, **covered_frames, **own, **weighted, **use}
         return Loss(
             total, labels, {n: Part(value.detach(), unlearned.get(n)) for n, value in parts.items()}
         )
 
-    def _translated(self, teacher: CTCOutput, batch: Batch) -> tuple[CTCOutput, dict[str, Tensor]]:
+    def _in_student_symbols(
+        self, teacher: CTCOutput, batch: Batch
+    ) -> tuple[CTCOutput, dict[str, Tensor]]:
         """What the teacher says in the student's symbols; and the projector's loss, if it has one.
 
-        The projector learns from the texts; KD does not move it, unless it is the notes'.
+        The projector learns from the texts; KD does not move it, unless it is the original
+        recipe's.
         """
         if not self.projected:
             return teacher, {}
@@ -202,27 +207,27 @@ class DistillObjective(SpeechObjective):
             "contrastive": config.contrastive_weight * gates["contrastive"],
         }
 
-    def end_step(self, step: int, outcome: Outcome, journal: Journal) -> None:
+    def end_step(self, step: int, outcome: Outcome, logger: TrainingLogger) -> None:
         """Remember what a step came to, and say now and then how losses and router are weighed."""
         if not outcome.taken:
             return
         parts = {name: part.value for name, part in outcome.parts.items()}
         self.balancer.observe(parts["ctc"], parts)
-        look = step % LOOK == 0 or step <= 5
-        if look:
+        warn_of_collapse = step % LOOK == 0 or step <= 5
+        if warn_of_collapse:
             for line in self._lines(step, outcome):
-                journal.say(line)
+                logger.say(line)
         if "router" not in self.trainable:
             return
         router, names = cast(StudentAwareRouter, self.trainable["router"]), self.hints.experts
         firsts, shares = ([parts[f"{kind}_{n}"] for n in names] for kind in ("first", "share"))
         router.observe(firsts)
-        if step % LOOK == 0 and (wrong := router.look(firsts, shares)):
-            journal.event("router_collapsed", step=step, firsts=firsts, shares=shares)
-            journal.say(f"Warning at step {step}: {wrong}")
+        if step % LOOK == 0 and (wrong := router.warn_of_collapse(firsts, shares)):
+            logger.event("router_collapsed", step=step, firsts=firsts, shares=shares)
+            logger.say(f"Warning at step {step}: {wrong}")
 
     def _lines(self, step: int, outcome: Outcome) -> list[str]:
-        """The founding notes' lines, for those who look for them."""
+        """The original lines, for those who look for them."""
         weights, names = self.weights(self.progress), ["kd", *self.hints.names]
         shown = ", ".join(f"{name}={weights[name]:.3f}" for name in names)
         lines = [f"[CURRICULUM] Step {step} ({100 * self.progress:.1f}%): {shown}"]
@@ -259,12 +264,12 @@ class DistillObjective(SpeechObjective):
 
     @torch.no_grad()
     def _likeness(self, sample: Batch) -> Tensor:
-        """(L_S, L_T) on the frames of the sample."""
+        """[L_S,L_T] on the frames of the sample."""
         training = self.model.training
-        student = listen(self.model.eval(), sample)
+        student = forward_batch(self.model.eval(), sample)
         self.model.train(training)
         teacher = self.source(sample, self.config.temperature)
-        mask = valid(self._frames(sample), student.log_probs.shape[1])
+        mask = length_mask(self._frames(sample), student.log_probs.shape[1])
         frames = mask.shape[1]
         onto: Callable[[Tensor], Tensor] = lambda x: average(
             x.float(), teacher.lengths, frames, self.ratio
@@ -272,9 +277,9 @@ class DistillObjective(SpeechObjective):
         return layer_map.similarities(student.hidden, [onto(x) for x in teacher.hidden], mask)
 
     def _frames(self, batch: Batch) -> Tensor:
-        """Student frames of each utterance that the teacher speaks for, (B,)."""
+        """Student frames of each utterance that the teacher speaks for, [B]."""
         lengths = self.model.output_lengths(batch.wave_lengths)
-        return taught(lengths, self.source.lengths(batch), self.ratio)
+        return covered_frames(lengths, self.source.lengths(batch), self.ratio)
 
     def _kd(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, batch: Batch) -> Tensor:
         return self.outputs(student, teacher, mask, batch, self.labels_per_frame)
@@ -289,7 +294,7 @@ class DistillObjective(SpeechObjective):
         ctc = ctc_losses(even, student.lengths, batch).sum()
         return {"ctc": ctc, "kd": self._kd(uniform, teacher, mask, batch)}
 
-    def _summed(self, shown: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    def _sum_over_frames(self, shown: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
         """Sums over frames, scaled so that dividing by labels gives what they are defined as."""
         return {
             name: self.labels_per_frame * losses.masked_sum(each, mask)

@@ -17,7 +17,7 @@ from distill.config.distillation import DistillConfig
 from distill.losses.time_grid import frame_rate
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.data.batch import Batch
-from lact_asr.model.forward import listen
+from lact_asr.model.forward import forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 
@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
     def lengths(self, batch: Batch) -> Tensor:
-        """(B,) frames of each utterance, without running a model."""
+        """[B] frames of each utterance, without running a model."""
         ...
 
     def __call__(self, batch: Batch, temperature: float) -> CTCOutput:
@@ -71,7 +71,7 @@ class Live:
         """The model's output; the temperature is for those who must know it before."""
         if next(self.teacher.parameters()).device != batch.waves.device:
             self.teacher.to(batch.waves.device)
-        return listen(self.teacher, replace(batch, augment=None), **self.asked)
+        return forward_batch(self.teacher, replace(batch, augment=None), **self.asked)
 
 
 def widths(model: CTCModel) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def _when_stopped(say: str) -> Iterator[None]:
         raise KeyboardInterrupt(str(stop) or say) from None
 
 
-def _looking(run: "Run") -> contextlib.AbstractContextManager[None]:
+def _watching(run: "Run") -> contextlib.AbstractContextManager[None]:
     return _when_stopped(f"stopped looking; the run goes on: {NAME} status {run.name}")
 
 
@@ -193,7 +193,7 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
     from jobs.scheduling.observe import Queue
     from jobs.status import exit_code, watch
 
-    with _looking(run):
+    with _watching(run):
         return exit_code(watch(run, Queue(backend, backend.every)))
 
 
@@ -260,7 +260,7 @@ def _status(given: argparse.Namespace) -> int:
 
     run, backend = _open(given.run)
     if given.watch:
-        with _looking(run):
+        with _watching(run):
             return status.exit_code(status.watch(run, Queue(backend, backend.every)))
     found = status.describe(run, Queue(backend))
     if given.json:
@@ -280,7 +280,7 @@ def _logs(given: argparse.Namespace) -> int:
         names = ", ".join(f"{run.name}/{step['name']}" for step in run.steps())
         raise UserError(f"name a step: {names}")
     backend = _backend_of(run)
-    with _looking(run):
+    with _watching(run):
         return logs(
             run,
             step,

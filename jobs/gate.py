@@ -25,7 +25,7 @@ def parse_condition(text: object) -> tuple[str, Limit]:
     """`<= 0.1` -> ("<=", 0.1), `== true` -> ("==", True); ValueError where it is no condition."""
     match = _CONDITION.fullmatch(text) if isinstance(text, str) else None
     if not match:
-        given = repr(text) if isinstance(text, str) else _shown(text)
+        given = repr(text) if isinstance(text, str) else _show_value(text)
         raise ValueError(f'write a condition such as "<= 0.1" or "== PASSED", not {given}')
     sign, word = match.groups()
     limit = _limit(word)
@@ -45,7 +45,7 @@ def _limit(word: str) -> Limit:
         return word
 
 
-def missed(gate: Mapping[str, str], result: Mapping[str, Any]) -> str:
+def explain_miss(gate: Mapping[str, str], result: Mapping[str, Any]) -> str:
     """Why `result` misses the gate, in one line; empty where it passes.
 
     A value of another type (NaN or nothing at all for a number, text for true) misses every
@@ -54,13 +54,13 @@ def missed(gate: Mapping[str, str], result: Mapping[str, Any]) -> str:
     reasons = []
     for name, text in gate.items():
         sign, limit = parse_condition(text)
-        asked = f"the gate asks for {sign} {_shown(limit)}"
+        asked = f"the gate asks for {sign} {_show_value(limit)}"
         if name not in result:
             reasons.append(f"the result has no {name!r} (it has {', '.join(result)}): {asked}")
         elif not _holds(sign, result[name], limit):
             value = result[name]
             quoted = isinstance(value, str) and not isinstance(limit, str)
-            shown = f'"{value}"' if quoted else _shown(value)
+            shown = f'"{value}"' if quoted else _show_value(value)
             reasons.append(f"{name} is {shown}, {asked}")
     return "; ".join(reasons)
 
@@ -79,5 +79,5 @@ def type_of(value: object) -> str:
     return "a text" if isinstance(value, str) else "no single value"
 
 
-def _shown(value: object) -> str:
+def _show_value(value: object) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -28,7 +28,7 @@ def exclusive(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     try:
-        with _held(path, descriptor):
+        with _hold_descriptor(path, descriptor):
             yield
     finally:
         os.close(descriptor)
@@ -64,7 +64,7 @@ def holder(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _held(path: Path, descriptor: int) -> Iterator[None]:
+def _hold_descriptor(path: Path, descriptor: int) -> Iterator[None]:
     end = time.monotonic() + _PATIENCE
     while True:
         try:
@@ -77,7 +77,7 @@ def _held(path: Path, descriptor: int) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
-            with _created(path):
+            with _hold_created_file(path):
                 yield
             return
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
@@ -87,7 +87,7 @@ def _held(path: Path, descriptor: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _created(path: Path) -> Iterator[None]:
+def _hold_created_file(path: Path) -> Iterator[None]:
     """Hold a file that only one process can create."""
     substitute = _substitute(path)
     try:

@@ -19,7 +19,7 @@ from jobs.scheduling.observe import Queue, view
 from jobs.scheduling.plan import ACTIVE
 from jobs.store import Run, StepDir
 
-_POLL = 0.5  # seconds between two looks at the files
+_POLL = 0.5  # seconds between two checks of the files
 _BLOCK = 1 << 16  # bytes read at once
 _LONGEST = 1 << 20  # bytes after which what has no end yet counts as a line
 
@@ -110,14 +110,14 @@ def logs(
     followed, or the pattern is not one. Slurm is asked only for what no file tells.
     """
     wanted = _matcher(pattern)
-    known = _known(step, rank, {})
+    known = _logs_of_rank(step, rank, {})
     if not known and not follow:
         raise UserError(_no_log(run, step, queue, rank))
     _print(_last(list(known.values()), lines, wanted if pattern else None, rest=not follow))
     troubles = _say_troubles(step, known, set())
     while follow:
-        ended = _ended(run, step, queue)
-        for log in _known(step, rank, known).values():
+        ended = _step_has_ended(run, step, queue)
+        for log in _logs_of_rank(step, rank, known).values():
             _print(line for line in log.lines(rest=ended) if wanted(line))
         troubles = _say_troubles(step, known, troubles)
         if ended:
@@ -141,7 +141,7 @@ def _matcher(pattern: str | None) -> _Matcher:
         raise UserError(f"--grep {pattern!r} is not a regular expression: {error}") from None
 
 
-def _known(step: StepDir, rank: int, known: dict[Path, Log]) -> dict[Path, Log]:
+def _logs_of_rank(step: StepDir, rank: int, known: dict[Path, Log]) -> dict[Path, Log]:
     """The logs of a rank, those that are new among them."""
     for file in step.log_files(rank):
         known.setdefault(file, Log(file))
@@ -171,7 +171,7 @@ def _last(logs: list[Log], count: int, wanted: _Matcher | None, *, rest: bool) -
     return every if wanted is None else deque(filter(wanted, every), count)
 
 
-def _ended(run: Run, step: StepDir, queue: Queue) -> bool:
+def _step_has_ended(run: Run, step: StepDir, queue: Queue) -> bool:
     """Whether a step has ended: its own files tell, and now and then the queue."""
     if step.has_ended():
         return True
@@ -180,7 +180,7 @@ def _ended(run: Run, step: StepDir, queue: Queue) -> bool:
 
 def print_log(step: StepDir) -> None:
     """Print all that rank 0 of a step has said."""
-    for log in _known(step, 0, {}).values():
+    for log in _logs_of_rank(step, 0, {}).values():
         _print(log.lines(rest=True))
 
 

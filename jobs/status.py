@@ -28,7 +28,7 @@ _COLOURS = {
     State.CANCELLED.value: "yellow",
     State.LOST.value: "bold magenta",
 }
-_POLL = 1.0  # seconds between two looks at the files
+_POLL = 1.0  # seconds between two checks of the files
 _WIDEST = 400  # characters of a line about one step
 
 

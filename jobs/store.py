@@ -89,7 +89,7 @@ class StepDir:
         self.flaws: dict[str, str] = {}
 
     @contextlib.contextmanager
-    def _noting(self, name: str) -> Iterator[Path]:
+    def _note_flaws(self, name: str) -> Iterator[Path]:
         """Read a file; why that cannot be done goes into `flaws`."""
         self.flaws.pop(name, None)
         try:
@@ -98,13 +98,13 @@ class StepDir:
             self.flaws[name] = str(error)
 
     def _lines(self, name: str, tail: int = 0) -> list[dict[str, Any]]:
-        with self._noting(name) as path:
+        with self._note_flaws(name) as path:
             return list(json_lines(path, tail))
         return []
 
     def _object(self, name: str, *texts: str) -> dict[str, Any] | None:
         """A JSON object in which these keys hold text."""
-        with self._noting(name) as path:
+        with self._note_flaws(name) as path:
             found = read_object(path)
             wrong = [
                 key for key in texts if found is not None and not isinstance(found.get(key), str)
@@ -274,7 +274,7 @@ class StepDir:
         return sorted({file.name.split("_")[-2] for file in self._logs() if "_log." in file.name})
 
     def _logs(self) -> list[Path]:
-        with self._noting("logs") as folder:
+        with self._note_flaws("logs") as folder:
             try:
                 return list(folder.iterdir())
             except FileNotFoundError:

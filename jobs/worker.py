@@ -24,7 +24,7 @@ from jobs.fence import Attempt, Fence
 from jobs.job import Job
 from jobs.kinds import _external
 from jobs.reading.paths import replace, walk
-from jobs.reading.references import filled
+from jobs.reading.references import fill_references
 from jobs.store import StepDir
 from lact_asr.distributed.place import from_environment
 from lact_asr.utils.errors import DataError, Failed, Interrupted
@@ -78,7 +78,7 @@ class _Process:
         """From a claim on the step's folder to its result."""
         if self._has_result():
             return
-        described = _described(self.step)
+        described = _read_job_file(self.step)
         self.fence.enter(claim=self.rank == 0)
         if self.rank == 0:
             self.step.forget_failure()
@@ -110,7 +110,7 @@ class _Process:
             result = _external.run(SimpleNamespace(**given), self._job())
         else:
             result = _checked_and_run(described["kind"], given, self._job())
-        if reason := gate.missed(described["gate"], result):
+        if reason := gate.explain_miss(described["gate"], result):
             raise Failed("gate", reason)
         return result
 
@@ -284,7 +284,7 @@ def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
 
     for place, value in list(walk(settings)):
         if isinstance(value, str) and "${" in value:
-            settings = replace(settings, place, filled(value, value_of))
+            settings = replace(settings, place, fill_references(value, value_of))
     return settings
 
 
@@ -303,7 +303,7 @@ def requeue(job: str) -> str:
     return (done.stderr.strip() or f"exit status {done.returncode}") if refused else ""
 
 
-def _described(step: StepDir) -> dict[str, Any]:
+def _read_job_file(step: StepDir) -> dict[str, Any]:
     """job.json; UserError where it is not there, or not whole."""
     try:
         return step.job()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the improved recogniser (204 M parameters) on LibriSpeech, 464 h: brings the corpus, learns
+# Trains the improved recognizer (204 M parameters) on LibriSpeech, 464 h: brings the corpus, learns
 # ten utterances by heart as a check, trains, evaluates.
 #
 #   train_improved_full.sh --cluster mine --dry-run

@@ -52,11 +52,11 @@ def shared(relative: str) -> Path:
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Synthetic speech of eight voices in LibriSpeech layout: about 2 s each, made in 1.5 s."""
-    from lact_asr.data.synthetic.corpus import synthesise
+    from lact_asr.data.synthetic.corpus import synthesize
     from lact_asr.data.synthetic.sentences import Synthetic
 
     recipe = Synthetic(utterances=24, test_utterances=8, words=5, voices=8)
-    return synthesise(recipe, tmp_path_factory.mktemp("speech"))
+    return synthesize(recipe, tmp_path_factory.mktemp("speech"))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from bench.peers import equal, parameters
 from bench.train_step import NAMES, noise, stepper
 from bench.ttt_op import cases
 from lact_asr.config.model import SIZES, ModelConfig
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.files import append_json
 from tests.conftest import REPOSITORY
@@ -99,7 +99,7 @@ def test_contestants_of_learn_have_equal_parameters_and_one_recipe() -> None:
 @pytest.mark.parametrize("family", ["transformer", "conformer"])
 def test_peers_have_the_parameters_of_our_sizes(size: str, family: str) -> None:
     with torch.device("meta"):
-        ours = parameters(Recogniser(SIZES[size], 1024))
+        ours = parameters(Recognizer(SIZES[size], 1024))
         peer = equal(family, SIZES[size], 1024)
     assert parameters(peer) == pytest.approx(ours, rel=0.01)
 

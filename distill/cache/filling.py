@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.cache.format import WHOLE, Form, Hidden, Writer, opened, packed, read_index, rounded
+from distill.cache.format import (
+    WHOLE,
+    Form,
+    Hidden,
+    Writer,
+    open_cache,
+    pack_record,
+    read_index,
+    round_parts,
+)
 from distill.losses.time_grid import frame_rate
 from distill.teachers import widths
 from lact_asr.data.batch import Batch
@@ -27,11 +36,11 @@ from lact_asr.data.loader import default_workers, loader
 from lact_asr.data.manifest import Utterance
 from lact_asr.data.speed import change_speed
 from lact_asr.distributed.processes import World
-from lact_asr.model.forward import arithmetic, listen
+from lact_asr.model.forward import autocast, forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError, Interrupted
-from lact_asr.utils.locks import unrivalled
+from lact_asr.utils.locks import no_fence
 
 FLUSH = 60.0  # seconds of work that a kill may cost
 TELL = 10.0  # seconds between reports
@@ -101,7 +110,7 @@ def fill(
     device: torch.device,
     report: Callable[[Mapping[str, Any]], None],
     should_stop: Callable[[], bool],
-    fence: Callable[[], None] = unrivalled,
+    fence: Callable[[], None] = no_fence,
 ) -> Filled:
     """Write what is missing; every process calls it with the same arguments.
 
@@ -110,7 +119,7 @@ def fill(
     `fence` is called before records are written, and raises where newer processes have taken over.
     """
     if world.main:
-        opened(folder, form)
+        open_cache(folder, form)
     world.gather(None)
     done = read_index(folder)
     teacher.to(device).eval()
@@ -126,7 +135,9 @@ def fill(
         for batch in batches:
             unreadable |= dict(batch.unreadable)
             if len(batch):
-                writer.add(_heard(teacher, change_speed(batch.to(device), speed), form, device))
+                writer.add(
+                    _ask_teacher(teacher, change_speed(batch.to(device), speed), form, device)
+                )
             stopped = stopped or should_stop()
             if stopped:
                 break
@@ -160,21 +171,23 @@ class _Record:
         self.key = (batch.ids[row], batch.speed)
         self.samples = int(batch.wave_lengths[row])
         self.frames = len(parts["scores"])
-        rows = rounded(parts, form)
+        rows = round_parts(parts, form)
         if not all(np.isfinite(row).all() for row in rows.values()):
             raise DataError(
                 f"the teacher's output on {self.key[0]} is not finite, or too large for float16: "
                 "nothing can be learned from it. `diagnose` says where that comes from"
             )
-        self.data = packed(rows, form)
+        self.data = pack_record(rows, form)
 
 
 @torch.no_grad()
-def _heard(teacher: CTCModel, batch: Batch, form: Form, device: torch.device) -> list[_Record]:
+def _ask_teacher(
+    teacher: CTCModel, batch: Batch, form: Form, device: torch.device
+) -> list[_Record]:
     """What the teacher says of each utterance of a batch."""
-    with arithmetic(device, form.precision):
-        output = listen(teacher, batch)
-    parts = {name: part.cpu().numpy() for name, part in _kept(output, form).items()}
+    with autocast(device, form.precision):
+        output = forward_batch(teacher, batch)
+    parts = {name: part.cpu().numpy() for name, part in _kept_columns(output, form).items()}
     lengths = output.lengths.tolist()
     return [
         _Record(batch, row, {name: part[row, :frames] for name, part in parts.items()}, form)
@@ -182,8 +195,8 @@ def _heard(teacher: CTCModel, batch: Batch, form: Form, device: torch.device) ->
     ]
 
 
-def _kept(output: CTCOutput, form: Form) -> dict[str, Tensor]:
-    """(B, T, columns) of each part of the form, before rounding to its type."""
+def _kept_columns(output: CTCOutput, form: Form) -> dict[str, Tensor]:
+    """[B,T,columns] of each part of the form, before rounding to its type."""
     scores = output.log_probs - output.log_probs.amax(-1, keepdim=True)
     parts = {"scores": scores}
     if not form.whole:

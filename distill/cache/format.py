@@ -6,10 +6,10 @@
 
 A record of T frames, K of V symbols kept, R temperatures, D channels, little-endian:
 
-    ids      (T, K) uint16     the likeliest symbols, best first    } only where K < V
-    norms    (T, R) float32    ln sum over all V of exp(score / tau) }
-    scores   (T, K) float16    ln p - ln p of the likeliest symbol: 0 to about -30
-    hidden   (T, D) float16    hidden states, if wanted: the last ones, or all layers side by side
+    ids      [T,K]  uint16     the likeliest symbols, best first    } only where K < V
+    norms    [T,R]  float32    ln sum over all V of exp(score / tau) }
+    scores   [T,K]  float16    ln p - ln p of the likeliest symbol: 0 to about -30
+    hidden   [T,D]  float16    hidden states, if wanted: the last ones, or all layers side by side
 
 Scores are differences because float16 of a raw logit is off by 1e-2, enough for probabilities that
 sum to more than 1 and a negative rest. With the exact norms, (score - tau norm) / tau is what it
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import read_json, write_atomic, write_json
-from lact_asr.utils.locks import unrivalled
+from lact_asr.utils.locks import no_fence
 
 VERSION = 2
 FORM = "cache.json"
@@ -101,7 +101,7 @@ class Entry:
     samples: int  # of the wave that was heard
 
 
-def opened(folder: Path, form: Form) -> None:
+def open_cache(folder: Path, form: Form) -> None:
     """Make the folder a cache of this form; DataError if it is one of another."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / FORM).exists():
@@ -142,7 +142,7 @@ def read_index(folder: Path) -> dict[Key, Entry]:
 class Writer:
     """The shards of one process."""
 
-    def __init__(self, folder: Path, rank: int, fence: Callable[[], None] = unrivalled) -> None:
+    def __init__(self, folder: Path, rank: int, fence: Callable[[], None] = no_fence) -> None:
         self.folder, self.rank, self.fence = folder, rank, fence
         taken = [int(path.stem.split("-")[1]) for path in folder.glob(f"{rank:03d}-*.json")]
         self.number = max(taken, default=-1) + 1
@@ -191,7 +191,7 @@ class Reader:
         return entry
 
     def record(self, entry: Entry) -> dict[str, Array]:
-        """The parts of a record, (T, columns) each; DataError names a damaged shard."""
+        """The parts of a record, [T,columns] each; DataError names a damaged shard."""
         path = self.folder / f"{entry.shard}.bin"
         try:
             data = os.pread(self._open(path).fileno(), entry.length, entry.offset)
@@ -202,7 +202,7 @@ class Reader:
                 f"{path} is damaged between bytes {entry.offset} and {entry.offset + entry.length}"
                 f": a checksum does not fit; {_again(path)}"
             )
-        return unpacked(data, entry.frames, self.form)
+        return unpack_record(data, entry.frames, self.form)
 
     def missing(self, identities: Iterable[str], speeds: Iterable[float]) -> list[Key]:
         """What of this has no record."""
@@ -228,18 +228,18 @@ class Reader:
         return path.open("rb", buffering=0)  # closed with the last reference to it
 
 
-def rounded(parts: Mapping[str, Array], form: Form) -> dict[str, Array]:
-    """(T, columns) parts in the types and the order of a record; too large becomes infinite."""
+def round_parts(parts: Mapping[str, Array], form: Form) -> dict[str, Array]:
+    """[T,columns] parts in the types and the order of a record; too large becomes infinite."""
     with np.errstate(over="ignore"):
         return {name: parts[name].astype(kind) for name, (_, kind) in form.layout().items()}
 
 
-def packed(rows: Mapping[str, Array], form: Form) -> bytes:
+def pack_record(rows: Mapping[str, Array], form: Form) -> bytes:
     """The record of rounded parts."""
     return b"".join(np.ascontiguousarray(rows[name]).tobytes() for name in form.layout())
 
 
-def unpacked(data: bytes, frames: int, form: Form) -> dict[str, Array]:
+def unpack_record(data: bytes, frames: int, form: Form) -> dict[str, Array]:
     """The parts of a record, without copying it."""
     parts, start = {}, 0
     for name, (columns, kind) in form.layout().items():

@@ -44,7 +44,7 @@ class Cached:
     def check(self, config: DistillConfig, ratio: float) -> None:
         """Whether what is kept is enough for these settings."""
         projected, held = config.target != "outputs", self.form.hidden
-        if config.looks_inside and held != "all":
+        if config.needs_hidden_states and held != "all":
             self._refuse("layerwise_weight or router", "all of the teacher's hidden states", "all")
         if held == "none" and projected:
             self._refuse(f"target: {config.target}", "the teacher's last hidden states", "last")
@@ -80,7 +80,7 @@ class Cached:
         lengths = torch.tensor([entry.frames for entry in entries])
         device = batch.waves.device
         parts = {
-            name: _padded([record[name] for record in records]).to(device)
+            name: _pad_rows([record[name] for record in records]).to(device)
             for name in self.form.layout()
         }
         hidden = list(parts["hidden"].float().split(self.widths, -1)) if self.widths else []
@@ -99,7 +99,7 @@ class Cached:
         return [self.reader.entry(identity, batch.speed, samples) for identity, samples in pairs]
 
     def _spread(self, kept: TopK) -> Tensor:
-        """(B, T, V) log-probabilities: what was kept, the rest in equal shares."""
+        """[B,T,V] log-probabilities: what was kept, the rest in equal shares."""
         left = (1 - kept.log_probs.exp().sum(-1, keepdim=True)).clamp_min(TINY)
         share = (left / (self.form.symbols - self.form.kept)).log()
         every = share.expand(*share.shape[:2], self.form.symbols)
@@ -138,8 +138,8 @@ class Cached:
             )
 
 
-def _padded(rows: list[Array]) -> Tensor:
-    """(T, C) arrays as one tensor (B, T, C), zero past each length."""
+def _pad_rows(rows: list[Array]) -> Tensor:
+    """[T,C] arrays as one tensor [B,T,C], zero past each length."""
     longest = max(len(row) for row in rows)
     padded = np.zeros((len(rows), longest, rows[0].shape[1]), rows[0].dtype)
     for target, row in zip(padded, rows, strict=True):

@@ -128,6 +128,6 @@ class DistillConfig(RampConfig):
         return self
 
     @property
-    def looks_inside(self) -> bool:
+    def needs_hidden_states(self) -> bool:
         """Whether hidden states other than the teacher's last are asked for."""
         return bool(self.layerwise_weight) or self.router.kind != "off"

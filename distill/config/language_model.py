@@ -49,7 +49,7 @@ class LMDistillConfig(RampConfig):
 class LMTrainingConfig(LoopConfig):
     """One training run on texts."""
 
-    max_steps: int = Field(5000, gt=0, description="Optimiser steps in all")
+    max_steps: int = Field(5000, gt=0, description="Optimizer steps in all")
     batch_tokens: int = Field(
         8192,
         gt=0,

@@ -15,7 +15,7 @@ from lact_asr.config.model import HOP
 FRAME = (3, 112, 112)  # of video: colours, height, width
 Norm = Literal["group", "batch"]
 NORM = (
-    "Normalisation after convolutions: group is independent of the batch; batch (the first "
+    "Normalization after convolutions: group is independent of the batch; batch (the first "
     "original teacher) diverges at two utterances a batch"
 )
 
@@ -57,7 +57,7 @@ class TeacherConfig(Frozen):
     blocks: int = Field(9, gt=0, description="Transformer blocks over time")
     mlp: int = Field(2048, gt=0, description="Inner width of a block's MLP, channels")
     qk_norm: bool = Field(
-        True, description="Normalise queries and keys: attention cannot saturate however deep"
+        True, description="Normalize queries and keys: attention cannot saturate however deep"
     )
     logit_cap: float | None = Field(
         50.0, gt=0, description="Soft bound of the fusion's attention scores; null is no bound"
@@ -167,7 +167,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def sized(family: str, size: str, changes: Mapping[str, object]) -> Any:
+def named_size(family: str, size: str, changes: Mapping[str, object]) -> Any:
     """The configuration of a named size with some settings changed, checked as a whole."""
     sizes = SIZES[family]
     if size not in sizes:

@@ -1,4 +1,4 @@
-"""Named ways to train a teacher: how its layers start, its optimiser, what is dropped. No torch.
+"""Named ways to train a teacher: how its layers start, its optimizer, what is dropped. No torch.
 
 `standard` and `emergency` are the original recipes against exploding gradients, word for word
 (docs/origin.md): the second and last of them has a tenth of the learning rate (it learns ten
@@ -9,7 +9,7 @@ bounded attention scores, a warm-up, gradients judged by their own past.
 
 from typing import Any
 
-from lact_asr.config.presets import PRESETS, completed
+from lact_asr.config.presets import PRESETS, merge_preset
 
 # Adam, batches of two utterances, and a clamp where scores were meant to be bounded.
 _UNBOUNDED = {"norm": "batch", "qk_norm": False, "logit_cap": None, "output_cap": "clamp"}
@@ -18,7 +18,7 @@ _ADAM = {"warmup_steps": 0, "decay": "constant", "betas": (0.9, 0.98), "weight_d
 TEACHER: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {
         "model": {},
-        "training": completed(
+        "training": merge_preset(
             {
                 "optim": {
                     "learning_rate": 1e-4,

@@ -5,7 +5,7 @@ last. Distributions over all symbols are the large thing here: they are made for
 at a time and made again for the backward pass, so that they never exist for a whole batch.
 
 Perplexity is exp of the mean negative log-likelihood of a symbol of held-out text, ends included,
-at temperature 1. The founding notes took exp of the whole weighted loss, and had 13,360 for a 9.5.
+at temperature 1. The original recipe took exp of the whole weighted loss, and had 13,360 for a 9.5.
 
 Shapes: B texts, L places, N places that count, D width, V symbols.
 """
@@ -24,7 +24,7 @@ from distill.losses import functions as losses
 from distill.losses.schedules import kd_weight
 from distill.models.attention import Block, rotary
 from lact_asr.model.interface import Model
-from lact_asr.training.logger import Journal
+from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Loss, Outcome, Part
 from lact_asr.training.objective import Objective
 
@@ -38,8 +38,8 @@ class TextBatch:
     """Texts padded to the longest."""
 
     ids: list[str]  # the texts' beginnings, for messages
-    inputs: Tensor  # (B, L) int64
-    targets: Tensor  # (B, L) int64: the next symbol, PAD past the end
+    inputs: Tensor  # [B,L] int64
+    targets: Tensor  # [B,L] int64: the next symbol, PAD past the end
     amount: int  # symbols that count
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # none; as a batch of audio has
 
@@ -80,9 +80,9 @@ class LanguageModel(Model):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Symbols (B, L) to states (B, L, D); padding behind a text has no effect on it."""
+        """Symbols [B,L] to states [B,L,D]; padding behind a text has no effect on it."""
         size = inputs.shape[1]
-        seen = torch.ones(size, size, device=inputs.device).bool().tril()[None]  # (1, L, L)
+        seen = torch.ones(size, size, device=inputs.device).bool().tril()[None]  # [1,L,L]
         turn = rotary(size, self.config.hidden // self.config.heads, inputs.device)
         x = self.embedding(inputs)
         for block in self.blocks:
@@ -90,7 +90,7 @@ class LanguageModel(Model):
         return self.norm(x)
 
     def read_out(self, states: Tensor) -> Tensor:
-        """Log-probabilities (N, V) float32 of the symbols after these states (N, D)."""
+        """Log-probabilities [N,V] float32 of the symbols after these states [N,D]."""
         with torch.autocast(states.device.type, enabled=False):
             return self.head(states.float()).log_softmax(-1)
 
@@ -129,7 +129,7 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
     def __call__(self, batch: TextBatch, progress: float) -> Loss:
         """Sums over the places that count; parts raw and weighted."""
         self.progress, there = progress, batch.targets != PAD
-        states, told = self.model(batch.inputs)[there], None  # (N, D)
+        states, told = self.model(batch.inputs)[there], None  # [N,D]
         if self.teacher is not None:
             with torch.no_grad():
                 told = self.teacher.to(batch.inputs.device)(batch.inputs)[there]
@@ -141,12 +141,12 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         shown = {n: Part(value.detach(), expected.get(n)) for n, value in parts.items()}
         return Loss(total, there.sum(), shown)
 
-    def end_step(self, step: int, outcome: Outcome, journal: Journal) -> None:
-        """Say now and then, in the founding notes' words, how the texts' loss is weighed."""
+    def end_step(self, step: int, outcome: Outcome, logger: TrainingLogger) -> None:
+        """Say now and then, in the original words, how the texts' loss is weighed."""
         if outcome.taken and (step % LOOK == 0 or step <= 5):
             raw, weighted = outcome.parts["lm"].value, outcome.parts["lm_weighted"].value
             weight = self.weights(self.progress)["lm"]
-            journal.say(f"[LM] Raw: {raw:.4f}, Weight: {weight:.3f}, Weighted: {weighted:.4f}")
+            logger.say(f"[LM] Raw: {raw:.4f}, Weight: {weight:.3f}, Weighted: {weighted:.4f}")
 
     def _chunked(
         self, states: Tensor, targets: Tensor, told: Tensor | None

@@ -17,7 +17,7 @@ from distill.language_model.model import (
 from distill.language_model.texts import TextFeed, Texts
 from lact_asr.data.batch_plan import Position
 from lact_asr.distributed import processes
-from lact_asr.distributed.fsdp import accompany
+from lact_asr.distributed.fsdp import run_dummy_forwards
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Material, Measure, Terms, Worst
 from lact_asr.training.memory_probe import worst
@@ -104,7 +104,7 @@ def held_out(
     share = texts.share(world)
     found = likelihood(model.to(device), share, device)
     nothing = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    accompany(model, -(-len(texts.plan) // world.world_size) - len(share), nothing)
+    run_dummy_forwards(model, -(-len(texts.plan) // world.world_size) - len(share), nothing)
     nll, symbols = world.all_sum(torch.tensor(found, dtype=torch.float64, device=device)).tolist()
     loss, value = nll / symbols, perplexity(nll, symbols)
     line = f"Perplexity {value:.3f} | {loss:.4f} nats a symbol"

@@ -2,7 +2,7 @@
 
 `static` multiplies by the weights that are set. `ema` brings every loss to the size of the task's
 first, by their running means: a weight of 0.7 then is a share of 0.7 of the task's size, whatever
-the units (the founding notes' framework kept such means and never used them). `uncertainty` learns
+the units (the original framework kept such means and never used them). `uncertainty` learns
 a scale per loss, exp(-s) L / 2 + s / 2 (Kendall et al. 2018), its rate ten times the student's.
 
 The task's loss is never touched, so that validation losses stay comparable. Everything is kept in

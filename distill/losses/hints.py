@@ -26,7 +26,7 @@ from distill.losses.time_grid import average
 from lact_asr.model.interface import CTCOutput
 from lact_asr.utils.errors import DataError
 
-Shown = dict[str, Tensor]  # by name, per frame (B, S)
+Shown = dict[str, Tensor]  # by name, per frame [B,S]
 
 
 class Hints:
@@ -110,7 +110,7 @@ class Hints:
         found: Shown = {}
         use: Shown = {}
         if "router" in self.modules:
-            found, use = self._routed(student, teacher, onto, task)
+            found, use = self._routed_losses(student, teacher, onto, task)
         elif config.feature_weight:
             projected = self.modules["projector"](student.hidden[-1].float())
             distance = losses.FEATURE[config.feature]
@@ -128,10 +128,10 @@ class Hints:
                 self.apart,
                 config.contrastive_temperature,
             )
-        return found, use, self._unlearned(found, student, teacher, mask)
+        return found, use, self._losses_unlearned(found, student, teacher, mask)
 
     @torch.no_grad()
-    def _unlearned(
+    def _losses_unlearned(
         self, found: Shown, student: CTCOutput, teacher: CTCOutput, mask: Tensor
     ) -> Shown:
         """Losses of states that have nothing to do with each other, and of even attention."""
@@ -150,7 +150,7 @@ class Hints:
         return expected
 
     def _attention(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor) -> Tensor:
-        """(B, S); frames are the same on both sides."""
+        """[B,S]; frames are the same on both sides."""
         frames = mask.shape[1]
         mine = _given(student.attention, "attention")
         theirs = _given(teacher.attention, "attention")[:, :, :frames, :frames]
@@ -170,7 +170,7 @@ class Hints:
         ]
         return torch.stack(each).mean(0)
 
-    def _routed(
+    def _routed_losses(
         self,
         student: CTCOutput,
         teacher: CTCOutput,

@@ -14,7 +14,7 @@ from distill.config.distillation import DistillConfig
 from distill.losses import functions as losses
 from distill.losses.functions import TopK
 from distill.losses.time_grid import average_log_probs, fit
-from distill.losses.vocabularies import transcribed
+from distill.losses.vocabularies import with_teacher_transcripts
 from lact_asr.data.batch import Batch
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.interface import CTCOutput
@@ -56,7 +56,7 @@ class Outputs:
     ) -> Tensor:
         """The sum over a batch: per frame (`frames`, brought to labels) or per label token."""
         if self.config.kd == "sequence":
-            heard = transcribed(teacher, batch, self.written, self.vocabulary)
+            heard = with_teacher_transcripts(teacher, batch, self.written, self.vocabulary)
             return ctc_losses(student.log_probs, student.lengths, heard).sum()
         target = average_log_probs(
             teacher.log_probs, teacher.lengths, student.log_probs.shape[1], self.ratio
@@ -71,7 +71,7 @@ class Outputs:
         return labels_per_frame * losses.masked_sum(divergence, mask)
 
     def _divergence(self, student: Tensor, teacher: Tensor, kept: losses.TopK | None) -> Tensor:
-        """(B, S, V) twice to (B, S); `kept` if that is all that is known of the teacher."""
+        """[B,S,V] twice to [B,S]; `kept` if that is all that is known of the teacher."""
         config = self.config
         if kept:
             kept = losses.TopK(*(fit(part, student.shape[1])[..., : config.top_k] for part in kept))

@@ -37,7 +37,7 @@ def check(pairs: Sequence[tuple[int, int]], student_layers: int, teacher_layers:
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
-    """Similarity 0..1 of two sets of states of the same frames, (N, D) and (N, D').
+    """Similarity 0..1 of two sets of states of the same frames, [N,D] and [N,D'].
 
     It does not change with a rotation or a scale of either.
     """
@@ -48,7 +48,7 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
 
 
 def similarities(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """(L_S, L_T) of states (B, S, D) on one grid, over the frames in the mask (B, S)."""
+    """[L_S,L_T] of states [B,S,D] on one grid, over the frames in the mask [B,S]."""
     return torch.tensor([[linear_cka(s[mask], t[mask]) for t in teacher] for s in student])
 
 

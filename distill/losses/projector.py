@@ -1,7 +1,7 @@
 """A teacher's hidden states in the student's symbols: targets where the two write differently.
 
 A linear map is learned beside the student from the same texts, by a CTC loss of its own; the KD
-loss only reads it. The founding notes had neither loss nor norm: their map, random and fed with
+loss only reads it. The original recipe had neither loss nor norm: their map, random and fed with
 raw states, had a divergence of ln V from any student, and the KD loss then moved the map to please
 the student: 20 % of symbols right where no distillation at all had 41 %, and 55 % this way.
 """
@@ -13,13 +13,13 @@ SPREAD = 0.01  # of the first weights: nearly uniform targets until the map has 
 
 
 class LogitProjector(nn.Module):
-    """Hidden states (B, T, D) to log-probabilities (B, T, V), in float32."""
+    """Hidden states [B,T,D] to log-probabilities [B,T,V], in float32."""
 
     def __init__(
-        self, width: int, symbols: int, *, normalise: bool = True, spread: float = SPREAD
+        self, width: int, symbols: int, *, normalize: bool = True, spread: float = SPREAD
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width) if normalise else nn.Identity()
+        self.norm = nn.LayerNorm(width) if normalize else nn.Identity()
         self.map = nn.Linear(width, symbols)
         nn.init.normal_(self.map.weight, std=spread)
         nn.init.zeros_(self.map.bias)

@@ -31,12 +31,12 @@ from distill.config.router import RouterConfig
 WIDTH = 64  # of queries and keys
 MEMORY = 0.9  # of the running frequencies, per step
 SHARPNESS = 0.1  # the smaller, the more the best direction takes of the router's target
-ALARM = 3  # looks in a row at a router that has collapsed:
+ALARM = 3  # checks in a row of a router that has collapsed:
 HIGHEST, LOWEST = 0.9, 0.3  # one expert first in more of the frames, or shares less even
 
 
 class Gate(nn.Module):
-    """Student states (B, S, D) and experts to scores (B, S, E)."""
+    """Student states [B,S,D] and experts to scores [B,S,E]."""
 
     def __init__(self, student_width: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Gate(nn.Module):
         self.keys = nn.ModuleList(nn.Linear(width, WIDTH) for width in widths)
 
     def forward(self, student: Tensor, experts: Sequence[Tensor]) -> Tensor:
-        """Scores of experts already normalised."""
+        """Scores of experts already normalized."""
         keys = torch.stack([key(e) for key, e in zip(self.keys, experts, strict=True)], dim=-2)
         return (keys @ self.query(student)[..., None])[..., 0] / WIDTH**0.5
 
@@ -71,11 +71,11 @@ class StudentAwareRouter(nn.Module):
     def forward(
         self, states: Tensor, experts: Sequence[Tensor], there: Tensor, task: Tensor | None
     ) -> dict[str, Tensor]:
-        """Per frame (B, S): `feature`, what the student pays, and `router`, what the router pays;
-        and what is shown, `shares` and `firsts` (B, S, E).
+        """Per frame [B,S]: `feature`, what the student pays, and `router`, what the router pays;
+        and what is shown, `shares` and `firsts` [B,S,E].
 
-        `states` (B, S, D) of the student, `experts` (B, S, D_e) each, `there` (B, S, E) bool: which
-        can be chosen; where none is, it does not matter. `task` (B, S, D), the gradient of the
+        `states` [B,S,D] of the student, `experts` [B,S,D_e] each, `there` [B,S,E] bool: which
+        can be chosen; where none is, it does not matter. `task` [B,S,D], the gradient of the
         task's loss by the states, is what the recommended router learns from.
         """
         there = there | ~there.any(-1, keepdim=True)  # padding: a softmax needs something
@@ -84,12 +84,12 @@ class StudentAwareRouter(nn.Module):
         scores = scores.masked_fill(~there, -torch.inf)
         shares = self.shares(scores, there)
         if self.config.kind == "original":
-            feature = self._mixed(states, experts, shares)
+            feature = self._mix_loss(states, experts, shares)
             cost = torch.zeros_like(feature)
         else:
-            each = self._each(states, experts)  # (B, S, E)
+            each = self._each(states, experts)  # [B,S,E]
             feature = (shares.detach() * each).sum(-1)
-            cost = self._lesson(scores, states, each, there, task)
+            cost = self._router_loss(scores, states, each, there, task)
         firsts = F.one_hot(scores.argmax(-1), self.experts).float()
         balance = self.experts * (self.first * scores.softmax(-1)).sum(-1)
         cost = cost + self.config.balance * balance
@@ -97,32 +97,32 @@ class StudentAwareRouter(nn.Module):
         return {"feature": feature, "router": cost, "shares": shares.detach(), "firsts": firsts}
 
     def shares(self, scores: Tensor, there: Tensor) -> Tensor:
-        """(B, S, E): the softmax over the best `top_k`, and the floor for each that is there."""
+        """[B,S,E]: the softmax over the best `top_k`, and the floor for each that is there."""
         best = scores.topk(min(self.config.top_k, self.experts), dim=-1).indices
         chosen = torch.zeros_like(there).scatter(-1, best, True) & there
         shares = scores.masked_fill(~chosen, -torch.inf).softmax(-1)
         even = there / there.sum(-1, keepdim=True)
         return (1 - self.config.floor) * shares + self.config.floor * even
 
-    def _mixed(self, states: Tensor, experts: Sequence[Tensor], shares: Tensor) -> Tensor:
+    def _mix_loss(self, states: Tensor, experts: Sequence[Tensor], shares: Tensor) -> Tensor:
         """The original loss: the student's map against the mix of the experts' maps."""
         *maps, own = self.maps
         mapped = torch.stack([m(e) for m, e in zip(maps, experts, strict=True)], dim=-1)
-        mix = (mapped * shares[..., None, :]).sum(-1)  # (B, S, D)
+        mix = (mapped * shares[..., None, :]).sum(-1)  # [B,S,D]
         return (own(states) - mix).square().mean(-1)
 
     def _each(self, states: Tensor, experts: Sequence[Tensor]) -> Tensor:
-        """(B, S, E): each expert against the student's prediction of it, both layer-normed."""
+        """[B,S,E]: each expert against the student's prediction of it, both layer-normed."""
         costs = []
         for predict, expert in zip(self.maps, experts, strict=True):
             guess = F.layer_norm(predict(states), expert.shape[-1:])
             costs.append((guess - expert).square().mean(-1))
         return torch.stack(costs, dim=-1)
 
-    def _lesson(
+    def _router_loss(
         self, scores: Tensor, states: Tensor, each: Tensor, there: Tensor, task: Tensor | None
     ) -> Tensor:
-        """KL from the experts whose loss pulls the student where the task's does, (B, S)."""
+        """KL from the experts whose loss pulls the student where the task's does, [B,S]."""
         if task is None:
             return torch.zeros_like(each[..., 0])
         pulls = [
@@ -140,8 +140,8 @@ class StudentAwareRouter(nn.Module):
         self.first.lerp_(torch.tensor(firsts).to(self.first), 1 - MEMORY)
 
     @torch.no_grad()
-    def look(self, firsts: Sequence[float], shares: Sequence[float]) -> str:
-        """What has been wrong with the use of the experts for some looks, or nothing."""
+    def warn_of_collapse(self, firsts: Sequence[float], shares: Sequence[float]) -> str:
+        """What has been wrong with the use of the experts for some checks, or nothing."""
         spread = evenness(shares)
         if max(firsts) <= HIGHEST and spread >= LOWEST:
             self.strained.zero_()

@@ -1,7 +1,7 @@
 """Loss weights over the course of training: pure functions of progress, so that resuming is exact.
 
-Progress is optimiser steps done / steps in all, clamped to 0..1. The founding notes mixed 25,000
-micro-steps and 12,500 optimiser steps; a share means the same in both.
+Progress is optimizer steps done / steps in all, clamped to 0..1. The original recipe mixed 25,000
+micro-steps and 12,500 optimizer steps; a share means the same in both.
 """
 
 from distill.config.kd import RampConfig

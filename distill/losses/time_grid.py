@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.model.interface import CTCModel
-from lact_asr.model.masks import valid
+from lact_asr.model.masks import length_mask
 
 HOUR = 3600  # seconds: rounding up to a frame does not show in a rate taken over this
 TINY = torch.finfo(torch.float32).tiny  # log of it is -87
@@ -24,22 +24,22 @@ def frame_rate(model: CTCModel) -> float:
     return model.output_lengths(HOUR * SAMPLE_RATE) / HOUR
 
 
-def taught(student_lengths: Tensor, teacher_lengths: Tensor, ratio: float) -> Tensor:
-    """(B,) student frames that start within the teacher's: those a teacher frame speaks for."""
+def covered_frames(student_lengths: Tensor, teacher_lengths: Tensor, ratio: float) -> Tensor:
+    """[B] student frames that start within the teacher's: those a teacher frame speaks for."""
     return torch.minimum(student_lengths, torch.ceil(teacher_lengths / ratio).long())
 
 
 def overlaps(lengths: Tensor, frames: int, student_frames: int, ratio: float) -> Tensor:
-    """(B, S, T) weights, rows summing to one over the teacher's valid frames (or to zero)."""
+    """[B,S,T] weights, rows summing to one over the teacher's valid frames (or to zero)."""
     start = torch.arange(student_frames, device=lengths.device)[:, None] * ratio
     teacher = torch.arange(frames, device=lengths.device)
-    window = torch.minimum(start + ratio, teacher + 1) - torch.maximum(start, teacher)  # (S, T)
-    weights = window.clamp_min(0) * valid(lengths, frames)[:, None]
+    window = torch.minimum(start + ratio, teacher + 1) - torch.maximum(start, teacher)  # [S,T]
+    weights = window.clamp_min(0) * length_mask(lengths, frames)[:, None]
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
 def average(x: Tensor, lengths: Tensor, student_frames: int, ratio: float) -> Tensor:
-    """Teacher frames (B, T, V), `lengths` (B,) of them valid, on the student's grid (B, S, V)."""
+    """Teacher frames [B,T,V], `lengths` [B] of them valid, on the student's grid [B,S,V]."""
     if ratio == 1:
         return fit(x, student_frames)
     return overlaps(lengths, x.shape[1], student_frames, ratio) @ x
@@ -48,14 +48,14 @@ def average(x: Tensor, lengths: Tensor, student_frames: int, ratio: float) -> Te
 def average_log_probs(
     log_probs: Tensor, lengths: Tensor, student_frames: int, ratio: float
 ) -> Tensor:
-    """Log of the averaged probabilities (B, S, V)."""
+    """Log of the averaged probabilities [B,S,V]."""
     if ratio == 1:
         return fit(log_probs, student_frames)
     return average(log_probs.exp(), lengths, student_frames, ratio).clamp_min(TINY).log()
 
 
 def fit(x: Tensor, frames: int) -> Tensor:
-    """(B, T, V) cut, or filled up by its last frame, to `frames`."""
+    """[B,T,V] cut, or filled up by its last frame, to `frames`."""
     missing = frames - x.shape[1]
     if missing <= 0:
         return x[:, :frames]

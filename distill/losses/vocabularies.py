@@ -34,7 +34,9 @@ def check_vocabularies(student: Vocabulary, teacher: Vocabulary, config: Distill
     )
 
 
-def transcribed(said: CTCOutput, batch: Batch, teacher: Vocabulary, student: Vocabulary) -> Batch:
+def with_teacher_transcripts(
+    said: CTCOutput, batch: Batch, teacher: Vocabulary, student: Vocabulary
+) -> Batch:
     """The batch with the teacher's greedy transcripts, in the student's symbols, as its texts."""
     labels = collapse(said.log_probs.argmax(-1), said.lengths)
     if teacher != student:

@@ -1,7 +1,7 @@
 """Self-attention and the transformer block of the teacher.
 
-The founding teacher's attention saturated. A clamp behind the output projection cannot bound the
-scores Q K, is inactive at the start (max |x| is 0.3) and has no gradient where it acts; normalising
+The original teacher's attention saturated. A clamp behind the output projection cannot bound the
+scores Q K, is inactive at the start (max |x| is 0.3) and has no gradient where it acts; normalizing
 queries and keys bounds the scores, and so does a soft cap on the scores themselves.
 
 Shapes: B rows, S positions, D width, H heads, W = D / H.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BASE = 10_000.0  # of the rotary wavelengths, positions
-Rotary = tuple[Tensor, Tensor]  # cosine and sine (S, 1, W / 2)
+Rotary = tuple[Tensor, Tensor]  # cosine and sine [S,1,W/2]
 
 
 def rotary(positions: int, width: int, device: torch.device) -> Rotary:
@@ -23,7 +23,7 @@ def rotary(positions: int, width: int, device: torch.device) -> Rotary:
 
 
 def rotate(x: Tensor, turn: Rotary) -> Tensor:
-    """Heads (B, S, H, W) turned in float32; channel i turns with channel i + W / 2."""
+    """Heads [B,S,H,W] turned in float32; channel i turns with channel i + W / 2."""
     cosine, sine = turn
     first, second = x.float().chunk(2, dim=-1)
     turned = (first * cosine - second * sine, second * cosine + first * sine)
@@ -33,11 +33,11 @@ def rotate(x: Tensor, turn: Rotary) -> Tensor:
 def capped_attention(
     query: Tensor, key: Tensor, value: Tensor, seen: Tensor, cap: float | None
 ) -> Tensor:
-    """Attention (B, H, S, W) over few positions, scores softly bounded by `cap`, in float32.
+    """Attention [B,H,S,W] over few positions, scores softly bounded by `cap`, in float32.
 
     Written out: the fused kernels take 65,535 rows at most, and the fusion has one per frame.
     """
-    scores = query.float() @ key.float().transpose(-1, -2) / query.shape[-1] ** 0.5  # (B, H, S, S)
+    scores = query.float() @ key.float().transpose(-1, -2) / query.shape[-1] ** 0.5  # [B,H,S,S]
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
     weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
         self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, seen: Tensor, turn: Rotary | None = None) -> Tensor:
-        """(B, S, D) and `seen` to (B, S, D): (B, S) bool, or (B, S, S) for each row its own.
+        """[B,S,D] and `seen` to [B,S,D]: [B,S] bool, or [B,S,S] for each row its own.
 
         With `turn` positions are a sequence and the kernel is fused; without, they are a set and
         the scores may be capped.
@@ -70,15 +70,15 @@ class SelfAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, turn: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value (B, H, S, W)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, W)
+        """Query, key and value [B,H,S,W]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B,S,H,W]
         q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def look(self, x: Tensor, seen: Tensor, turn: Rotary) -> Tensor:
-        """Logarithm of the attention weights (B, H, S, S) of a sequence; -inf where not seen."""
+    def log_attention(self, x: Tensor, seen: Tensor, turn: Rotary) -> Tensor:
+        """Logarithm of the attention weights [B,H,S,S] of a sequence; -inf where not seen."""
         q, k, _ = self._heads(x, turn)
         scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
         return scores.masked_fill(~seen[:, None, None], -torch.inf).log_softmax(-1)
@@ -98,10 +98,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, seen: Tensor, turn: Rotary) -> Tensor:
-        """(B, S, D) and (B, S) bool to (B, S, D)."""
+        """[B,S,D] and [B,S] bool to [B,S,D]."""
         x = x + self.dropout(self.attention(self.attention_norm(x), seen, turn))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-    def look(self, x: Tensor, seen: Tensor, turn: Rotary) -> Tensor:
-        """Logarithm of the attention (B, H, S, S) that forward pays on (B, S, D)."""
-        return self.attention.look(self.attention_norm(x), seen, turn)
+    def log_attention(self, x: Tensor, seen: Tensor, turn: Rotary) -> Tensor:
+        """Logarithm of the attention [B,H,S,S] that forward pays on [B,S,D]."""
+        return self.attention.log_attention(self.attention_norm(x), seen, turn)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.config.models import BaselineConfig
-from distill.models.masked_layers import MaskedNorm, silence, strided
+from distill.models.masked_layers import MaskedNorm, silence, strided_lengths
 from lact_asr.data.specaugment import SpecAugment
 from lact_asr.model.features import LogMel
 from lact_asr.model.interface import CTCModel, CTCOutput
@@ -28,10 +28,10 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D, T) and (B,), zero past the lengths, to the same at the stride."""
+        """[B,D,T] and [B], zero past the lengths, to the same at the stride."""
         stride = self.conv.stride[0]
         change = self.conv(silence(F.relu(self.norm(x, lengths)), lengths))
-        lengths = strided(lengths, stride)
+        lengths = strided_lengths(lengths, stride)
         return silence(x[:, :, ::stride] + self.dropout(change), lengths), lengths
 
 
@@ -60,20 +60,20 @@ class Baseline(CTCModel):
     def forward(
         self, waves: Tensor, wave_lengths: Tensor, augment: SpecAugment | None = None
     ) -> CTCOutput:
-        """Waves (B, N) float32 at 16 kHz and their lengths (B,) in samples."""
-        mel, lengths = self.mel(waves, wave_lengths)  # (B, T, M)
+        """Waves [B,N] float32 at 16 kHz and their lengths [B] in samples."""
+        mel, lengths = self.mel(waves, wave_lengths)  # [B,T,M]
         if augment:
             mel = augment(mel, lengths).on(mel)
         x = self.stem(mel.transpose(1, 2))
-        lengths = strided(lengths, 2)
+        lengths = strided_lengths(lengths, 2)
         x, hidden = silence(x, lengths), []
         for layer in self.layers:
             x, lengths = layer(x, lengths)
-            hidden.append(x.transpose(1, 2))  # (B, T', D)
+            hidden.append(x.transpose(1, 2))  # [B,T',D]
         return CTCOutput(self.read_out(hidden[-1], lengths), lengths, hidden)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """Log-probabilities (B, T', V) from states (B, T', D) of any layer."""
+        """Log-probabilities [B,T',V] from states [B,T',D] of any layer."""
         x = F.relu(self.norm(states.transpose(1, 2), lengths)).transpose(1, 2)
         with torch.autocast(x.device.type, enabled=False):
             return self.head(x.float()).log_softmax(-1)

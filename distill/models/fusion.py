@@ -19,7 +19,7 @@ from distill.models.attention import SelfAttention
 BOUND = 10.0  # on the attention's output
 
 
-def bounded(x: Tensor, kind: str) -> Tensor:
+def bound(x: Tensor, kind: str) -> Tensor:
     """x within 10: by a smooth curve (soft), by cutting it off (clamp), or as it is (none)."""
     if kind == "soft":
         return BOUND * torch.tanh(x / BOUND)
@@ -27,7 +27,7 @@ def bounded(x: Tensor, kind: str) -> Tensor:
 
 
 def hide_some(present: Tensor, chance: float) -> Tensor:
-    """(B, T, M) bool with each modality hidden per utterance at `chance`, never all it has."""
+    """[B,T,M] bool with each modality hidden per utterance at `chance`, never all it has."""
     batch, _, modalities = present.shape
     kept = torch.rand(batch, 1, modalities, device=present.device) >= chance
     left = (present & kept).any(dim=(1, 2), keepdim=True)
@@ -65,21 +65,21 @@ class ModalityFusion(nn.Module):
         self.gate = nn.Linear(width, 1)
 
     def forward(self, streams: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
-        """Streams (B, T, D_m), `present` (B, T, M) bool to (B, T, D) and weights (B, T, M + 1)."""
-        tokens, weights = self.attended(streams, present)
+        """Streams [B,T,D_m], `present` [B,T,M] bool to [B,T,D] and weights [B,T,M+1]."""
+        tokens, weights = self.attend(streams, present)
         return (weights[..., None] * tokens).sum(2), weights
 
-    def attended(self, streams: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
-        """What is fused: (B, T, M + 1, D) with the null token last, and weights (B, T, M + 1).
+    def attend(self, streams: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        """What is fused: [B,T,M+1,D] with the null token last, and weights [B,T,M+1].
 
         Weights sum to one; an absent modality's is zero.
         """
         if self.training and self.modality_dropout:
             present = hide_some(present, self.modality_dropout)
-        tokens = self._tokens(streams, present)  # (B, T, M + 1, D)
+        tokens = self._tokens(streams, present)  # [B,T,M+1,D]
         there = torch.cat([present, torch.ones_like(present[..., :1])], dim=-1)
         flat, seen = tokens.flatten(0, 1), there.flatten(0, 1)  # (B * T, M + 1, ...)
-        attended = bounded(self.attention(self.norm(flat), seen), self.output_cap)
+        attended = bound(self.attention(self.norm(flat), seen), self.output_cap)
         flat = flat + self.dropout(attended)
         scores = self.gate(flat).squeeze(-1).float().masked_fill(~seen, -torch.inf)
         weights = scores.softmax(-1)  # (B * T, M + 1)

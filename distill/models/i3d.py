@@ -4,7 +4,7 @@ Carreira and Zisserman 2017, "Quo Vadis, Action Recognition?" (the released Ince
 table). What differs, and why: temporal stride is 2 for log-mel clips and 1 for video, not 8, for
 character CTC needs 25 frames a second; padding is the same on both sides, so that frame t of an
 utterance does not move with the batch's longest; GroupNorm replaces BatchNorm, whose statistics of
-two utterances made the founding teacher diverge; the last pool is 3x3 like the others.
+two utterances made the original teacher diverge; the last pool is 3x3 like the others.
 
 Shapes: B batch, C channels, T frames, H and W the spatial axes.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.models.masked_layers import MaskedNorm, hold_last_frame, silence, strided
+from distill.models.masked_layers import MaskedNorm, hold_last_frame, silence, strided_lengths
 
 Triple = tuple[int, int, int]  # time, height, width
 
@@ -65,11 +65,11 @@ class Unit3D(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, T, H, W) and (B,) to the same after ceil-division by the strides."""
+        """[B,C,T,H,W] and [B] to the same after ceil-division by the strides."""
         if self.margin:
             x = hold_last_frame(x, lengths, self.margin)
         x = self.conv(x)
-        lengths = strided(lengths, self.conv.stride[0])
+        lengths = strided_lengths(lengths, self.conv.stride[0])
         if self.conv.kernel_size[0] > 1:  # it wrote past the end; 1x1x1 maps zero to zero
             x = silence(x, lengths)
         return F.relu(self.norm(x, lengths)), lengths
@@ -85,7 +85,7 @@ class Pool3D(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As Unit3D."""
-        lengths = strided(lengths, self.stride)
+        lengths = strided_lengths(lengths, self.stride)
         return silence(self.pool(x), lengths), lengths
 
 
@@ -134,7 +134,7 @@ class Trunk(nn.Module):
     ) -> None:
         super().__init__()
         unit = partial(Unit3D, norm=norm, hold_edges=hold_edges)
-        first, second = scaled((64, 192), width)
+        first, second = scale_channels((64, 192), width)
         self.layers = nn.ModuleList(
             [
                 unit(inputs, first, (7, 7, 7), (1, 2, 2)),
@@ -148,20 +148,20 @@ class Trunk(nn.Module):
         pools = (Pool3D((3, 3, 3), (time_stride, 2, 2)), Pool3D((1, 3, 3), (1, 2, 2)), None)
         for table, kept, pool in zip((MIXED_3, MIXED_4, MIXED_5), blocks, pools, strict=True):
             for channels in table[:kept]:
-                mixed = Mixed(self.outputs, scaled(channels, width), unit)
+                mixed = Mixed(self.outputs, scale_channels(channels, width), unit)
                 self.layers.append(mixed)
                 self.outputs = mixed.outputs
             if pool:
                 self.layers.append(pool)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, inputs, T, H, W), (B,) to (B, ceil(T / time_stride), outputs), (B,)."""
+        """[B,inputs,T,H,W], [B] to [B,ceil(T/time_stride),outputs], [B]."""
         x = silence(x, lengths)
         for layer in self.layers:
             x, lengths = layer(x, lengths)
         return x.mean((3, 4)).transpose(1, 2), lengths
 
 
-def scaled(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
+def scale_channels(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
     """Channel counts times `width`, in steps of 8 (every count of the table is one at width 1)."""
     return tuple(max(8, round(count * width / 8) * 8) for count in channels)

@@ -12,10 +12,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lact_asr.model.masks import valid
+from lact_asr.model.masks import length_mask
 
 
-def strided(lengths: Tensor, stride: int) -> Tensor:
+def strided_lengths(lengths: Tensor, stride: int) -> Tensor:
     """Frames left of `lengths` after a layer of this stride: ceil(length / stride).
 
     Every layer here pads (kernel - 1) / 2 on both sides, for which this holds at odd kernels, and
@@ -25,8 +25,8 @@ def strided(lengths: Tensor, stride: int) -> Tensor:
 
 
 def silence(x: Tensor, lengths: Tensor) -> Tensor:
-    """(B, C, T, *S) with the frames past each length set to zero."""
-    past = ~valid(lengths, x.shape[2])
+    """[B,C,T,*S] with the frames past each length set to zero."""
+    past = ~length_mask(lengths, x.shape[2])
     return x.masked_fill(past.view(len(x), 1, -1, *[1] * (x.dim() - 3)), 0.0)
 
 
@@ -70,13 +70,13 @@ class MaskedNorm(nn.Module):
             self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, C, T, *S), zero past the lengths, to the same shape, zero there again."""
+        """[B,C,T,*S], zero past the lengths, to the same shape, zero there again."""
         x = x.float()
-        mean, variance = self._moments(x, lengths)  # (B, C) or (1, C)
+        mean, variance = self._moments(x, lengths)  # [B,C] or [1,C]
         scale = (variance + self.epsilon).rsqrt() * self.weight
         shift = (self.bias - mean * scale).expand(len(x), -1)
         ones = [1] * (x.dim() - 3)
-        mask = valid(lengths, x.shape[2])
+        mask = length_mask(lengths, x.shape[2])
         shift = shift[:, :, None].where(mask[:, None], 0.0).view(*x.shape[:3], *ones)
         return torch.addcmul(shift, x, scale[:, :, None].view(*scale.shape, 1, *ones))
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lact_asr.config.model import HOP, SAMPLE_RATE
-from lact_asr.model.features import WINDOW, standardise
-from lact_asr.model.masks import valid
+from lact_asr.model.features import WINDOW, standardize
+from lact_asr.model.masks import length_mask
 
 DOWN = 4  # samples averaged into one: 4 kHz
 RATE = SAMPLE_RATE // DOWN
@@ -32,7 +32,7 @@ class PitchAndCepstra(nn.Module):
 
     log_pitches: Tensor  # (K,)
     cost: Tensor  # (K,)
-    cosines: Tensor  # (F, 1 + K)
+    cosines: Tensor  # [F,1+K]
     window: Tensor  # (FRAME,)
     own: Tensor  # (K,)
     cepstral: Tensor  # (mels, cepstra)
@@ -57,25 +57,25 @@ class PitchAndCepstra(nn.Module):
 
     @torch.no_grad()
     def forward(self, waves: Tensor, lengths: Tensor, mel: Tensor) -> Tensor:
-        """Waves (B, N), lengths (B,) in samples, mel (B, T, mels) to (B, T, cepstra + 3)."""
-        mask = valid(-(-lengths // HOP), mel.shape[1])
+        """Waves [B,N], lengths [B] in samples, mel [B,T,mels] to [B,T,cepstra+3]."""
+        mask = length_mask(-(-lengths // HOP), mel.shape[1])
         with torch.autocast(waves.device.type, enabled=False):
             voicing, log_pitch = self.pitch(waves.float(), lengths, mel.shape[1])
-            log_pitch = standardise(log_pitch[..., None], mask & (voicing > 0.5))[..., 0]
+            log_pitch = standardize(log_pitch[..., None], mask & (voicing > 0.5))[..., 0]
             around = F.pad(log_pitch, (1, 1))  # zero past the length, in a batch and alone
             change = around[:, 2:] - around[:, :-2]
             pitch = torch.stack([voicing, log_pitch, change], dim=-1)
-            return standardise(torch.cat([mel.float() @ self.cepstral, pitch], dim=-1), mask)
+            return standardize(torch.cat([mel.float() @ self.cepstral, pitch], dim=-1), mask)
 
     def pitch(self, waves: Tensor, lengths: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """Voicing 0..1 and the log of the pitch in Hz, (B, frames) each."""
-        waves = waves.masked_fill(~valid(lengths, waves.shape[1]), 0.0)
+        waves = waves.masked_fill(~length_mask(lengths, waves.shape[1]), 0.0)
         before = (FRAME * DOWN - WINDOW) // 2  # a frame's middle is that of the log-mel frame
         after = max(0, (frames - 1) * HOP + FRAME * DOWN - before - waves.shape[1])
         slow = F.avg_pool1d(F.pad(waves, (before, after))[:, None], DOWN)[:, 0]
         pieces = slow.unfold(1, FRAME, HOP // DOWN)[:, :frames]  # (B, T, FRAME)
         pieces = (pieces - pieces.mean(-1, keepdim=True)) * self.window
-        correlation = power(pieces) @ self.cosines  # (B, T, 1 + K)
+        correlation = power(pieces) @ self.cosines  # [B,T,1+K]
         share = correlation[..., 1:] / (correlation[..., :1] + 1e-6) / self.own
         best = (share - self.cost).argmax(-1, keepdim=True)
         return share.gather(-1, best)[..., 0].clamp(0, 1), self.log_pitches[best[..., 0]]
@@ -88,7 +88,7 @@ def power(x: Tensor) -> Tensor:
 
 
 def lag_cosines(lags: Tensor) -> Tensor:
-    """(F, 1 + K): times a power spectrum, they give its autocorrelation at 0 and at `lags`."""
+    """[F,1+K]: times a power spectrum, they give its autocorrelation at 0 and at `lags`."""
     bins = torch.arange(FFT // 2 + 1)
     lags = torch.cat([torch.zeros(1), lags])
     twice = torch.where((bins == 0) | (bins == FFT // 2), 1.0, 2.0)  # for negative frequencies

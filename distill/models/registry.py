@@ -9,7 +9,7 @@ from distill.config.models import BaselineConfig, TeacherConfig
 from distill.models.baseline import Baseline
 from distill.models.teacher import Teacher
 from lact_asr.model.interface import CTCModel
-from lact_asr.model.recogniser import FAMILIES as RECOGNISERS
+from lact_asr.model.recognizer import FAMILIES as RECOGNIZERS
 
 
 def teacher(config: dict[str, Any], vocabulary_size: int) -> Teacher:
@@ -23,7 +23,7 @@ def baseline(config: dict[str, Any], vocabulary_size: int) -> Baseline:
 
 
 FAMILIES: dict[str, Callable[[dict[str, Any], int], CTCModel]] = {
-    **RECOGNISERS,
+    **RECOGNIZERS,
     "teacher": teacher,
     "baseline": baseline,
 }

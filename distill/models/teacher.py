@@ -19,16 +19,16 @@ from distill.config.models import TeacherConfig
 from distill.models.attention import Block, rotary
 from distill.models.fusion import ModalityFusion
 from distill.models.i3d import Trunk
-from distill.models.masked_layers import silence, strided
+from distill.models.masked_layers import silence, strided_lengths
 from distill.models.pitch import PITCH, PitchAndCepstra
 from lact_asr.data.specaugment import SpecAugment
 from lact_asr.model.features import LogMel
 from lact_asr.model.interface import CTCModel, CTCOutput
-from lact_asr.model.masks import valid
+from lact_asr.model.masks import length_mask
 
 
 class ClipStem(nn.Module):
-    """The trunk over clips of log-mel frames: (B, T, mels) at 100 Hz to (B, T', outputs)."""
+    """The trunk over clips of log-mel frames: [B,T,mels] at 100 Hz to [B,T',outputs]."""
 
     def __init__(self, config: TeacherConfig) -> None:
         super().__init__()
@@ -50,11 +50,11 @@ class ClipStem(nn.Module):
         after = (clips - 1) * self.hop + self.frames - before - mel.shape[1]
         padded = F.pad(mel, (0, 0, before, max(after, 0)))
         pieces = padded.unfold(1, self.frames, self.hop)[:, None, :clips]  # (B, 1, T, mels, frames)
-        return self.trunk(pieces, strided(lengths, self.hop))[0]
+        return self.trunk(pieces, strided_lengths(lengths, self.hop))[0]
 
 
 class PitchStem(nn.Module):
-    """Two strided convolutions over pitch and cepstra: (B, T, features) to (B, T', D)."""
+    """Two strided convolutions over pitch and cepstra: (B, T, features) to [B,T',D]."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class PitchStem(nn.Module):
         """Zero past the lengths before each convolution."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = layer(silence(x.transpose(1, 2), lengths)).transpose(1, 2)
-            x, lengths = F.gelu(norm(x)), strided(lengths, 2)
+            x, lengths = F.gelu(norm(x)), strided_lengths(lengths, 2)
         return x
 
 
@@ -140,10 +140,10 @@ class Teacher(CTCModel):
         augment: SpecAugment | None = None,
         attention: bool = False,
     ) -> CTCOutput:
-        """Waves (B, N) float32 at 16 kHz and their lengths (B,) in samples.
+        """Waves [B,N] float32 at 16 kHz and their lengths [B] in samples.
 
-        `video`, (B, T_v, 3, H, W) in 0..255 or (B, T_v, D_v) features, shows 25 frames a second,
-        each utterance its `video_lengths` (B,): 0 where it has none. `present` (B, M) bool, in the
+        `video`, [B,T_v,3,H,W] in 0..255 or [B,T_v,D_v] features, shows 25 frames a second,
+        each utterance its `video_lengths` [B]: 0 where it has none. `present` [B,M] bool, in the
         order mel, pitch, video, marks what may be used; whatever an absent modality holds, NaN
         even, has no effect.
         """
@@ -152,12 +152,12 @@ class Teacher(CTCModel):
         if present is None:
             present = torch.ones(len(waves), len(self.fusion.norms), device=waves.device).bool()
         streams = self._audio(waves, wave_lengths, present, augment)
-        there = [valid(lengths, grid) & present[:, index, None] for index in range(2)]
+        there = [length_mask(lengths, grid) & present[:, index, None] for index in range(2)]
         if self.video_shape:
             stream, seen = self._video(video, video_lengths, present[:, 2], grid)
             streams.append(stream)
-            there.append(seen & valid(lengths, grid))
-        tokens, weights = self.fusion.attended(streams, torch.stack(there, dim=-1))
+            there.append(seen & length_mask(lengths, grid))
+        tokens, weights = self.fusion.attend(streams, torch.stack(there, dim=-1))
         output = self._transcribe((weights[..., None] * tokens).sum(2), lengths, attention)
         return replace(output, modality_weights=weights, modalities=tokens[:, :, :-1])
 
@@ -180,7 +180,7 @@ class Teacher(CTCModel):
     def _video(
         self, video: Tensor | None, lengths: Tensor | None, present: Tensor, grid: int
     ) -> tuple[Tensor, Tensor]:
-        """The video stream (B, T', D_v) and where it is there (B, T')."""
+        """The video stream [B,T',D_v] and where it is there [B,T']."""
         pictures = self.config.video == "frames"
         if video is None or lengths is None:  # one frame, not looked at, keeps all in the graph
             shape = (3, 32, 32) if pictures else (self.config.video_features,)
@@ -191,20 +191,20 @@ class Teacher(CTCModel):
         if pictures:
             stream, _ = self.video_trunk(stream.transpose(1, 2) / 127.5 - 1, lengths)
         stream = F.pad(stream, (0, 0, 0, max(0, grid - stream.shape[1])))[:, :grid]
-        return stream, valid(lengths, grid)
+        return stream, length_mask(lengths, grid)
 
     def _transcribe(self, x: Tensor, lengths: Tensor, attention: bool) -> CTCOutput:
-        seen = valid(lengths, x.shape[1])
+        seen = length_mask(lengths, x.shape[1])
         turn = rotary(x.shape[1], self.config.hidden // self.config.heads, x.device)
         hidden = [x]
         for block in self.blocks:
-            hidden.append(block(hidden[-1], seen, turn))  # (B, T', D)
+            hidden.append(block(hidden[-1], seen, turn))  # [B,T',D]
         last = cast(Block, self.blocks[-1])
-        paid = last.look(hidden[-2], seen, turn) if attention else None
+        paid = last.log_attention(hidden[-2], seen, turn) if attention else None
         log_probs = self.read_out(hidden[-1], lengths)
         return CTCOutput(log_probs, lengths, hidden[1:], paid)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """Log-probabilities (B, T', V) from states (B, T', D) of any block."""
+        """Log-probabilities [B,T',V] from states [B,T',D] of any block."""
         with torch.autocast(states.device.type, enabled=False):
             return self.head(self.norm(states).float()).log_softmax(-1)

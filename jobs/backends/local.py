@@ -207,11 +207,11 @@ def keep(
         job = f"{os.getpid()}.{token}"
         workers = [_start(step, job, rank, size, port, threads) for rank in range(size)]
         signal.signal(signal.SIGTERM, lambda number, frame: None)  # the group got it: they save
-        statuses = [_ended(workers) for _ in workers]
+        statuses = [_wait_for_worker(workers) for _ in workers]
     return next((status for status in statuses if status), 0)
 
 
-def _ended(workers: "list[subprocess.Popen[bytes]]") -> int:
+def _wait_for_worker(workers: "list[subprocess.Popen[bytes]]") -> int:
     """Wait for one more worker; after a bad end the others, who wait for it, are ended too."""
     while True:
         for worker in workers:

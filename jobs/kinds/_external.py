@@ -18,7 +18,7 @@ from lact_asr.utils.files import read_json
 
 _SAVED = 75  # EX_TEMPFAIL: saved, to be started again
 _LATE = 1.0  # seconds that the cluster's signal may come after the program's end
-_LOOK = 10.0  # seconds between two looks at whether a newer start has taken the step over
+_CHECK = 10.0  # seconds between two checks of whether a newer start has taken the step over
 
 
 def run(settings: Any, job: Job) -> dict[str, Any]:
@@ -42,20 +42,20 @@ def run(settings: Any, job: Job) -> dict[str, Any]:
         )
     except OSError as error:
         raise Failed("command", f"cannot start {settings.argv[0]!r}: {error}") from None
-    status = _ended(process, job)
+    status = _wait_for_program(process, job)
     if status and _was_interrupted(status, job):
         raise Interrupted(_position(job.directory / "position"))
     if status:
         reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         raise Failed("command", f"{settings.argv[0]} {reason}: see its log")
-    return {**_written(written), "seconds": round(time.monotonic() - started, 3)}
+    return {**_read_result(written), "seconds": round(time.monotonic() - started, 3)}
 
 
-def _ended(process: "subprocess.Popen[bytes]", job: Job) -> int:
+def _wait_for_program(process: "subprocess.Popen[bytes]", job: Job) -> int:
     """The program's exit status; it is ended where a newer start has taken the step over."""
     while True:
         try:
-            return process.wait(_LOOK)
+            return process.wait(_CHECK)
         except subprocess.TimeoutExpired:
             try:
                 job.fence()
@@ -95,7 +95,7 @@ def _position(path: Path) -> float | None:
     return int(position) if position.is_integer() else position
 
 
-def _written(path: Path) -> dict[str, Any]:
+def _read_result(path: Path) -> dict[str, Any]:
     """The JSON object that the program has written, if it has; Failed for anything else."""
     try:
         value = read_json(path)

@@ -19,7 +19,7 @@ from jobs.pipeline import Present
 from lact_asr.config import model as lact_config
 from lact_asr.config.base import Formerly, Frozen
 from lact_asr.config.model import ModelConfig
-from lact_asr.config.presets import PRESETS, completed
+from lact_asr.config.presets import PRESETS, merge_preset
 from lact_asr.config.training import CTCConfig, TrainingConfig
 from lact_asr.text.normalize import CHARACTERS
 from lact_asr.utils.errors import Failed
@@ -58,7 +58,7 @@ def init_from_field() -> Any:
         None,
         description="weights to begin with, for fine-tuning: a checkpoint, a `checkpoints` folder "
         "or a step's folder of any run, of the same model and vocabulary (a bpe vocabulary is "
-        "taken over); optimiser, schedule and counters start anew",
+        "taken over); optimizer, schedule and counters start anew",
     )
 
 
@@ -90,7 +90,7 @@ class ModelSettings(Frozen):
         except ValidationError as error:
             fields = type(SIZES[self.family][self.size]).model_fields
             _refuse_all(
-                {("model", *e["loc"]): _explained(e, self.family, fields) for e in error.errors()}
+                {("model", *e["loc"]): _explain(e, self.family, fields) for e in error.errors()}
             )
         return self
 
@@ -98,8 +98,8 @@ class ModelSettings(Frozen):
         """The model's own configuration, with further changes."""
         wanted = {**self.model, **changes}
         if self.family == "lact":
-            return lact_config.sized(self.size, wanted)
-        return distill_config.sized(self.family, self.size, wanted)
+            return lact_config.named_size(self.size, wanted)
+        return distill_config.named_size(self.family, self.size, wanted)
 
 
 class TrainingSettings(ModelSettings):
@@ -114,7 +114,7 @@ class TrainingSettings(ModelSettings):
         "for a shared file system that is slow at many small files; 961 h are 60 GB",
     )
     training: TrainingConfig = Field(
-        TrainingConfig(), description="length, batches, optimiser, checkpoints"
+        TrainingConfig(), description="length, batches, optimizer, checkpoints"
     )
     preset: Annotated[
         Literal["modern", "original", "plain"], Formerly("founding", now="original")
@@ -129,7 +129,7 @@ class TrainingSettings(ModelSettings):
     @model_validator(mode="after")
     def _preset(self) -> "TrainingSettings":
         given = self.training.model_dump(exclude_unset=True)
-        training = TrainingConfig.model_validate(completed(given, self.recipe()))
+        training = TrainingConfig.model_validate(merge_preset(given, self.recipe()))
         object.__setattr__(self, "training", training)  # frozen for everybody else
         return self
 
@@ -175,7 +175,7 @@ class Trained(Frozen):
     wer: float = Field(description="of that checkpoint on dev, as a fraction")
     cer: float = Field(description="of that checkpoint on dev, as a fraction")
     loss: float = Field(description="of that checkpoint on dev, nats per label token")
-    steps: int = Field(description="optimiser steps taken")
+    steps: int = Field(description="optimizer steps taken")
     steps_skipped: int = Field(description="steps dropped because a number was not finite")
     parameters: int = Field(description="numbers that the model has learned")
 
@@ -187,9 +187,9 @@ def utterances(settings: TrainingSettings) -> "tuple[list[Utterance], list[Utter
     train, dev = read_manifest(settings.train), read_manifest(settings.dev)
     if not settings.stage:
         return train, dev
-    from lact_asr.data.local_copy import scratch, staged
+    from lact_asr.data.local_copy import scratch, stage_files
 
-    every = staged([*train, *dev], scratch())
+    every = stage_files([*train, *dev], scratch())
     return every[: len(train)], every[len(train) :]
 
 
@@ -219,12 +219,14 @@ def vocabulary(settings: Writes, train: "Sequence[Utterance]", job: Job) -> "Voc
 
     if settings.vocabulary == "characters":
         return Vocabulary.characters()
-    from lact_asr.text.bpe import Pieces
+    from lact_asr.text.bpe import BPEVocabulary
 
     kept = job.directory / "vocabulary.json"
     found = _known_vocabulary(settings, kept)
     if found is None or len(found) != settings.vocabulary_size:
-        found = Pieces.learned((in_normal_form(u.text) for u in train), settings.vocabulary_size)
+        found = BPEVocabulary.learn(
+            (in_normal_form(u.text) for u in train), settings.vocabulary_size
+        )
     if job.rank == 0:
         write_json(kept, found.to_dict())
     return found
@@ -358,7 +360,7 @@ def fit(
     )
 
 
-def _explained(item: Any, family: str, fields: Mapping[str, object]) -> str:
+def _explain(item: Any, family: str, fields: Mapping[str, object]) -> str:
     name = str(item["loc"][-1]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         return f"the {family} model has no {name!r}: {nearest(name, fields)}"

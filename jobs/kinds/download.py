@@ -123,7 +123,7 @@ class Result(Frozen):
 
 def space(settings: Settings) -> Space:
     """The disk that the subsets still take, at its peak; a small or a given corpus takes none."""
-    known, names = CORPORA.get(settings.source, {}), _wanted(settings)
+    known, names = CORPORA.get(settings.source, {}), _subsets_needed(settings)
     return Space(
         settings.root,
         peak((known[name] for name in names if name in known), settings.root),
@@ -143,7 +143,7 @@ def run(settings: Settings, job: Job) -> Result:
     return _write(home, subsets, parts, job)
 
 
-def _wanted(settings: Settings) -> list[str]:
+def _subsets_needed(settings: Settings) -> list[str]:
     """The subsets, in the order in which they come."""
     return sorted({*settings.train, *settings.dev, *settings.test})
 
@@ -152,11 +152,11 @@ def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]
     """The folder for the manifests, and the utterances of each subset named."""
     from lact_asr.data.librispeech import scan
 
-    wanted = _wanted(settings)
+    wanted = _subsets_needed(settings)
     if settings.source == "synthetic":
-        from lact_asr.data.synthetic.corpus import synthesise
+        from lact_asr.data.synthetic.corpus import synthesize
 
-        made = synthesise(settings.synthetic, settings.root)
+        made = synthesize(settings.synthetic, settings.root)
         return made / "manifests", {part: scan(made / part) for part in PARTS}
     if settings.folder is not None:  # it may change and it may be read-only: manifests to the run
         folder = settings.folder
@@ -167,12 +167,14 @@ def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]
 
 def _from_openslr(name: str, home: Path, settings: Settings, job: Job) -> "Utterances":
     """A subset of LibriSpeech, listed once: a manifest that is there is not written again."""
-    from lact_asr.data.archive import obtain
+    from lact_asr.data.archive import download_subset
     from lact_asr.data.librispeech import scan
     from lact_asr.data.manifest import read_manifest
 
     subset = CORPORA[settings.source][name]
-    folder = obtain(subset, settings.root, settings.mirror, settings.retries, job.should_stop)
+    folder = download_subset(
+        subset, settings.root, settings.mirror, settings.retries, job.should_stop
+    )
     manifest = home / f"{name}.jsonl"
     return read_manifest(manifest) if manifest.exists() else scan(folder)
 
@@ -185,7 +187,7 @@ def _parts(settings: Settings, subsets: "dict[str, Utterances]") -> "dict[str, P
     for part in PARTS:
         names = [part] if settings.source == "synthetic" else getattr(settings, part)
         if names:
-            parts[part] = "+".join(names), _joined(subsets, names)
+            parts[part] = "+".join(names), _join_subsets(subsets, names)
     empty = [part for part in PARTS if part not in parts]
     if empty:
         train, everyone = parts["train"]
@@ -200,7 +202,7 @@ def _parts(settings: Settings, subsets: "dict[str, Utterances]") -> "dict[str, P
     return parts
 
 
-def _joined(subsets: "dict[str, Utterances]", names: Sequence[str]) -> "Utterances":
+def _join_subsets(subsets: "dict[str, Utterances]", names: Sequence[str]) -> "Utterances":
     joined = {each.id: each for name in names for each in subsets[name]}
     if len(joined) < sum(len(subsets[name]) for name in names):
         raise DataError(f"{', '.join(names)}: the same utterance ids occur in more than one")

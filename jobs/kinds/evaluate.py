@@ -61,7 +61,7 @@ def run(settings: Settings, job: Job) -> Result:
     if job.world_size > 1:
         raise Failed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
     chosen = spread(utterances(settings), settings.num_samples or None)
-    transcription = _transcribed(settings, chosen, job)
+    transcription = _transcribe(settings, chosen, job)
     heard = [
         _Heard(each.id, hypothesis.text, _reference(each))
         for each, hypothesis in zip(chosen, transcription.hypotheses, strict=True)
@@ -126,12 +126,12 @@ class _Heard:
 
 
 def _reference(utterance: "Utterance") -> str:
-    from lact_asr.text.normalize import normalise
+    from lact_asr.text.normalize import normalize
 
-    return normalise(utterance.text)
+    return normalize(utterance.text)
 
 
-def _transcribed(settings: Settings, chosen: "list[Utterance]", job: Job) -> "Transcription":
+def _transcribe(settings: Settings, chosen: "list[Utterance]", job: Job) -> "Transcription":
     from distill.models.registry import FAMILIES
     from lact_asr.decoding.transcribe import transcribe
     from lact_asr.distributed.processes import World

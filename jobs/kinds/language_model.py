@@ -57,7 +57,7 @@ class Settings(Frozen):
     distill: LMDistillConfig = Field(
         LMDistillConfig(), description="what is learned from the teacher, and how much it counts"
     )
-    training: LMTrainingConfig = Field(LMTrainingConfig(), description="length, batches, optimiser")
+    training: LMTrainingConfig = Field(LMTrainingConfig(), description="length, batches, optimizer")
 
     @model_validator(mode="after")
     def _model_exists(self) -> "Settings":
@@ -81,7 +81,7 @@ class Result(Frozen):
     perplexity: float = Field(description="of that checkpoint on dev, per symbol")
     loss: float = Field(description="of that checkpoint on dev, nats per symbol")
     teacher_perplexity: float | None = Field(description="of the teacher on dev; null without one")
-    steps: int = Field(description="optimiser steps taken")
+    steps: int = Field(description="optimizer steps taken")
     steps_skipped: int = Field(description="steps dropped because a number was not finite")
     parameters: int = Field(description="numbers that the model has learned")
 

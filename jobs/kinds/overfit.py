@@ -38,7 +38,7 @@ class Result(Frozen):
     )
     wer: float = Field(description="on the utterances learned, as a fraction")
     cer: float = Field(description="on the utterances learned, as a fraction")
-    steps: int = Field(description="optimiser steps until then")
+    steps: int = Field(description="optimizer steps until then")
     blind_wer: float | None = Field(description="of the control that heard only silence")
     checks: dict[str, str] = Field(description="what each check measured")
 

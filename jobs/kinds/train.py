@@ -1,4 +1,4 @@
-"""Train a recogniser on transcribed speech, with CTC.
+"""Train a recognizer on transcribed speech, with CTC.
 
 The best checkpoint by WER on the dev utterances is the result. Killed or preempted, the step goes
 on from its newest checkpoint; on several GPUs every one takes its share of each batch.
@@ -19,14 +19,14 @@ class Settings(_training.CTCSettings):
     """Which model, on what, and how."""
 
     family: Literal["lact", "baseline"] = Field(
-        "lact", description="lact is the recogniser; baseline a plain convolutional network"
+        "lact", description="lact is the recognizer; baseline a plain convolutional network"
     )
     size: str = _training.size_field("lact", "baseline")
     model: dict[str, Any] = _training.changes_field("lact", "baseline")
 
 
 class Result(_training.Trained):
-    """The trained recogniser."""
+    """The trained recognizer."""
 
 
 def run(settings: Settings, job: Job) -> Result:

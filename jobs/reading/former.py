@@ -19,7 +19,7 @@ def former(model: type[BaseModel], settings: Any) -> Iterator[tuple[Place, Forme
                 yield place, mark
 
 
-def renewed(model: type[BaseModel], settings: Any) -> Any:
+def with_new_names(model: type[BaseModel], settings: Any) -> Any:
     """The same settings in the names of today."""
     for place, mark in list(former(model, settings)):
         settings = replace(settings, place, mark.now)

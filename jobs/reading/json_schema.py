@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from jobs import kinds
 from jobs.errors import UserError, nearest
 from jobs.pipeline import NAME, Resources
-from jobs.reading.former import renewed
+from jobs.reading.former import with_new_names
 from jobs.reading.paths import Place
 from jobs.reading.pipeline_file import PipelineFile, StepFile
 from jobs.reading.references import PATTERN
@@ -106,13 +106,13 @@ def _in_force(name: str, settings: type[BaseModel], preset: str) -> dict[str, st
             raise UserError(f"--preset {preset}: {name} has no presets: leave it out")
         return {}
     presets = get_args(field.annotation)
-    preset = renewed(settings, {"preset": preset or field.default})["preset"]
+    preset = with_new_names(settings, {"preset": preset or field.default})["preset"]
     if preset not in presets:
         raise UserError(f"no preset {preset!r} of {name}: {nearest(preset, presets)}")
     chosen: Any = settings.model_construct(preset=preset)
     said = {"training": chosen.recipe(), "model": chosen.shape()}
     values = {".".join(map(str, place)): value for place, value in _leaves(said)}
-    return {place: f"{_shown(value)} (preset {preset})" for place, value in values.items()}
+    return {place: f"{_show_value(value)} (preset {preset})" for place, value in values.items()}
 
 
 def _leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -134,7 +134,7 @@ def _rows(
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             rows += _rows(inner, in_force, f"{name}.")
             continue
-        default = "required" if field.is_required() else _shown(_default(field))
+        default = "required" if field.is_required() else _show_value(_default(field))
         rows.append(
             {
                 "name": name,
@@ -150,7 +150,7 @@ def _default(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def _shown(value: Any) -> str:
+def _show_value(value: Any) -> str:
     """A value as a file would have it."""
     if value is None:
         return ""

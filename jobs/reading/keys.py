@@ -70,7 +70,7 @@ OTHERS = {
 }
 
 
-def meant(key: str, model: type[BaseModel], at: Place, beside: Mapping[str, Any]) -> str:
+def suggest_key(key: str, model: type[BaseModel], at: Place, beside: Mapping[str, Any]) -> str:
     """What to write instead of `key`, which the block at `at` in `model` does not know.
 
     `beside` has the models of the blocks beside `model`, in which the key may have its place.

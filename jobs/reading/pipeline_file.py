@@ -21,8 +21,8 @@ from jobs.pipeline import NAME, Pipeline, Present, Resources, Step
 from jobs.program import NAME as PROGRAM
 from jobs.reading.former import former
 from jobs.reading.paths import Place, replace, walk
-from jobs.reading.references import escaped, filled, references, unclosed
-from jobs.reading.validation import ANYTHING, sample_of, shown, validate
+from jobs.reading.references import escape_references, fill_references, has_unclosed, references
+from jobs.reading.validation import ANYTHING, sample_of, show_value, validate
 from jobs.reading.yaml12 import DEEPEST, Document, parse, read
 from lact_asr.config.base import Frozen
 
@@ -155,7 +155,9 @@ def _place_of(value: Any, keys: Sequence[str]) -> Place:
             place, value = (*place, key), (value or {}).get(key)
         else:
             at = ".".join(keys[:depth])
-            raise ValueError(f"{at} is {shown(value)}, which has nothing inside: write {at}=value")
+            raise ValueError(
+                f"{at} is {show_value(value)}, which has nothing inside: write {at}=value"
+            )
     return place
 
 
@@ -296,7 +298,9 @@ class _Steps:
                 self._present((*place, key), None if (key,) in unknown else settings[key])
         for inner, value in list(walk(settings)):
             if isinstance(value, Path):
-                settings = replace(settings, inner, escaped(str(self.folder / value.expanduser())))
+                settings = replace(
+                    settings, inner, escape_references(str(self.folder / value.expanduser()))
+                )
         for inner, value in written.items():
             settings = replace(settings, inner, value)
         return settings
@@ -308,10 +312,10 @@ class _Steps:
 
     def _sample(self, name: str, place: Place, text: str) -> Any:
         """A value of the type that the text will have, for checking the settings now."""
-        if unclosed(text):
+        if has_unclosed(text):
             message = "write a reference as ${step.field}, and $${ for the text ${ itself"
             self.document.mistake(place, message)
-        return filled(text, lambda reference: self._target(name, place, reference))
+        return fill_references(text, lambda reference: self._target(name, place, reference))
 
     def _target(self, name: str, place: Place, reference: str) -> Any:
         step, _, field = reference.partition(".")

@@ -16,12 +16,12 @@ def references(text: str) -> list[str]:
     return [part[1] for part in _PART.finditer(text) if part[1] is not None]
 
 
-def unclosed(text: str) -> bool:
+def has_unclosed(text: str) -> bool:
     """Whether a `${` has no end."""
     return "${" in _PART.sub(" ", text)
 
 
-def filled(text: str, value_of: Callable[[str], Any]) -> Any:
+def fill_references(text: str, value_of: Callable[[str], Any]) -> Any:
     """`text` with the values of its references; a lone reference is its value, of any type."""
     whole = _PART.fullmatch(text)
     if whole and whole[1] is not None:
@@ -29,6 +29,6 @@ def filled(text: str, value_of: Callable[[str], Any]) -> Any:
     return _PART.sub(lambda part: "${" if part[1] is None else str(value_of(part[1])), text)
 
 
-def escaped(text: str) -> str:
+def escape_references(text: str) -> str:
     """What has to be written for a text to stay as it is."""
     return text.replace("${", "$${")

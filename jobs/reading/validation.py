@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from jobs.reading.keys import about, fields_at, meant
+from jobs.reading.keys import about, fields_at, suggest_key
 from jobs.reading.paths import Place
 from jobs.reading.yaml12 import Document
 
@@ -34,19 +34,19 @@ def validate(
     """
     if not isinstance(raw, dict):
         names = ", ".join(f"{name}: ..." for name in model.model_fields)
-        document.mistake(place, f"write a mapping here ({names}), not {shown(raw)}")
+        document.mistake(place, f"write a mapping here ({names}), not {show_value(raw)}")
         return None
     try:
         return model.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
-        wrong = [item for item in error.errors() if not _excused(item, raw, references)]
+        wrong = [item for item in error.errors() if not _is_excused(item, raw, references)]
         for item in wrong:
             at, message = _message(model, item, beside)
             document.mistake((*place, *at), message)
         return None if wrong else model.model_construct(**raw)
 
 
-def _excused(item: Any, raw: Any, references: tuple[Place, ...]) -> bool:
+def _is_excused(item: Any, raw: Any, references: tuple[Place, ...]) -> bool:
     at = next((ref for ref in references if item["loc"][: len(ref)] == ref), None)
     if at is None:
         return False
@@ -60,7 +60,7 @@ def _message(
     at: Place = tuple(item["loc"])
     if item["type"] == "extra_forbidden":
         key = str(at[-1])
-        return at, f"unknown key {key!r}: {meant(key, model, at[:-1], beside)}"
+        return at, f"unknown key {key!r}: {suggest_key(key, model, at[:-1], beside)}"
     if item["type"] == "missing":
         field = fields_at(model, at[:-1]).get(str(at[-1]))
         return at, f"missing: write {at[-1]}: ...{about(field) if field else ''}"
@@ -68,11 +68,11 @@ def _message(
     message = message.replace("Input should be greater", "write a number greater")
     message = message.replace("Input should be less", "write a number less")
     message = message.replace("Input should be", "write")
-    given = "" if item["type"] == "value_error" else f", not {shown(item['input'])}"
+    given = "" if item["type"] == "value_error" else f", not {show_value(item['input'])}"
     return at, f"{message}{given}"
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value as the file has it, shortened."""
     text = "nothing" if value is None else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

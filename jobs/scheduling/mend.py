@@ -14,7 +14,7 @@ from jobs.backends.base import Backend, QueueState
 from jobs.errors import ClusterError, UserError, nearest
 from jobs.pipeline import Pipeline
 from jobs.program import NAME
-from jobs.reading.former import renewed
+from jobs.reading.former import with_new_names
 from jobs.reading.paths import walk
 from jobs.scheduling.cancel import Living, alive, end, settle
 from jobs.scheduling.observe import Record, View
@@ -88,7 +88,7 @@ def compare(
 def _is_stale(old: Step, new: Step, result: Mapping[str, Any]) -> bool:
     """Whether a result is no longer what the step would find; resources do not change it."""
     other = any(old[part] != new[part] for part in ("kind", "settings"))
-    return other or bool(gate.missed(new["gate"], result))
+    return other or bool(gate.explain_miss(new["gate"], result))
 
 
 def differences(old: Step, new: Step) -> Iterator[str]:
@@ -97,10 +97,10 @@ def differences(old: Step, new: Step) -> Iterator[str]:
     for place in [*before, *(place for place in after if place not in before)]:
         if before.get(place) != after.get(place):
             dotted = ".".join(str(part) for part in place)
-            yield f"{dotted}: {_shown(before, place)} -> {_shown(after, place)}"
+            yield f"{dotted}: {_show_value(before, place)} -> {_show_value(after, place)}"
 
 
-def _shown(values: Mapping[Any, Any], place: Any) -> str:
+def _show_value(values: Mapping[Any, Any], place: Any) -> str:
     return str(values[place]) if place in values else "nothing"
 
 
@@ -108,7 +108,7 @@ def mending(run: Run, pipeline: Pipeline, redo: Sequence[str]) -> Mending:
     """What a run needs to become a pipeline, with some steps done anew."""
     folders = {step["name"]: run.step(step["name"]) for step in run.steps()}
     return compare(
-        [_renewed(step) for step in run.steps()],
+        [_with_new_names(step) for step in run.steps()],
         [step.model_dump(mode="json") for step in pipeline.steps],
         {name: folder.result() for name, folder in folders.items()},
         {name: folder.latest() is not None for name, folder in folders.items()},
@@ -116,11 +116,11 @@ def mending(run: Run, pipeline: Pipeline, redo: Sequence[str]) -> Mending:
     )
 
 
-def _renewed(step: dict[str, Any]) -> dict[str, Any]:
+def _with_new_names(step: dict[str, Any]) -> dict[str, Any]:
     """A step as it was submitted, in the names of today: a new name alone is no difference."""
     if step["kind"] not in kinds.NAMES:
         return step
-    return {**step, "settings": renewed(kinds.load(step["kind"]).Settings, step["settings"])}
+    return {**step, "settings": with_new_names(kinds.load(step["kind"]).Settings, step["settings"])}
 
 
 def mend(run: Run, backend: Backend, plan: Mending, **facts: Any) -> None:

@@ -147,7 +147,7 @@ def observe_all(
         seen = observe(facts, queue.get(facts.token), asked)
         ended = seen.state in (State.FAILED, State.CANCELLED, State.LOST)
         if ended and not facts.failure and facts.asked_to_end is None:
-            behind = [need for need in facts.needs if _ended(states[need])]
+            behind = [need for need in facts.needs if _has_ended(states[need])]
             if behind:
                 seen = Observed(State.CANCELLED, f"{behind[0]} has not succeeded")
         if busy and not facts.job and seen.state in (State.NEW, State.LOST):
@@ -159,7 +159,7 @@ def observe_all(
     return states
 
 
-def _ended(seen: Observed) -> bool:
+def _has_ended(seen: Observed) -> bool:
     return seen.state not in ACTIVE and seen.state is not State.SUCCEEDED
 
 

@@ -26,7 +26,7 @@ from jobs.store import Run
 
 # sbatch calls at once: 50 jobs in 0.2 s instead of 0.5 s, and no load on a controller
 _PARALLEL = 4
-_LOOKS = 5  # for a job whose submission was unclear, one second apart
+_TRIES = 5  # for a job whose submission was unclear, one second apart
 
 
 def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None) -> list[Submit]:
@@ -144,12 +144,12 @@ def _submit(
         folder.add_submission(token, refused=str(refusal))
         raise
     except SubmitUnclear as unclear:
-        found = _look(backend, job, unclear)
+        found = _find_unclear(backend, job, unclear)
     folder.add_submission(token, job=found)
 
 
-def _look(backend: Backend, job: StepJob, unclear: SubmitUnclear) -> str:
-    for _ in range(_LOOKS):
+def _find_unclear(backend: Backend, job: StepJob, unclear: SubmitUnclear) -> str:
+    for _ in range(_TRIES):
         if found := backend.find(job):
             return found
         time.sleep(1)

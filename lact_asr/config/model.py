@@ -1,4 +1,4 @@
-"""Shape and behaviour of the LaCT recogniser, and its named sizes. No torch."""
+"""Shape and behaviour of the LaCT recognizer, and its named sizes. No torch."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ HOP = 160  # samples between two feature frames: 10 ms
 
 
 class ModelConfig(Frozen):
-    """Shape and behaviour of the LaCT recogniser; the defaults are the offline one."""
+    """Shape and behaviour of the LaCT recognizer; the defaults are the offline one."""
 
     hidden: int = Field(gt=0, description="Width D of the residual stream, channels")
     layers: int = Field(gt=0, description="Blocks, each window attention + fast weights + MLP")
@@ -48,7 +48,7 @@ class ModelConfig(Frozen):
         description="Newton-Schulz on each update; wants more than 2 x head width tokens an update",
     )
     momentum: bool = Field(False, description="Carry fast gradients from chunk to chunk")
-    prenorm: bool = Field(False, description="Keep an unnormalised master of the fast weights")
+    prenorm: bool = Field(False, description="Keep an unnormalized master of the fast weights")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of each residual branch dropped")
 
     @model_validator(mode="after")
@@ -100,8 +100,8 @@ class ModelConfig(Frozen):
     def check_updates(self, longest: float) -> None:
         """Refuse a causal schedule that never updates on utterances of up to `longest` seconds.
 
-        The one public LaCT recogniser used chunks of 41 s on utterances of at most 35 s: its fast
-        weights never changed once. Warns where orthogonalised updates see too few tokens.
+        The one public LaCT recognizer used chunks of 41 s on utterances of at most 35 s: its fast
+        weights never changed once. Warns where orthogonalized updates see too few tokens.
         """
         tokens = self.tokens(round(longest * SAMPLE_RATE))
         width = self.hidden // self.lact_heads
@@ -135,7 +135,7 @@ SIZES: dict[str, ModelConfig] = {
 }
 
 
-def sized(size: str, changes: Mapping[str, object]) -> ModelConfig:
+def named_size(size: str, changes: Mapping[str, object]) -> ModelConfig:
     """The named size with some settings changed, checked as a whole."""
     if size not in SIZES:
         raise ValueError(f"no model size {size!r}; sizes are {', '.join(SIZES)}")

@@ -18,7 +18,7 @@ class OverfitConfig(Frozen):
         "taken if there are too few",
     )
     steps: int = Field(
-        300, gt=0, description="Budget in optimiser steps; sound models need 50 to 130"
+        300, gt=0, description="Budget in optimizer steps; sound models need 50 to 130"
     )
     slow_after: float = Field(
         0.67, gt=0, le=1, description="Share of the budget after which 0 % is PASSED_SLOW"
@@ -36,7 +36,7 @@ class OverfitConfig(Frozen):
         description="Learning rate of a second try as a multiple of the first one's, for a model "
         "that missed 0 %; null is no second try",
     )
-    evaluate_every: int = Field(5, gt=0, description="Steps between looks at the WER")
+    evaluate_every: int = Field(5, gt=0, description="Steps between measurements of the WER")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate after the warm-up")
     warmup_steps: int = Field(20, ge=0, description="Steps of linear rise to the learning rate")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass")

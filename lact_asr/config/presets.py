@@ -30,10 +30,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def completed(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+def merge_preset(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
     """What is given, and from the preset what it leaves open, block by block."""
     merged = {**preset, **given}
     for name in preset.keys() & given.keys():
         if isinstance(preset[name], Mapping) and isinstance(given[name], Mapping):
-            merged[name] = completed(given[name], preset[name])
+            merged[name] = merge_preset(given[name], preset[name])
     return merged

@@ -1,4 +1,4 @@
-"""Every setting of training: loss, optimiser, loop, guard, averages, early stopping. No torch.
+"""Every setting of training: loss, optimizer, loop, guard, averages, early stopping. No torch.
 
 The launcher shows these fields in `kinds` and checks pipeline files against them; checkpoints store
 them as `config.json`.
@@ -103,12 +103,12 @@ class StoppingConfig(Frozen):
 
 
 class OptimConfig(Frozen):
-    """The optimiser and its learning rate over the steps."""
+    """The optimizer and its learning rate over the steps."""
 
     method: Literal["adamw", "muon"] = Field(
         "adamw",
         description="adamw, or muon for matrices between the first and the last layer (their "
-        "updates are orthogonalised, and scaled so that the same learning rate fits) and adamw for "
+        "updates are orthogonalized, and scaled so that the same learning rate fits) and adamw for "
         "the rest",
     )
 
@@ -136,8 +136,8 @@ class OptimConfig(Frozen):
 class LoopConfig(Frozen):
     """One training run of any model: how long, how often it is measured and saved."""
 
-    max_steps: int = Field(25_000, gt=0, description="Optimiser steps in all")
-    accumulate: int = Field(1, gt=0, description="Micro-batches per optimiser step and process")
+    max_steps: int = Field(25_000, gt=0, description="Optimizer steps in all")
+    accumulate: int = Field(1, gt=0, description="Micro-batches per optimizer step and process")
     valid_every: int = Field(500, gt=0, description="Steps between validations")
     checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints")
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept, beside the best")
@@ -150,7 +150,7 @@ class LoopConfig(Frozen):
     )
     sharded: bool = Field(
         False,
-        description="Split weights, gradients and optimiser state over all processes (FSDP) "
+        description="Split weights, gradients and optimizer state over all processes (FSDP) "
         "instead of a copy on each, for models whose 16 bytes a weight do not fit beside a batch; "
         "costs traffic at every micro-batch, changes results by rounding only",
     )

@@ -2,7 +2,8 @@
 
 A subset is unpacked into a temporary folder on the same file system, counted against the known
 number of utterances, given its marker `.complete`, and only then renamed to its place. So
-LibriSpeech/<subset> is whole or absent at any moment, and up to date is one look at the marker.
+LibriSpeech/<subset> is whole or absent at any moment, and whether it is up to date is read from the
+marker alone.
 """
 
 import gzip
@@ -14,15 +15,15 @@ from pathlib import Path
 
 from lact_asr.data.audio import SUFFIXES
 from lact_asr.data.corpora import Subset
-from lact_asr.data.disk_space import MARKER, archive_of, folder_of, is_complete, wanted
+from lact_asr.data.disk_space import MARKER, archive_of, bytes_needed, folder_of, is_complete
 from lact_asr.data.download import Download, fetch
 from lact_asr.utils.errors import DataError, Interrupted
 from lact_asr.utils.files import write_json
-from lact_asr.utils.locks import alone, never
+from lact_asr.utils.locks import exclusive_lock, never
 from lact_asr.utils.progress import Progress, size
 
 
-def obtain(
+def download_subset(
     subset: Subset,
     root: Path,
     mirror: str,
@@ -35,7 +36,7 @@ def obtain(
     """
     folder = folder_of(subset, root)
     root.mkdir(parents=True, exist_ok=True)
-    with alone(root / f".{subset.name}.lock", should_stop):
+    with exclusive_lock(root / f".{subset.name}.lock", should_stop):
         if is_complete(folder, subset):
             return folder
         if folder.exists():
@@ -57,7 +58,7 @@ def obtain(
 
 def check_room(root: Path, subset: Subset, arrived: int) -> None:
     """DataError if the rest of the archive and the unpacked corpus do not fit under `root`."""
-    left, unpacked = wanted(subset, arrived)
+    left, unpacked = bytes_needed(subset, arrived)
     free = shutil.disk_usage(root).free
     if left + unpacked > free:
         raise DataError(

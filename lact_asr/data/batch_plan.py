@@ -37,7 +37,7 @@ def epoch_plan(
         many = durations[pool].sum() > MANY * batch_seconds
         share = rng.uniform() if many else 1.0
         batches += _cut(pool, durations, batch_seconds, share)
-    groups = _grouped(batches, world_size)
+    groups = _group_for_ranks(batches, world_size)
     turn = rng.permutation(len(groups))
     if epoch == 0 and len(groups):
         longest = max(range(len(groups)), key=lambda g: max(durations[b].max() for b in groups[g]))
@@ -64,7 +64,7 @@ def _cut(
     return np.split(order, cuts) if len(order) else []
 
 
-def _grouped(batches: list[np.ndarray], world_size: int) -> list[list[np.ndarray]]:
+def _group_for_ranks(batches: list[np.ndarray], world_size: int) -> list[list[np.ndarray]]:
     """Neighbouring batches in groups of one per rank; the largest are halved to fill the last."""
     batches = list(batches)
     while len(batches) % world_size:
@@ -102,7 +102,7 @@ class Position:
         """The position that `to_dict` described."""
         return cls(value["epoch"], tuple(Stretch(**stretch) for stretch in value["stretches"]))
 
-    def advanced(self) -> "Position":
+    def advance(self) -> "Position":
         """One batch further on every rank."""
         *before, last = self.stretches
         return replace(self, stretches=(*before, replace(last, done=last.done + 1)))
@@ -125,16 +125,16 @@ def batches_from(
         if (last.world_size, last.batch_seconds) != (world_size, batch_seconds):
             before, last = [*before, last], Stretch(world_size, batch_seconds, 0)
         for stretch in before:
-            left = np.delete(left, _taken(left, stretch, durations, seed, position.epoch))
+            left = np.delete(left, _trained_places(left, stretch, durations, seed, position.epoch))
         position = replace(position, stretches=(*before, last))
         plan = epoch_plan(durations[left], batch_seconds, seed, position.epoch, world_size)
         for batch in plan[rank][last.done :]:
-            position = position.advanced()
+            position = position.advance()
             yield left[batch], position
         position = Position(position.epoch + 1)
 
 
-def _taken(
+def _trained_places(
     left: np.ndarray, stretch: Stretch, durations: np.ndarray, seed: int, epoch: int
 ) -> np.ndarray:
     """Places in `left` of the utterances that a stretch has trained on."""

@@ -20,10 +20,10 @@ from torch.utils.data import Dataset, get_worker_info
 from lact_asr.config.training import TrainingConfig
 from lact_asr.data.audio import RATE, read_audio
 from lact_asr.data.batch import Batch
-from lact_asr.data.manifest import Utterance, uncollected
+from lact_asr.data.manifest import Utterance, without_garbage_collection
 from lact_asr.data.video import read_video
 from lact_asr.text.ctc import frames_needed
-from lact_asr.text.normalize import CHARACTERS, normalise
+from lact_asr.text.normalize import CHARACTERS, normalize
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
@@ -65,12 +65,12 @@ class Corpus:
         self,
         utterances: Sequence[Utterance],
         labels: Sequence[Sequence[int]],
-        sees: tuple[int, ...] | None = None,
+        video_shape: tuple[int, ...] | None = None,
     ) -> None:
-        """`sees`: the shape of a frame of video, where somebody looks at it."""
-        seen = sees is not None and any(each.video for each in utterances)
+        """`video_shape`: the shape of a frame of video, where somebody looks at it."""
+        seen = video_shape is not None and any(each.video for each in utterances)
         self.videos = Strings(str(each.video or "") for each in utterances) if seen else None
-        self.sees = sees
+        self.video_shape = video_shape
         self.durations = np.array([each.duration for each in utterances])  # seconds
         self.ids = Strings(each.id for each in utterances)
         self.paths = Strings(str(each.audio) for each in utterances)
@@ -87,19 +87,19 @@ class Corpus:
 
 
 def in_normal_form(text: str) -> str:
-    """`normalise`, which costs 30 µs a sentence, only where a foreign character asks for it."""
+    """`normalize`, which costs 30 µs a sentence, only where a foreign character asks for it."""
     text = " ".join(text.split())
-    return normalise(text) if text.strip(CHARACTERS) else text
+    return normalize(text) if text.strip(CHARACTERS) else text
 
 
-@uncollected()
+@without_garbage_collection()
 def usable(
     utterances: Sequence[Utterance],
     vocabulary: Vocabulary,
     output_lengths: Callable[[Tensor], Tensor],
     config: TrainingConfig,
     views: int = 1,
-    sees: tuple[int, ...] | None = None,
+    video_shape: tuple[int, ...] | None = None,
 ) -> tuple[Corpus, dict[str, list[str]]]:
     """What can be trained on, and the ids of what cannot, by reason.
 
@@ -134,14 +134,18 @@ def usable(
             f"limit is {longest:g} s, the smaller of max_duration and batch_seconds, the latter at "
             "the slowest speed)"
         )
-    return Corpus(kept, kept_labels, sees), dict(dropped)
+    return Corpus(kept, kept_labels, video_shape), dict(dropped)
 
 
 def whole_corpus(
-    utterances: Sequence[Utterance], vocabulary: Vocabulary, sees: tuple[int, ...] | None = None
+    utterances: Sequence[Utterance],
+    vocabulary: Vocabulary,
+    video_shape: tuple[int, ...] | None = None,
 ) -> Corpus:
     """Every utterance, for decoding; one whose text has no labels counts for WER, not for loss."""
-    return Corpus(utterances, [_labels(each.text, vocabulary)[0] for each in utterances], sees)
+    return Corpus(
+        utterances, [_labels(each.text, vocabulary)[0] for each in utterances], video_shape
+    )
 
 
 def _labels(text: str, vocabulary: Vocabulary) -> tuple[list[int], str]:
@@ -167,12 +171,12 @@ def read(corpus: Corpus, index: int) -> np.ndarray:
     return samples
 
 
-def look(corpus: Corpus, index: int) -> np.ndarray | None:
+def read_video_of(corpus: Corpus, index: int) -> np.ndarray | None:
     """The video of one utterance, if it has any and somebody looks; DataError as in `read`."""
-    if corpus.videos is None or corpus.sees is None or not len(corpus.videos[index]):
+    if corpus.videos is None or corpus.video_shape is None or not len(corpus.videos[index]):
         return None
     path = Path(corpus.videos.text(index))
-    return read_video(path, corpus.sees, float(corpus.durations[index]))
+    return read_video(path, corpus.video_shape, float(corpus.durations[index]))
 
 
 class Reader(Dataset[Batch]):
@@ -197,11 +201,11 @@ class Reader(Dataset[Batch]):
                 f"{len(unreadable)} audio files in a row are unreadable, the last one says: "
                 f"{unreadable[-1][1]}"
             )
-        return self._padded(found, unreadable)
+        return self._pad_batch(found, unreadable)
 
     def _add(self, index: int, found: dict[int, Heard], unreadable: list[tuple[str, str]]) -> None:
         try:
-            found[index] = self._wave(index), look(self.corpus, index)
+            found[index] = self._wave(index), read_video_of(self.corpus, index)
         except DataError as error:
             unreadable.append((self.corpus.ids.text(index), str(error)))
 
@@ -212,7 +216,7 @@ class Reader(Dataset[Batch]):
             self.cache[index] = read(self.corpus, index)
         return self.cache[index]
 
-    def _padded(self, found: dict[int, Heard], unreadable: list[tuple[str, str]]) -> Batch:
+    def _pad_batch(self, found: dict[int, Heard], unreadable: list[tuple[str, str]]) -> Batch:
         lengths = [len(wave) for wave, _ in found.values()]
         padded = _zeros(len(found), max(lengths, default=0))
         for row, (wave, _) in zip(padded, found.values(), strict=True):
@@ -226,11 +230,11 @@ class Reader(Dataset[Batch]):
             torch.from_numpy(np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)),
             torch.tensor([len(each) for each in labels], dtype=torch.int64),
             unreadable,
-            **_shown([video for _, video in found.values()]),
+            **_pad_videos([video for _, video in found.values()]),
         )
 
 
-def _shown(videos: Sequence[np.ndarray | None]) -> dict[str, Any]:
+def _pad_videos(videos: Sequence[np.ndarray | None]) -> dict[str, Any]:
     """The videos of a batch, padded, and their lengths; nothing if there are none."""
     some = [each for each in videos if each is not None]
     if not some:

@@ -29,7 +29,7 @@ def part_of(archive: Path) -> Path:
     return archive.with_name(archive.name + ".part")
 
 
-def arrived(archive: Path) -> int:
+def bytes_on_disk(archive: Path) -> int:
     """Bytes of an archive on disk so far."""
     for path in (archive, part_of(archive)):
         if path.exists():
@@ -45,9 +45,9 @@ def is_complete(folder: Path, subset: Subset) -> bool:
         return False
 
 
-def wanted(subset: Subset, arrived: int) -> tuple[int, int]:
+def bytes_needed(subset: Subset, bytes_on_disk: int) -> tuple[int, int]:
     """Bytes still to come of an archive, and bytes that it will have unpacked."""
-    return max(0, subset.size - arrived), int(subset.size * _SLACK)
+    return max(0, subset.size - bytes_on_disk), int(subset.size * _SLACK)
 
 
 def peak(subsets: Iterable[Subset], root: Path) -> int:
@@ -55,7 +55,7 @@ def peak(subsets: Iterable[Subset], root: Path) -> int:
     taken = highest = 0
     for subset in subsets:
         if not is_complete(folder_of(subset, root), subset):
-            left, unpacked = wanted(subset, arrived(archive_of(subset, root)))
+            left, unpacked = bytes_needed(subset, bytes_on_disk(archive_of(subset, root)))
             highest = max(highest, taken + left + unpacked)
             taken += left + unpacked - subset.size  # the archive goes, with what was there of it
     return highest

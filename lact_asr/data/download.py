@@ -19,13 +19,13 @@ from typing import Any
 import requests
 import urllib3
 
-from lact_asr.data.disk_space import arrived, part_of
+from lact_asr.data.disk_space import bytes_on_disk, part_of
 from lact_asr.utils.errors import DataError, Interrupted
 from lact_asr.utils.files import read_json, write_json
 from lact_asr.utils.locks import never
 from lact_asr.utils.progress import Progress, size
 
-CHUNK = 1 << 16  # bytes between two looks at should_stop: 0.7 s at 100 kB/s
+CHUNK = 1 << 16  # bytes between two checks of should_stop: 0.7 s at 100 kB/s
 TIMEOUT = (15, 30)  # seconds to connect, and without a byte
 LONGEST_WAIT = 300.0  # seconds, whatever Retry-After says
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # worth asking again
@@ -65,7 +65,7 @@ class Download:
     @property
     def arrived(self) -> int:
         """Bytes on disk so far."""
-        return arrived(self.target)
+        return bytes_on_disk(self.target)
 
 
 def fetch(download: Download) -> Path:

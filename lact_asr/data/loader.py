@@ -59,7 +59,9 @@ class Stream:
         )
         self.position = start
         self._ahead: deque[Position] = deque()  # of batches that are being read
-        self._batches = iter(loader(corpus, _noting(order, self._ahead), workers, spare=True))
+        self._batches = iter(
+            loader(corpus, _note_positions(order, self._ahead), workers, spare=True)
+        )
 
     def take(self) -> Batch:
         """The next batch."""
@@ -68,7 +70,7 @@ class Stream:
         return batch
 
 
-def _noting(
+def _note_positions(
     order: Iterator[tuple[np.ndarray, Position]], ahead: deque[Position]
 ) -> Iterator[np.ndarray]:
     """The indices, their positions put aside; no method, so that no cycle keeps workers alive."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lact_asr.data.manifest import Utterance
 from lact_asr.utils.errors import DataError
-from lact_asr.utils.locks import alone
+from lact_asr.utils.locks import exclusive_lock
 from lact_asr.utils.progress import Progress, size
 
 AT_ONCE = 16  # copies: a shared file system answers slowly and in parallel
@@ -27,7 +27,7 @@ def scratch() -> Path:
     return Path(os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()) / f"staged-{os.getuid()}"
 
 
-def staged(utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
+def stage_files(utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
     """The utterances with their files in `folder`, each file copied if it is not there yet.
 
     Processes of one node take turns, so the first copies for all. A file that cannot be read keeps
@@ -37,14 +37,14 @@ def staged(utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
     files = [path for each in utterances for path in (each.audio, each.video) if path]
     sources = list(dict.fromkeys(path.absolute() for path in files))
     copies = [_place(source, folder) for source in sources]
-    with alone(folder / "lock"), ThreadPoolExecutor(AT_ONCE) as pool:
+    with exclusive_lock(folder / "lock"), ThreadPoolExecutor(AT_ONCE) as pool:
         costs = list(pool.map(_missing, sources, copies))
         _check_room(folder, sum(costs))
         wanted = [pair for *pair, cost in zip(sources, copies, costs, strict=True) if cost]
         with Progress(f"staging to {folder}", sum(costs), "B") as progress:
-            for cost in pool.map(lambda pair: _copied(*pair), wanted):
+            for cost in pool.map(lambda pair: _copy_file(*pair), wanted):
                 progress.advance(cost)
-    return [_moved(each, folder) for each in utterances]
+    return [_with_copies(each, folder) for each in utterances]
 
 
 def _place(source: Path, folder: Path) -> Path:
@@ -75,7 +75,7 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _copied(source: Path, copy: Path) -> int:
+def _copy_file(source: Path, copy: Path) -> int:
     """Copy one file, under another name until it is whole; its bytes, 0 if it cannot be read."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     part = copy.with_name(f"{copy.name}.part")
@@ -86,7 +86,7 @@ def _copied(source: Path, copy: Path) -> int:
     return copy.stat().st_size
 
 
-def _moved(utterance: Utterance, folder: Path) -> Utterance:
+def _with_copies(utterance: Utterance, folder: Path) -> Utterance:
     video = utterance.video and _copy(utterance.video, folder)
     return replace(utterance, audio=_copy(utterance.audio, folder), video=video)
 

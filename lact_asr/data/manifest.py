@@ -40,7 +40,7 @@ class Utterance:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """No garbage collection: while 104,014 utterances are made there is none to find, and looking
     for it takes a quarter of the time.
     """
@@ -53,7 +53,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@uncollected()
+@without_garbage_collection()
 def read_manifest(path: Path) -> list[Utterance]:
     """The utterances of a manifest; relative paths start at the manifest's folder.
 
@@ -140,13 +140,13 @@ def _parse(line: str, folder: str) -> Utterance:
     seconds = float(duration) if is_number else math.nan
     if not 0 < seconds < math.inf:
         raise ValueError(f"'duration' must be a number of seconds above 0, found {duration!r}")
-    audio, video = _joined(folder, record["audio"]), record.get("video")
+    audio, video = _join_path(folder, record["audio"]), record.get("video")
     if video is not None:
         if not isinstance(video, str):
             raise ValueError(f"the key 'video' must be a string, found {video!r}")
-        video = _joined(folder, video)
+        video = _join_path(folder, video)
     return Utterance(record["id"], audio, seconds, record["text"], record["speaker"], video)
 
 
-def _joined(folder: str, path: str) -> Path:
+def _join_path(folder: str, path: str) -> Path:
     return Path(os.path.normpath(os.path.join(folder, path)))  # noqa: PTH118

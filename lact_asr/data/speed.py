@@ -48,11 +48,11 @@ def change_speed(batch: Batch, speed: float) -> Batch:
     played_back = replace(batch, waves=waves, wave_lengths=lengths, speed=speed)
     if batch.video is None or batch.video_lengths is None:
         return played_back
-    video = _stretched(batch.video, batch.video_lengths, old, new)
+    video = _stretch_video(batch.video, batch.video_lengths, old, new)
     return replace(played_back, video=video, video_lengths=-(-batch.video_lengths * new // old))
 
 
-def _stretched(video: Tensor, lengths: Tensor, old: int, new: int) -> Tensor:
+def _stretch_video(video: Tensor, lengths: Tensor, old: int, new: int) -> Tensor:
     """[B,T,...] with `new` frames for every `old`, each linear between its neighbours in time."""
     count = -(-video.shape[1] * new // old)
     times = torch.arange(count, device=video.device) * old  # in new-ths of an old frame

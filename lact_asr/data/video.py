@@ -1,7 +1,7 @@
 """Video beside the audio: ready features or frames, 25 a second, from .npy files. No torch here.
 
-    features   (T, D)            float16 or float32, as a lip-reading or sign model wrote them
-    frames     (T, 3, 112, 112)  uint8, red, green and blue
+    features   [T,D]             float16 or float32, as a lip-reading or sign model wrote them
+    frames     [T,3,112,112]     uint8, red, green and blue
 
 An utterance whose manifest names no video has none. One whose file is wrong is treated as one whose
 audio is: left out, named and counted, so that nothing is learned from half of what was meant.

@@ -37,7 +37,7 @@ class Mistake:
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
-    """Compare texts pairwise; both sides are taken as they are, so normalise them alike."""
+    """Compare texts pairwise; both sides are taken as they are, so normalize them alike."""
     if not any(reference.strip() for reference in references):
         raise DataError("a word error rate needs references with at least one word in all")
     words = jiwer.process_words(list(references), list(hypotheses))

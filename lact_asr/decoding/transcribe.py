@@ -13,7 +13,7 @@ from lact_asr.data.loader import default_workers, loader
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.greedy import greedy
 from lact_asr.distributed.processes import World
-from lact_asr.model.forward import arithmetic, listen
+from lact_asr.model.forward import autocast, forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
@@ -90,8 +90,8 @@ def decode(
         if not len(batch):
             continue
         batch = batch.to(device)
-        with torch.no_grad(), arithmetic(device, precision):
-            output = listen(model, batch)
+        with torch.no_grad(), autocast(device, precision):
+            output = forward_batch(model, batch)
         yield batch, output, greedy(output.log_probs, output.lengths, vocabulary)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lact_asr.data.batch import Batch
 from lact_asr.diagnosis.ranges import Range, Row
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.forward import arithmetic, listen
+from lact_asr.model.forward import autocast, forward_batch
 from lact_asr.model.interface import CTCModel
 
 LIMIT = 1e4  # sound models stay below 100, in activations and in gradients per label token
@@ -83,11 +83,11 @@ def _walk(
     model: CTCModel, batch: Batch, watch: "_Watch", precision: str, device: torch.device
 ) -> float:
     """Forward, loss and backward; the loss per label token."""
-    watch.look(WAVES, "forward", batch.waves, "the audio")
-    with arithmetic(device, precision):
-        output = listen(model, batch)
+    watch.inspect(WAVES, "forward", batch.waves, "the audio")
+    with autocast(device, precision):
+        output = forward_batch(model, batch)
     losses = ctc_losses(output.log_probs, output.lengths, batch)
-    watch.look(LOSS, "loss", losses, f"CTC of {', '.join(batch.ids)}", limit=math.inf)
+    watch.inspect(LOSS, "loss", losses, f"CTC of {', '.join(batch.ids)}", limit=math.inf)
     loss = losses.sum() / batch.target_lengths.sum().clamp(min=1)
     loss.backward()
     return float(loss.detach())
@@ -120,14 +120,16 @@ class _Watch:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 owner = name.rpartition(".")[0] or type(model).__name__
-                self._handles.append(parameter.register_hook(self._learned(owner, name)))
+                self._handles.append(parameter.register_hook(self._watch_parameter(owner, name)))
 
     def remove(self) -> None:
         """Take all hooks away again."""
         for handle in self._handles:
             handle.remove()
 
-    def look(self, module: str, where: str, x: Tensor, what: str, limit: float = math.nan) -> Range:
+    def inspect(
+        self, module: str, where: str, x: Tensor, what: str, limit: float = math.nan
+    ) -> Range:
         """Measure values; if they are the first wrong ones, the module is to blame."""
         values = Range()
         values.add(x)
@@ -142,7 +144,7 @@ class _Watch:
             owner, _, own = name.rpartition(".")
             owner = owner or type(self.model).__name__
             if value.is_floating_point():
-                self.look(owner, "weights", value, own, limit=math.inf)
+                self.inspect(owner, "weights", value, own, limit=math.inf)
                 if owner in self.rows:
                     self.rows[owner].weights.add(value)
 
@@ -153,20 +155,20 @@ class _Watch:
             for x in _tensors((arguments, named)):
                 if x.requires_grad:  # others may be masks, with -inf in its right place
                     blamed = self._stack[-1].row.module if self._stack else WAVES
-                    self.look(blamed, "forward", x, f"between its parts, before {name}")
+                    self.inspect(blamed, "forward", x, f"between its parts, before {name}")
             row = self.rows.setdefault(name, Row(name, type(module).__name__))
             call = _Call(row, self._stack[-1] if self._stack else None)
             self._stack.append(call)
-            return self._received(arguments, call), self._received(named, call)
+            return self._watch_arguments(arguments, call), self._watch_arguments(named, call)
 
         return hook
 
-    def _received(self, value: Any, call: _Call) -> Any:
+    def _watch_arguments(self, value: Any, call: _Call) -> Any:
         """The arguments, each tensor as a view of its own, so that its gradient is this call's."""
         if isinstance(value, tuple):
-            return tuple(self._received(x, call) for x in value)
+            return tuple(self._watch_arguments(x, call) for x in value)
         if isinstance(value, dict):
-            return {key: self._received(x, call) for key, x in value.items()}
+            return {key: self._watch_arguments(x, call) for key, x in value.items()}
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
         view = value.view_as(value)
@@ -177,14 +179,14 @@ class _Watch:
         call = self._stack.pop()
         for x in _tensors(output):
             call.row.activations.add(x)
-            self.look(call.row.module, "forward", x, f"output{_broken_parts(module)}")
+            self.inspect(call.row.module, "forward", x, f"output{_broken_parts(module)}")
             if x.requires_grad:
-                x.register_hook(self._returned(id(x), call))
+                x.register_hook(self._watch_output(id(x), call))
                 self._outermost[id(x)] = (x, call)
 
     # --- backward ---------------------------------------------------------------------------------
 
-    def _returned(self, key: int, producer: _Call) -> Any:
+    def _watch_output(self, key: int, producer: _Call) -> Any:
         """The gradient of an output: wrong here first means wrong behind all that returned it."""
 
         def hook(gradient: Tensor) -> None:
@@ -195,7 +197,7 @@ class _Watch:
 
         return hook
 
-    def _learned(self, owner: str, name: str) -> Any:
+    def _watch_parameter(self, owner: str, name: str) -> Any:
         def hook(gradient: Tensor) -> None:
             if owner in self.rows:
                 self.rows[owner].weight_gradients.add(gradient)
@@ -204,7 +206,7 @@ class _Watch:
         return hook
 
     def _backward(self, module: str, gradient: Tensor, what: str) -> None:
-        self.look(module, "backward", gradient, what)
+        self.inspect(module, "backward", gradient, what)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -175,7 +175,7 @@ class _Gate:
         moved: set[str] = set()
 
         def watch(loss: float) -> None:
-            moved.update(checks.moving(learner.model) if learner.taken <= SETTLING else ())
+            moved.update(checks.with_gradient(learner.model) if learner.taken <= SETTLING else ())
             if learner.taken == 1:
                 result.checks["first loss"] = checks.first_loss(
                     learner.model,
@@ -192,7 +192,7 @@ class _Gate:
     def _see_nothing(self, batch: Batch) -> None:
         """About as many steps without audio."""
         result = self.result
-        learner = self._fresh(checks.blinded(batch))
+        learner = self._fresh(checks.silence_batch(batch))
         budget = math.ceil(self.config.blind_steps * result.steps)
         result.blind_wer = self._learn(learner, budget, _ignore, self._show_blind).wer
         result.checks["blind control"] = checks.blind_control(

@@ -40,7 +40,7 @@ def first_loss(
 ) -> str:
     """An untrained model is about as good as a uniform one, whose loss has a closed form.
 
-    Outputs that are not normalised, wrong lengths and losses zeroed as impossible show here.
+    Outputs that are not normalized, wrong lengths and losses zeroed as impossible show here.
     """
     counts = model.output_lengths(batch.wave_lengths).tolist()
     pairs = list(zip(counts, labels(batch), strict=True))
@@ -53,7 +53,7 @@ def first_loss(
     return measured
 
 
-def moving(model: nn.Module) -> set[str]:
+def with_gradient(model: nn.Module) -> set[str]:
     """Names of the parameters whose gradient is not zero everywhere."""
     return {
         name
@@ -96,7 +96,7 @@ def silence(hear: Callable[[Batch], list[str]], batch: Batch, limit: float) -> s
     return f"heard at {wer:.0%} WER"
 
 
-def blinded(batch: Batch) -> Batch:
+def silence_batch(batch: Batch) -> Batch:
     """Silence of one length for every utterance: padding counts as audio."""
     longest = torch.full_like(batch.wave_lengths, batch.waves.shape[1])
     return replace(batch, waves=torch.zeros_like(batch.waves), wave_lengths=longest)

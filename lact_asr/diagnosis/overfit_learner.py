@@ -13,7 +13,7 @@ from lact_asr.data.manifest import Utterance
 from lact_asr.diagnosis import overfit_checks
 from lact_asr.diagnosis.overfit_checks import Defect
 from lact_asr.distributed.processes import World
-from lact_asr.model.forward import arithmetic
+from lact_asr.model.forward import autocast
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step
 from lact_asr.training.guard import non_finite
@@ -68,8 +68,10 @@ class Learner:
         factor = optim.rate_factor(self.config.optim, self.taken, self.config.max_steps)
         optim.set_rate(self.optimizer, factor)
         setting = train_step.Setting(self.config, World(), self.device)
-        module = train_step.Called(self.objective)
-        outcome = train_step.take(module, self.optimizer, [self.batch], 0.0, setting, False, {})
+        module = train_step.ObjectiveModule(self.objective)
+        outcome = train_step.take_step(
+            module, self.optimizer, [self.batch], 0.0, setting, False, {}
+        )
         self.taken += 1
         if not outcome.taken:
             where = overfit_checks.some(non_finite(self.model, gradients=True)) or "none"
@@ -84,7 +86,7 @@ class Learner:
         self.model.eval()
         with (
             torch.no_grad(),
-            arithmetic(self.device, precision),
+            autocast(self.device, precision),
             torch.backends.cudnn.flags(allow_tf32=False),
         ):
             output = self.model(waves, lengths)

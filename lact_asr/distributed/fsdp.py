@@ -1,4 +1,4 @@
-"""Models split over the processes: each holds its share of weights, gradients and optimiser state.
+"""Models split over the processes: each holds its share of weights, gradients and optimizer state.
 
 Fully sharded data parallelism (FSDP; Zhao et al. 2023) by PyTorch's `fully_shard`: block by block
 the weights are gathered for a forward or backward pass and let go of behind it. With W processes
@@ -35,7 +35,7 @@ def _is_share(value: object) -> "TypeGuard[DTensor]":
 def shard(
     model: nn.Module, trainable: nn.Module, blocks: nn.ModuleList, attends: bool = False
 ) -> None:
-    """Split a model in place, rank 0's weights; before the optimiser is made.
+    """Split a model in place, rank 0's weights; before the optimizer is made.
 
     `attends`: `look` of its blocks is called beside their forward. DataError where something
     outside the model learns too: it would be left unsplit. And for a model without blocks: backward
@@ -61,7 +61,7 @@ def shard(
     for block in blocks:
         fully_shard(block)
         if attends:
-            register_fsdp_forward_method(block, "look")
+            register_fsdp_forward_method(block, "log_attention")
     # The rest stays gathered until it is through backward: `read_out` is called beside forward. As
     # a registered forward method it would let go of the convolutions before their backward.
     fully_shard(model, reshard_after_forward=False)
@@ -104,7 +104,7 @@ def all_like(values: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tenso
 
 
 def optimizer_like(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's state dict from whole tensors."""
+    """An optimizer's state dict from whole tensors."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         index: {
@@ -128,7 +128,7 @@ def norm(gradients: Sequence[Tensor]) -> float:
     return float(full(torch.nn.utils.get_total_norm(gradients)))
 
 
-def accompany(model: nn.Module, calls: int, *inputs: Tensor) -> None:
+def run_dummy_forwards(model: nn.Module, calls: int, *inputs: Tensor) -> None:
     """Call a split model so often on these, while other ranks, which wait for it, have batches."""
     for _ in range(calls if split(model) else 0):
         with torch.no_grad():

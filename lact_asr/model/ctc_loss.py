@@ -8,7 +8,7 @@ from lact_asr.data.batch import Batch
 
 
 def ctc_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-    """CTC losses [B] of normalised log_probs [B,T,V] of `lengths` valid frames, float32, in nats.
+    """CTC losses [B] of normalized log_probs [B,T,V] of `lengths` valid frames, float32, in nats.
 
     An infeasible utterance gives 0 and no gradient. Targets are int64: int32 on the CPU would
     select cuDNN's loss, which ignores zero_infinity (pytorch#176910).

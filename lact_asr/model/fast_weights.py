@@ -2,7 +2,7 @@
 
 Each utterance and head owns a small gated MLP, f(x) = w1 (silu(w0 x) * (w2 x)). A step moves its
 weights upwards on sum_t lr_t <f(k_t), v_t> over the tokens of a chunk, optionally with momentum and
-with the change orthogonalised, then gives every row back the norm that it started with.
+with the change orthogonalized, then gives every row back the norm that it started with.
 
 Legend: N utterances x heads (head fastest), C tokens, d width of keys, queries and values, h inner
 width. Weights, norms, momenta and step sizes are float32 (or wider) whatever the tokens' type: in
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
     w2: Tensor
 
 
-class Lesson(NamedTuple):
+class UpdateTokens(NamedTuple):
     """Tokens to learn from: keys and values [N,C,d], a step size per matrix, a momentum gate."""
 
     k: Tensor
@@ -50,18 +50,18 @@ class Lesson(NamedTuple):
     lr2: Tensor
     momentum: Tensor | None  # [N,C,1] in 0..1
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> "Lesson":
+    def each(self, function: Callable[[Tensor], Tensor]) -> "UpdateTokens":
         """The same function on every tensor."""
-        return Lesson._make(x if x is None else function(x) for x in self)
+        return UpdateTokens._make(x if x is None else function(x) for x in self)
 
-    def part(self, start: int, size: int) -> "Lesson":
+    def part(self, start: int, size: int) -> "UpdateTokens":
         """Tokens from `start` on, `size` of them or what is left."""
         return self.each(lambda x: x[:, start : start + size])
 
-    def followed_by(self, later: "Lesson") -> "Lesson":
+    def followed_by(self, later: "UpdateTokens") -> "UpdateTokens":
         """These tokens, then the later ones."""
         pairs = zip(self, later, strict=True)
-        return Lesson._make(
+        return UpdateTokens._make(
             None if x is None or y is None else torch.cat((x, y), 1) for x, y in pairs
         )
 
@@ -72,11 +72,11 @@ class State:
 
     weights: Weights  # in force
     norms: Weights  # row norms of the initial weights [N,rows,1]; every update returns to them
-    masters: Weights | None  # never normalised, with prenorm
-    momenta: Weights | None  # sums of gradients, before orthogonalisation, with momentum
+    masters: Weights | None  # never normalized, with prenorm
+    momenta: Weights | None  # sums of gradients, before orthogonalization, with momentum
     updates: Tensor  # [N] inner steps so far
     waiting: Tensor  # [N] tokens since the last chunk border, read but not yet learned from
-    pending: Lesson | None = None  # those tokens, from the left; apply_then_update only
+    pending: UpdateTokens | None = None  # those tokens, from the left; apply_then_update only
 
     @classmethod
     def initial(cls, weights: Weights, *, prenorm: bool, momentum: bool) -> "State":
@@ -108,9 +108,9 @@ def fast_mlp(weights: Weights, x: Tensor) -> Tensor:
     return (F.silu(x @ w0.mT) * (x @ w2.mT)) @ w1.mT
 
 
-def inner_gradient(weights: Weights, lesson: Lesson) -> Weights:
+def inner_gradient(weights: Weights, tokens: UpdateTokens) -> Weights:
     """Gradient of sum_t lr_t <f(k_t), v_t> in each matrix, with that matrix's own step sizes."""
-    k, v, lr0, lr1, lr2, _ = lesson
+    k, v, lr0, lr1, lr2, _ = tokens
     w0, w1, w2 = (w.to(k.dtype) for w in weights)
     a, u, e = k @ w0.mT, k @ w2.mT, v @ w1  # [N,C,h]
     sigma = torch.sigmoid(a)
@@ -129,19 +129,19 @@ def row_norms(weights: Weights) -> Weights:
 
 def update(
     state: State,
-    lesson: Lesson,
+    tokens: UpdateTokens,
     orthogonalize: str | None,
     rows: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> State:
-    """One inner step of the chosen rows [N] from the lesson's tokens under the mask [N,C,1]."""
+    """One inner step of the chosen rows [N] from the tokens under the mask [N,C,1]."""
     if mask is not None:
-        lesson = lesson._replace(
-            lr0=lesson.lr0 * mask, lr1=lesson.lr1 * mask, lr2=lesson.lr2 * mask
+        tokens = tokens._replace(
+            lr0=tokens.lr0 * mask, lr1=tokens.lr1 * mask, lr2=tokens.lr2 * mask
         )
-    change, momenta = inner_gradient(state.weights, lesson), None
-    if lesson.momentum is not None and state.momenta is not None:
-        beta = _mean(lesson.momentum, mask)
+    change, momenta = inner_gradient(state.weights, tokens), None
+    if tokens.momentum is not None and state.momenta is not None:
+        beta = _mean(tokens.momentum, mask)
         change = momenta = Weights(*map(torch.add, change, (beta * m for m in state.momenta)))
     if orthogonalize:
         change = _orthogonal(change, orthogonalize)
@@ -149,9 +149,9 @@ def update(
     scales = (r / (n + ROW_EPS) for r, n in zip(state.norms, row_norms(moved), strict=True))
     return replace(
         state,
-        weights=_chosen(rows, Weights(*map(torch.mul, moved, scales)), state.weights),
-        masters=state.masters and _chosen(rows, moved, state.masters),
-        momenta=momenta and state.momenta and _chosen(rows, momenta, state.momenta),
+        weights=_select_rows(rows, Weights(*map(torch.mul, moved, scales)), state.weights),
+        masters=state.masters and _select_rows(rows, moved, state.masters),
+        momenta=momenta and state.momenta and _select_rows(rows, momenta, state.momenta),
         updates=state.updates + (1 if rows is None else rows),
     )
 
@@ -163,7 +163,7 @@ def _mean(gate: Tensor, mask: Tensor | None) -> Tensor:
     return (gate * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _chosen(rows: Tensor | None, new: Weights, old: Weights) -> Weights:
+def _select_rows(rows: Tensor | None, new: Weights, old: Weights) -> Weights:
     """The new tensors in the chosen rows [N], the old ones elsewhere; None stands for all rows."""
     if rows is None:
         return new

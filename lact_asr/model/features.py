@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lact_asr.config.model import HOP, SAMPLE_RATE
 from lact_asr.model.fast_weights import wide
-from lact_asr.model.masks import valid
+from lact_asr.model.masks import length_mask
 
 WINDOW = 400  # samples: 25 ms
 FFT = 512
@@ -52,19 +52,19 @@ class LogMel(nn.Module):
         with torch.autocast(waves.device.type, enabled=False):
             mel = torch.log(self.energies(wide(waves), lengths) + FLOOR)
             frames = -(-lengths // HOP)
-            return standardise(mel, valid(frames, mel.shape[1])), frames
+            return standardize(mel, length_mask(frames, mel.shape[1])), frames
 
     def energies(self, waves: Tensor, lengths: Tensor) -> Tensor:
         """Mel energies [B,T,M]; samples past a length count as silence."""
         count = -(-waves.shape[1] // HOP)
-        waves = waves.masked_fill(~valid(lengths, waves.shape[1]), 0)
+        waves = waves.masked_fill(~length_mask(lengths, waves.shape[1]), 0)
         waves = F.pad(waves, (0, (count - 1) * HOP + WINDOW - waves.shape[1]))
         frames = waves.unfold(1, WINDOW, HOP) * self.window  # [B,T,400]
         spectrum = torch.fft.rfft(frames, FFT)  # [B,T,257]
         return (spectrum.real.square() + spectrum.imag.square()) @ self.filters
 
 
-def standardise(mel: Tensor, mask: Tensor) -> Tensor:
+def standardize(mel: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and variance 1 per utterance and band over the valid frames [B,T]; zero elsewhere."""
     weight = mask[:, :, None].to(mel.dtype)
     count = weight.sum(1, keepdim=True).clamp(min=1)

@@ -9,7 +9,7 @@ from lact_asr.data.batch import Batch
 from lact_asr.model.interface import CTCModel, CTCOutput
 
 
-def listen(model: CTCModel, batch: Batch, **asked: bool) -> CTCOutput:
+def forward_batch(model: CTCModel, batch: Batch, **asked: bool) -> CTCOutput:
     """The model's output on a batch, through the batch's augmentation if it has one, and on its
     video if the model looks at any; `asked` is what the model is to give beside it.
     """
@@ -20,7 +20,7 @@ def listen(model: CTCModel, batch: Batch, **asked: bool) -> CTCOutput:
     return output
 
 
-def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The context of a forward pass, in training and decoding alike."""
     wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

@@ -15,7 +15,7 @@ Count = TypeVar("Count", int, Tensor)
 
 @dataclass
 class CTCOutput:
-    """What every recogniser of the project answers."""
+    """What every recognizer of the project answers."""
 
     log_probs: Tensor  # [B,L,V] float32, log-softmax over V
     lengths: Tensor  # [B] int64, valid tokens
@@ -65,7 +65,7 @@ class CTCModel(Model, ABC):
     `forward(waves, wave_lengths)` takes waves [B,N] float32 at 16 kHz in -1..1, zero or junk past
     their lengths [B], and gives a CTCOutput. It knows `augment` too, a SpecAugment or None;
     `attention`, a flag, where the model `attends`; `video` and `video_lengths` where it has a
-    `video_shape`. `lact_asr.model.forward.listen` passes what a model knows.
+    `video_shape`. `lact_asr.model.forward.forward_batch` passes what a model knows.
     """
 
     config: CTCSettings

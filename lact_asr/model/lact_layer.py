@@ -1,4 +1,5 @@
-"""The mix layer: window attention and fast weights side by side on one shared query, key and value.
+"""The LaCT layer: window attention and fast weights side by side on one shared query, key and
+value.
 
 Attention carries the neighbourhood, the fast weights carry the rest of the utterance; their sum
 goes through one output projection. Legend: B utterances, L tokens, D width; attention heads are
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from lact_asr.config.model import ModelConfig
 from lact_asr.model.fast_weights import State, Weights, fast_mlp, wide
 from lact_asr.model.ttt import test_time_training
-from lact_asr.model.window_attention import Layout, attend, may_look, rotary_of, rotate
+from lact_asr.model.window_attention import Layout, attend, may_attend, rotary_of, rotate
 
 EPS = 1e-5
 
@@ -70,7 +71,7 @@ class _RMSNorm(torch.autograd.Function):
         return (gradient * weight).mul_(scale).addcmul_(x, along), learned, None
 
 
-class Mix(nn.Module):
+class LaCTLayer(nn.Module):
     """Window attention plus fast weights; parameters are named as in the published layer."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -96,7 +97,7 @@ class Mix(nn.Module):
                 self.momentum_proj = nn.Linear(width, heads)
 
     def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
-        """Normalised tokens [B,L,D] to their mix [B,L,D], and the updates of each row [B*H]."""
+        """Normalized tokens [B,L,D] to their mix [B,L,D], and the updates of each row [B*H]."""
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k = self.q_norm(q), self.k_norm(k)
         with torch.autocast(x.device.type, enabled=False):
@@ -105,7 +106,7 @@ class Mix(nn.Module):
         return self.o_proj(near + far), None if state is None else state.updates
 
     def stream(self, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
-        """The mix of normalised tokens [B,L,D] that follow those of the past; and theirs.
+        """The mix of normalized tokens [B,L,D] that follow those of the past; and theirs.
 
         Causal schedule only: any cut of a stream into pieces gives what one piece gives.
         ValueError for a layer that looks ahead.
@@ -132,7 +133,7 @@ class Mix(nn.Module):
             k, v = torch.cat((past.keys, k), 1), torch.cat((past.values, v), 1)
         before = k.shape[1] - fresh
         places = torch.arange(k.shape[1], device=q.device)
-        allowed = may_look(self.config, places[before:, None], places, k.shape[1])
+        allowed = may_attend(self.config, places[before:, None], places, k.shape[1])
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=allowed
         )
@@ -140,8 +141,8 @@ class Mix(nn.Module):
         place = (past.place if past else 0) + fresh
         return out.transpose(1, 2).flatten(2), Past(k[:, kept:], v[:, kept:], place, None)
 
-    def look(self, x: Tensor, layout: Layout) -> Tensor:
-        """Logarithm of the attention weights [B,Ha,L,L] on normalised tokens [B,L,D], for those who
+    def log_attention(self, x: Tensor, layout: Layout) -> Tensor:
+        """Logarithm of the attention weights [B,Ha,L,L] on normalized tokens [B,L,D], for those who
         compare them; -inf outside the window.
         """
         q, k, _ = self.qkv(x).chunk(3, -1)
@@ -153,7 +154,7 @@ class Mix(nn.Module):
             scores = torch.einsum("bqhw,bkhw->bhqk", q, k) / math.sqrt(q.shape[-1])
             places = torch.arange(x.shape[1], device=x.device)
             lengths = layout.lengths[:, None, None]
-            allowed = may_look(self.config, places[:, None], places, lengths)  # [B,L,L]
+            allowed = may_attend(self.config, places[:, None], places, lengths)  # [B,L,L]
             return scores.masked_fill(~allowed[:, None], -torch.inf).log_softmax(-1)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

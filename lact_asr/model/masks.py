@@ -4,6 +4,6 @@ import torch
 from torch import Tensor
 
 
-def valid(lengths: Tensor, size: int) -> Tensor:
+def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Boolean mask [B, size], True inside each length."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lact_asr.model.fast_weights import (
-    Lesson,
     State,
+    UpdateTokens,
     Weights,
     fast_mlp,
     newton_schulz,
@@ -62,8 +62,8 @@ def test_time_training(
     "fixed". With `state`, the final state of an earlier call, the stream goes on where it stopped
     and w0, w1, w2 are not read.
     """
-    lesson = Lesson(k, v, lr0, lr1, lr2, momentum)
-    _check(q, lesson, schedule, chunk_size, state)
+    tokens = UpdateTokens(k, v, lr0, lr1, lr2, momentum)
+    _check(q, tokens, schedule, chunk_size, state)
     if state is None:
         weights = Weights(wide(w0), wide(w1), wide(w2))
         state = State.initial(weights, prenorm=prenorm, momentum=momentum is not None)
@@ -72,27 +72,27 @@ def test_time_training(
     counts = None if lengths is None else _row_counts(lengths, q)
     size = q.shape[1] if schedule == "set" or chunk_size is None else chunk_size
     if schedule == "apply_then_update":
-        output, state = _look_back(state, q, lesson, size, orthogonalize, counts)
+        output, state = _look_back(state, q, tokens, size, orthogonalize, counts)
     else:
-        output, state = _look_inside(state, q, lesson, size, orthogonalize, counts)
+        output, state = _look_inside(state, q, tokens, size, orthogonalize, counts)
     return output if counts is None else output * _inside(counts, q), state
 
 
 def _check(
-    q: Tensor, lesson: Lesson, schedule: str, chunk_size: int | None, state: State | None
+    q: Tensor, tokens: UpdateTokens, schedule: str, chunk_size: int | None, state: State | None
 ) -> None:
     if schedule not in get_args(Schedule):
         raise ValueError(f"no schedule {schedule!r}: write {', '.join(get_args(Schedule))}")
     if schedule != "set" and (chunk_size is None or chunk_size < 1):
         raise ValueError(f"schedule {schedule!r} needs a chunk_size of 1 token or more")
-    for name, x in lesson._asdict().items():
+    for name, x in tokens._asdict().items():
         single = name not in ("k", "v")
         if x is not None and (x.shape[:2] != q.shape[:2] or (single and x.shape[2:] != (1,))):
             wanted = (*q.shape[:2], 1 if single else q.shape[2])
             raise ValueError(f"{name} has shape {tuple(x.shape)}, not {wanted}")
     if state is None:
         return
-    if (state.momenta is None) != (lesson.momentum is None):
+    if (state.momenta is None) != (tokens.momentum is None):
         raise ValueError("a stream has momentum from its first token to its last, or never")
     if schedule == "set":
         raise ValueError("schedule 'set' reads whole utterances and continues none")
@@ -121,18 +121,18 @@ def _inside(counts: Tensor, x: Tensor) -> Tensor:
 def _look_inside(
     state: State,
     q: Tensor,
-    lesson: Lesson,
+    tokens: UpdateTokens,
     size: int,
     orthogonalize: str | None,
     counts: Tensor | None,
 ) -> tuple[Tensor, State]:
     """Step, then read the same chunk; `set` is the case of one chunk."""
-    mask = None if counts is None else _inside(counts, lesson.lr0)
+    mask = None if counts is None else _inside(counts, tokens.lr0)
     outputs = []
     for start in range(0, q.shape[1], size):
         rows = None if counts is None else counts > start
         part = None if mask is None else mask[:, start : start + size]
-        state = update(state, lesson.part(start, size), orthogonalize, rows, part)
+        state = update(state, tokens.part(start, size), orthogonalize, rows, part)
         outputs.append(fast_mlp(state.weights, q[:, start : start + size]))
     waiting = state.waiting + (q.shape[1] if counts is None else counts)
     output = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
@@ -142,7 +142,7 @@ def _look_inside(
 def _look_back(
     state: State,
     q: Tensor,
-    lesson: Lesson,
+    tokens: UpdateTokens,
     size: int,
     orthogonalize: str | None,
     counts: Tensor | None,
@@ -153,8 +153,8 @@ def _look_back(
         places = torch.arange(size + length, device=q.device)
         gap = (size - waiting)[:, None]
         order = torch.where(places < waiting[:, None], places, places + gap)
-        lesson = state.pending.followed_by(lesson).each(lambda x: _picked(x, order))
-        q = _picked(F.pad(q, (0, 0, size, 0)), order)
+        tokens = state.pending.followed_by(tokens).each(lambda x: _gather_tokens(x, order))
+        q = _gather_tokens(F.pad(q, (0, 0, size, 0)), order)
         ragged = True
     counts = waiting + (length if counts is None else counts)
     outputs = []
@@ -162,17 +162,17 @@ def _look_back(
         outputs.append(fast_mlp(state.weights, q[:, start : start + size]))
         if start + size < q.shape[1]:
             rows = counts > start + size if ragged else None
-            state = update(state, lesson.part(start, size), orthogonalize, rows)
+            state = update(state, tokens.part(start, size), orthogonalize, rows)
     output = torch.cat(outputs, 1)
     if state.pending is not None:
-        output = _picked(output, waiting[:, None] + torch.arange(length, device=q.device))
+        output = _gather_tokens(output, waiting[:, None] + torch.arange(length, device=q.device))
     border = (counts - 1).clamp(min=0) // size * size  # [N] where the last chunk begins
     tail = border[:, None] + torch.arange(size, device=q.device)
-    pending = lesson.each(lambda x: _picked(x, tail))
+    pending = tokens.each(lambda x: _gather_tokens(x, tail))
     return output, replace(state, pending=pending, waiting=counts - border)
 
 
-def _picked(x: Tensor, places: Tensor) -> Tensor:
+def _gather_tokens(x: Tensor, places: Tensor) -> Tensor:
     """Tokens of x [N,L,d] at the places [N,M]; places past the end take the last token."""
     places = places.clamp(max=x.shape[1] - 1)[:, :, None]
     return x.gather(1, places.expand(-1, -1, x.shape[2]))

@@ -40,21 +40,21 @@ class Layout:
         span = before + block + after
         if 2 * size <= 3 * span:  # measured: blocks win from 1.5 to 2 spans on
             block, span, before = max(size, 1), max(size, 1), 0
-        allowed = _allowed(config, size, lengths, block, span, before)
+        allowed = _block_mask(config, size, lengths, block, span, before)
         return cls(lengths, rotary_of(config, x), block, span, before, allowed)
 
 
-def _allowed(
+def _block_mask(
     config: ModelConfig, size: int, lengths: Tensor, block: int, span: int, before: int
 ) -> Tensor:
     device = lengths.device
     starts = torch.arange(0, max(size, 1), block, device=device)[:, None, None]
     queries = starts + torch.arange(block, device=device)[:, None]  # [blocks,block,1]
     keys = starts - before + torch.arange(span, device=device)  # [blocks,1,span]
-    return may_look(config, queries, keys, lengths[:, None, None, None]).flatten(0, 1)[:, None]
+    return may_attend(config, queries, keys, lengths[:, None, None, None]).flatten(0, 1)[:, None]
 
 
-def may_look(config: ModelConfig, queries: Tensor, keys: Tensor, lengths: Tensor | int) -> Tensor:
+def may_attend(config: ModelConfig, queries: Tensor, keys: Tensor, lengths: Tensor | int) -> Tensor:
     """Which keys each query may look at, places against places; padding looks at itself, for a row
     of the softmax without any key would be NaN.
     """

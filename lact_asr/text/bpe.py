@@ -18,7 +18,7 @@ from lact_asr.text.vocabulary import Vocabulary, refuse_foreign
 from lact_asr.utils.errors import DataError
 
 
-class Pieces(Vocabulary):
+class BPEVocabulary(Vocabulary):
     """Pieces of words and their ids; a piece that begins a word is written with a leading U+2581.
 
     The pieces are the model's, so `encode` splits a text as the learned merges say.
@@ -33,7 +33,7 @@ class Pieces(Vocabulary):
         self.symbols = tuple(self._processor.id_to_piece(index) for index in range(1, size))
 
     @classmethod
-    def learned(cls, texts: Iterable[str], size: int) -> "Pieces":
+    def learn(cls, texts: Iterable[str], size: int) -> "BPEVocabulary":
         """`size` symbols, the blank among them, from texts in normal form; the same ones each time.
 
         Texts with other characters do not count. DataError if the rest is too little for that size.
@@ -58,11 +58,11 @@ class Pieces(Vocabulary):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise DataError(_explained(str(error), size)) from error
+            raise DataError(_explain(str(error), size)) from error
         return cls(written.getvalue())
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Pieces":
+    def from_dict(cls, value: Mapping[str, Any]) -> "BPEVocabulary":
         """The vocabulary that `to_dict` described."""
         return cls(base64.b64decode(value["model"]))
 
@@ -80,7 +80,7 @@ class Pieces(Vocabulary):
         return str(self._processor.decode([index for index in ids if index != self.blank]))
 
 
-def _explained(error: str, size: int) -> str:
+def _explain(error: str, size: int) -> str:
     """sentencepiece's refusal in our words; other errors as they are."""
     most = re.search(r"value <= (\d+)", error)
     if most:

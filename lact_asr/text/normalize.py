@@ -1,4 +1,4 @@
-"""The normal form of texts: what the recogniser reads and writes. No torch."""
+"""The normal form of texts: what the recognizer reads and writes. No torch."""
 
 import unicodedata
 
@@ -6,7 +6,7 @@ CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _APOSTROPHES = str.maketrans("\u2019\u02bc\u2018`", "''''")
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Upper case, straight apostrophes, other punctuation as spaces, single spaces.
 
     Letters outside A-Z, digits and symbols stay, so that `Vocabulary.encode` can name them.

@@ -1,6 +1,6 @@
 """The one vocabulary that travels with a checkpoint.
 
-A vocabulary is stored, never made again: a public recogniser that rebuilt its characters per split,
+A vocabulary is stored, never made again: a public recognizer that rebuilt its characters per split,
 sorted by frequency, read its test set at 91.9 % WER. Characters are fixed; pieces of words are
 learned from the training texts in `lact_asr.text.bpe`.
 """

@@ -1,7 +1,7 @@
-"""Means of a model's weights over training, which generalise better than the last ones.
+"""Means of a model's weights over training, which generalize better than the last ones.
 
 A running mean (EMA) goes along with the training and is what is validated and kept as the best
-model; the optimiser goes on with the weights as they are. At the end the last checkpoints can be
+model; the optimizer goes on with the weights as they are. At the end the last checkpoints can be
 averaged as well, and win if they are better.
 """
 
@@ -20,7 +20,7 @@ class Average:
     def __init__(
         self, model: nn.Module, decay: float = 0.0, values: Mapping[str, Tensor] | None = None
     ) -> None:
-        """The given values, or a running mean; without decay and values `applied` does nothing."""
+        """The given values, or a running mean; without decay and values `in_force` does nothing."""
         self.model, self.decay = model, decay
         self.values: dict[str, Tensor] = {}
         if decay or values:
@@ -46,7 +46,7 @@ class Average:
             torch._foreach_lerp_([local(each) for each in self.values.values()], now, 1 - decay)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def in_force(self) -> Iterator[None]:
         """Inside, the model has these weights; behind it, its own."""
         self._swap()
         try:

@@ -28,8 +28,8 @@ from lact_asr.model.interface import Model
 from lact_asr.text.load import load_vocabulary
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
-from lact_asr.utils.files import named, read_json, write_json, writer
-from lact_asr.utils.locks import unrivalled
+from lact_asr.utils.files import naming_file, read_json, write_json, writer
+from lact_asr.utils.locks import no_fence
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 
@@ -43,7 +43,7 @@ def save(
     folder: Path,
     name: str,
     contents: Mapping[str, Any],
-    fence: Callable[[], None] = unrivalled,
+    fence: Callable[[], None] = no_fence,
 ) -> Path:
     """Write the checkpoint `folder/name`: tensors by name as *.safetensors, anything as *.pt, JSON.
 
@@ -134,7 +134,7 @@ def find(path: Path) -> Path:
         if found:
             return found
     raise DataError(
-        f"no checkpoint at {path}: {_seen(path)}. Name a folder with {WEIGHTS}, config.json and "
+        f"no checkpoint at {path}: {_names(path)}. Name a folder with {WEIGHTS}, config.json and "
         f"{STATE}, or one that holds best/ or checkpoints/"
     )
 
@@ -183,7 +183,10 @@ def _write(path: Path, content: Any) -> None:
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous() for name, value in content.items()}, path)
     else:
-        with named(path), path.open("wb") as file:  # torch itself does not say that a disk is full
+        with (
+            naming_file(path),
+            path.open("wb") as file,
+        ):  # torch itself does not say that a disk is full
             torch.save(content, file)
     _sync(path)
 
@@ -197,7 +200,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _seen(path: Path) -> str:
+def _names(path: Path) -> str:
     if not path.exists():
         return "there is nothing of that name"
     if path.is_file():

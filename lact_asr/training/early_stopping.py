@@ -1,8 +1,9 @@
 """When further training is no use: the dev WER has not fallen for a while. No torch.
 
-What is watched is what the model is for. The founding notes watched the training loss, a sum whose
-weights are scheduled: it rises while they rise, and on the notes' own curve, with everything well,
-it stops training at step 11,000 of 25,000. Neither WER nor the validation loss has such weights.
+What is watched is what the model is for. The original recipe watched the training loss, a sum whose
+weights are scheduled: it rises while they rise, and on the original own curve, with everything
+well, it stops training at step 11,000 of 25,000. Neither WER nor the validation loss has such
+weights.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ def watch(
     return list(mark), stale + 1
 
 
-def ended(config: StoppingConfig, progress: float, stale: int) -> bool:
+def should_stop_early(config: StoppingConfig, progress: float, stale: int) -> bool:
     """Whether to stop at this share of the training."""
     return 0 < config.patience <= stale and progress >= config.not_before
 

@@ -3,7 +3,7 @@
 What is not finite is dropped always (`lact_asr.training.train_step`) and what is merely large is
 clipped. A batch far above the run's usual norm can be dropped on top: at most three in a row, for
 then it is the run that has changed. A fixed limit knows nothing of the run: a healthy model has
-norms of 5 to 18 while it learns, and the founding notes' limit of 10 dropped 1,098 of 1,100 steps.
+norms of 5 to 18 while it learns, and the original limit of 10 dropped 1,098 of 1,100 steps.
 
 The norm is that of the averaged gradients, the same number on every rank: all decide alike.
 """
@@ -16,7 +16,7 @@ from torch import nn
 
 from lact_asr.config.training import GuardConfig, LoopConfig
 from lact_asr.distributed.fsdp import full
-from lact_asr.training.logger import Journal
+from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.resume import State
 from lact_asr.utils.errors import DataError, Failed
@@ -36,7 +36,7 @@ def limit(config: GuardConfig, typical: float, spikes: int) -> float:
     return min(highest, config.skip_ratio * typical)
 
 
-def remembered(typical: float, norm: float, highest: float) -> float:
+def update_mean_norm(typical: float, norm: float, highest: float) -> float:
     """The running mean after a step; a spike counts no more than the limit it broke."""
     if not math.isfinite(norm):
         return typical
@@ -44,18 +44,20 @@ def remembered(typical: float, norm: float, highest: float) -> float:
     return MEMORY * typical + (1 - MEMORY) * norm if typical else norm
 
 
-def recent(dropped: list[int], step: int) -> list[int]:
+def recently_dropped(dropped: list[int], step: int) -> list[int]:
     """Those of the dropped steps that lie in the window ending with `step`."""
     return [each for each in dropped if each > step - WINDOW]
 
 
-def note_unreadable(state: State, most: int, journal: Journal, news: Mapping[str, str]) -> None:
+def note_unreadable(
+    state: State, most: int, logger: TrainingLogger, news: Mapping[str, str]
+) -> None:
     """Name files met for the first time (id -> why); DataError when there are more than `most`."""
     if not news:
         return
     known = state.unreadable
     known |= news
-    journal.unreadable(state.step, news)
+    logger.unreadable(state.step, news)
     if len(known) > most:
         named = "\n".join(f"{key}: {why}" for key, why in list(known.items())[:5])
         raise DataError(
@@ -65,19 +67,19 @@ def note_unreadable(state: State, most: int, journal: Journal, news: Mapping[str
 
 
 def note_step(
-    state: State, config: LoopConfig, journal: Journal, outcome: Outcome, trainable: nn.Module
+    state: State, config: LoopConfig, logger: TrainingLogger, outcome: Outcome, trainable: nn.Module
 ) -> None:
     """Count a step that was not taken; Failed when they do not end."""
-    state.typical_norm = remembered(state.typical_norm, outcome.grad_norm, outcome.highest)
+    state.typical_norm = update_mean_norm(state.typical_norm, outcome.grad_norm, outcome.highest)
     if outcome.taken:
         state.in_a_row = 0
-        state.typical_loss = remembered(state.typical_loss, outcome.loss, math.inf)
+        state.typical_loss = update_mean_norm(state.typical_loss, outcome.loss, math.inf)
         state.lowest_loss = min(state.lowest_loss, state.typical_loss)
         return
     state.skipped += 1
     state.in_a_row += 1
-    state.dropped = recent([*state.dropped, state.step], state.step)
-    journal.dropped(state.step, outcome)
+    state.dropped = recently_dropped([*state.dropped, state.step], state.step)
+    logger.dropped(state.step, outcome)
     if state.in_a_row >= BREAKER or len(state.dropped) > SHARE * WINDOW:
         _give_up(state, config, outcome, trainable)
 

@@ -19,7 +19,7 @@ Report = Callable[[Mapping[str, Any]], None]
 Event = Callable[..., None]
 
 
-class Journal:
+class TrainingLogger:
     """Progress since the last line, and where it is written."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Journal:
         self._first, self._started = step, time.monotonic()
         self._since = self._started
 
-    def took(self, outcome: Outcome) -> None:
+    def count_step(self, outcome: Outcome) -> None:
         """One more step."""
         self._window.append(outcome)
 
@@ -124,7 +124,7 @@ class Journal:
         counts = {name: sum(o.counts[name] for o in taken) for name in taken[-1].counts}
         return {"loss": mean(o.loss for o in taken), **shown(parts), **counts}
 
-    def validated(self, step: int, measure: Measure, best: bool) -> None:
+    def log_validation(self, step: int, measure: Measure, best: bool) -> None:
         """A validation's numbers and samples; its time does not count as training."""
         self.say(f"Validation at step {step} | {measure.line}{' | best so far' if best else ''}")
         for number, sample in enumerate(measure.samples, start=1):

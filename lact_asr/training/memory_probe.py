@@ -2,7 +2,7 @@
 
 An epoch's plan is known in advance, and so are its worst batches: the longest utterance, the most
 utterances, the most pairs of frames (attention over all of a batch). Each goes forward and backward
-once at the slowest speed, beside room for what the optimiser has not made yet. Weights, statistics
+once at the slowest speed, beside room for what the optimizer has not made yet. Weights, statistics
 and the order of the data stay as they are. No rank waits for another in between, so one that runs
 out of memory can say so to all. Where the model is split over the ranks they do wait: one that runs
 out ends at once and says so itself, and those that wait for it end with it.
@@ -17,8 +17,8 @@ from torch import nn
 from lact_asr.config.training import LoopConfig
 from lact_asr.distributed.fsdp import split
 from lact_asr.distributed.processes import World, no_sync
-from lact_asr.model.forward import arithmetic
-from lact_asr.training.logger import Journal
+from lact_asr.model.forward import autocast
+from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.material import Material, Worst
 from lact_asr.training.objective import Objective
 from lact_asr.utils.errors import Failed
@@ -26,7 +26,7 @@ from lact_asr.utils.errors import Failed
 MOMENTS = 2  # tensors of its size that AdamW keeps beside each weight, from its first step on
 
 
-def wanted(config: LoopConfig, device: torch.device) -> bool:
+def should_probe(config: LoopConfig, device: torch.device) -> bool:
     """Whether to probe: as set, else on GPUs, where memory that runs out can be caught."""
     return device.type == "cuda" if config.probe is None else config.probe
 
@@ -47,7 +47,7 @@ def probe(
     config: LoopConfig,
     world: World,
     device: torch.device,
-    journal: Journal,
+    logger: TrainingLogger,
 ) -> None:
     """Run the worst batches of the first epoch; Failed if a rank cannot."""
     learning = [p for group in optimizer.param_groups for p in group["params"]]
@@ -57,22 +57,22 @@ def probe(
     shapes = []
     for each in material.worst():
         shapes.append([each.count, round(each.longest, 2)])
-        error = _tried(module, objective, each.batch, config, world, device)
+        error = _try_batch(module, objective, each.batch, config, world, device)
         optimizer.zero_grad(set_to_none=True)
         if (error and split(module)) or world.all_max(bool(error)):
-            raise Failed("out_of_memory", _explained(each, material, error))
+            raise Failed("out_of_memory", _explain(each, material, error))
     for buffer, before in buffers:
         buffer.copy_(before)
     del room
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    journal.event("probed", batches=shapes, peak_bytes=peak)
+    logger.event("probed", batches=shapes, peak_bytes=peak)
     unit = material.terms.unit
     tried = ", ".join(f"{count} x {longest:g} {unit}" for count, longest in shapes)
     used = f", {peak / 2**30:.1f} GiB at most" if peak else ""
-    journal.say(f"The worst batches fit into memory: {tried}{used}")
+    logger.say(f"The worst batches fit into memory: {tried}{used}")
 
 
-def _tried(
+def _try_batch(
     module: nn.Module,
     objective: Objective[Any, Any],
     batch: Any,
@@ -84,7 +84,7 @@ def _tried(
     objective.begin_step([batch], world.all_sum)
     try:
         with no_sync(module):
-            with arithmetic(device, config.precision):
+            with autocast(device, config.precision):
                 loss = module(batch, 0.0)
             loss.total.backward()
     except torch.OutOfMemoryError as error:
@@ -92,7 +92,7 @@ def _tried(
     return ""
 
 
-def _explained(each: Worst, material: Material, error: str) -> str:
+def _explain(each: Worst, material: Material, error: str) -> str:
     terms, why = material.terms, error or "it did so on another rank"
     return (
         f"memory would run out: {each.count} {terms.items} of up to {each.longest:.4g} "

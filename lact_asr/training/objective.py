@@ -1,4 +1,4 @@
-"""What training minimises: what the loop asks of a loss, and plain CTC."""
+"""What training minimizes: what the loop asks of a loss, and plain CTC."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lact_asr.config.training import CTCConfig
 from lact_asr.data.batch import Batch
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.forward import listen
+from lact_asr.model.forward import forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput, Model
-from lact_asr.model.masks import valid
-from lact_asr.training.logger import Journal
+from lact_asr.model.masks import length_mask
+from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Loss, Outcome, Part
 
 AnyBatch = TypeVar("AnyBatch")
@@ -50,7 +50,7 @@ class Objective(ABC, Generic[AnyBatch, AnyModel]):
         For a loss that counts something else beside labels: `all_sum` adds up over the ranks.
         """
 
-    def end_step(self, step: int, outcome: Outcome, journal: Journal) -> None:
+    def end_step(self, step: int, outcome: Outcome, logger: TrainingLogger) -> None:
         """Called after every step with what it came to on all ranks."""
 
 
@@ -77,8 +77,8 @@ class CTCObjective(SpeechObjective):
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
         """The loss of a batch; `zeroed` counts utterances that no path fits (loss infinite)."""
-        heard = repeated(batch, self.views)
-        output = listen(self.model, heard)
+        heard = repeat_batch(batch, self.views)
+        output = forward_batch(self.model, heard)
         losses = ctc_losses(output.log_probs, output.lengths, heard)  # [views B]
         zeroed = ((losses == 0) & (heard.target_lengths > 0)).sum() / self.views
         total = ctc = losses.sum() / self.views
@@ -105,7 +105,7 @@ class CTCObjective(SpeechObjective):
         return torch.stack(each).mean() / self.views
 
 
-def repeated(batch: Batch, times: int) -> Batch:
+def repeat_batch(batch: Batch, times: int) -> Batch:
     """The utterances of a batch so many times over."""
     if times == 1:
         return batch
@@ -131,5 +131,5 @@ def consistency(log_probs: Tensor, lengths: Tensor) -> Tensor:
     one, other = log_probs.float().chunk(2)
     both = F.kl_div(one, other.detach(), reduction="none", log_target=True)
     both = both + F.kl_div(other, one.detach(), reduction="none", log_target=True)  # [B,T,V]
-    mask = valid(lengths[: len(one)], log_probs.shape[1])
+    mask = length_mask(lengths[: len(one)], log_probs.shape[1])
     return both.sum(-1).masked_fill(~mask, 0).sum() / 2

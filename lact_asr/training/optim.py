@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lact_asr.config.training import OptimConfig
 from lact_asr.distributed.fsdp import full, like
 from lact_asr.model.fast_weights import newton_schulz
-from lact_asr.model.forward import arithmetic
+from lact_asr.model.forward import autocast
 from lact_asr.model.interface import Model
 from lact_asr.training.objective import Objective
 
@@ -54,14 +54,14 @@ class Muon(torch.optim.AdamW):
         return super().step(closure)
 
     def _move(self, group: dict[str, Any]) -> None:
-        """Matrices of one shape are orthogonalised together."""
+        """Matrices of one shape are orthogonalized together."""
         alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
                 alike[parameter.shape].append(parameter)
         for shape, parameters in alike.items():
             stack = torch.stack([full(self._momentum(each)) for each in parameters])
-            with arithmetic(stack.device, "auto"):  # 1.6 TFLOP at 92 M weights; bfloat16: 1.2 % off
+            with autocast(stack.device, "auto"):  # 1.6 TFLOP at 92 M weights; bfloat16: 1.2 % off
                 updates = newton_schulz(stack, "five_stage")
             scale = RMS * math.sqrt(max(shape))
             for parameter, update in zip(parameters, updates, strict=True):
@@ -80,7 +80,7 @@ class Muon(torch.optim.AdamW):
 
 
 def build(objective: Objective[Any, Any], config: OptimConfig) -> torch.optim.AdamW:
-    """The optimiser over the objective's groups; weight decay for matrices only."""
+    """The optimizer over the objective's groups; weight decay for matrices only."""
     apart = _ends(objective.model) if config.method == "muon" else None
     wanted = objective.parameter_groups(config.learning_rate)
     groups = [part for group in wanted for part in _split(group, config, apart)]

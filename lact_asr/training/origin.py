@@ -44,7 +44,10 @@ def require_fit(path: Path, model: Model, vocabulary: Vocabulary) -> None:
     stored = read_json(path / "config.json")
     other = _other_settings(stored, model) if _unlike(path, model) else ""
     if stored["vocabulary"] != vocabulary.to_dict():
-        there, here = _named(load_vocabulary(stored["vocabulary"])), _named(vocabulary)
+        there, here = (
+            _name_vocabulary(load_vocabulary(stored["vocabulary"])),
+            _name_vocabulary(vocabulary),
+        )
         other = f"its vocabulary is {there}, not {here}{f'; {other}' if other else ''}"
     elif not other and (unlike := _unlike(path, model)):
         other = f"other tensors are {', '.join(unlike[:_NAMED])}"
@@ -96,5 +99,5 @@ def _shapes(file: Path) -> dict[str, list[int]]:
         ) from error
 
 
-def _named(vocabulary: Vocabulary) -> str:
+def _name_vocabulary(vocabulary: Vocabulary) -> str:
     return f"{vocabulary.kind} with {len(vocabulary)} symbols"

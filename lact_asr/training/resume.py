@@ -16,13 +16,13 @@ from lact_asr.training import checkpoint
 from lact_asr.training.averaging import Average
 from lact_asr.training.objective import Objective
 from lact_asr.training.origin import require_fit
-from lact_asr.training.validation import standing
+from lact_asr.training.validation import comparison_key
 from lact_asr.utils.errors import Misfit
 
 
 @dataclass
 class State:
-    """What a run remembers, beside weights, optimiser and its place in the data."""
+    """What a run remembers, beside weights, optimizer and its place in the data."""
 
     step: int = 0
     validated: int = 0  # step of the last validation
@@ -71,11 +71,11 @@ def resume(
     fingerprint: int,
     average: Average,
 ) -> tuple[State, Position]:
-    """Load a checkpoint into the objective, the optimiser and the running mean of the weights.
+    """Load a checkpoint into the objective, the optimizer and the running mean of the weights.
 
-    Learning rate and other settings of the optimiser are the present ones, so that a run can go on
+    Learning rate and other settings of the optimizer are the present ones, so that a run can go on
     with others than it began with. If the training data changed, a new epoch begins. Misfit where
-    the model, the vocabulary, the objective or the kind of optimiser did.
+    the model, the vocabulary, the objective or the kind of optimizer did.
     """
     require_fit(path, objective.model, vocabulary)
     saved = checkpoint.load(path / "trainer.pt")
@@ -114,7 +114,7 @@ def _state(saved: dict[str, Any]) -> State:
     if "best_wer" not in saved:
         return State(**saved)
     others = {name: value for name, value in saved.items() if name not in ("best_wer", "best_loss")}
-    return State(**others, best=list(standing(saved["best_wer"], saved["best_loss"])))
+    return State(**others, best=list(comparison_key(saved["best_wer"], saved["best_loss"])))
 
 
 def judged_anew(state: State) -> State:
@@ -123,7 +123,7 @@ def judged_anew(state: State) -> State:
 
 
 def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
-    """What an optimiser remembers, with the present learning rate and other settings."""
+    """What an optimizer remembers, with the present learning rate and other settings."""
     settings = [
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
@@ -132,7 +132,7 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pa
         optimizer.load_state_dict(optimizer_like(saved, optimizer))
     except ValueError as error:
         raise Misfit(
-            f"{path / 'trainer.pt'} was left by another optimiser: write the optim.method of the "
+            f"{path / 'trainer.pt'} was left by another optimizer: write the optim.method of the "
             "run that it belongs to"
         ) from error
     for group, fresh in zip(optimizer.param_groups, settings, strict=True):

@@ -19,7 +19,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Material, Measure, Terms, Worst
 from lact_asr.training.memory_probe import worst
 from lact_asr.training.objective import SpeechObjective
-from lact_asr.training.validation import standing, validate
+from lact_asr.training.validation import comparison_key, validate
 from lact_asr.utils.errors import DataError
 
 TERMS = Terms("utterances", "s", "batch_seconds", "audio_seconds_per_second", "s of audio/s")
@@ -29,7 +29,7 @@ class Speech(Material):
     """Utterances to learn from and to measure on."""
 
     terms = TERMS
-    nothing_learned = standing(np.inf, np.inf)
+    nothing_learned = comparison_key(np.inf, np.inf)
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Speech(Material):
         wer, cer = found.scores.wer, found.scores.cer
         return Measure(
             found.loss,
-            standing(wer, found.loss),
+            comparison_key(wer, found.loss),
             {"wer": wer, "cer": cer},
             f"Valid loss {found.loss:.4f} | WER {wer:.2%} | CER {cer:.2%}",
             found.samples,

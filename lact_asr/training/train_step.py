@@ -1,4 +1,4 @@
-"""One optimiser step over all micro-batches and all processes, exact and decided together.
+"""One optimizer step over all micro-batches and all processes, exact and decided together.
 
 Backward passes add up gradients of sums; after the last one the labels of all micro-batches and
 ranks are counted and everything is divided once. What the ranks must agree on (counts, the wish to
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lact_asr.config.training import LoopConfig
 from lact_asr.distributed import fsdp
 from lact_asr.distributed.processes import World, no_sync
-from lact_asr.model.forward import arithmetic
+from lact_asr.model.forward import autocast
 from lact_asr.training.loss import Loss, Outcome, Part, detached
 from lact_asr.training.material import MicroBatch
 from lact_asr.training.objective import Objective
@@ -36,7 +36,7 @@ class Setting:
     highest: float = math.inf  # gradient norm above which a step is not taken
 
 
-class Called(nn.Module):
+class ObjectiveModule(nn.Module):
     """An objective as a module, so that a data-parallel wrapper can stand around its call."""
 
     def __init__(self, objective: Objective[Any, Any]) -> None:
@@ -49,8 +49,8 @@ class Called(nn.Module):
         return self._call(batch, progress)
 
 
-def take(
-    module: nn.Module,  # Called, perhaps wrapped
+def take_step(
+    module: nn.Module,  # ObjectiveModule, perhaps wrapped
     optimizer: torch.optim.Optimizer,
     batches: Sequence[MicroBatch],  # the micro-batches of this rank
     progress: float,
@@ -58,14 +58,14 @@ def take(
     stop: bool,  # whether this rank was asked to stop
     known: dict[str, str],  # unreadable files that all ranks have heard of
 ) -> Outcome:
-    """Forward, backward, normalise, clip, and move the weights if everything is finite."""
+    """Forward, backward, normalize, clip, and move the weights if everything is finite."""
     config, world, device = setting.config, setting.world, setting.device
     optimizer.zero_grad(set_to_none=True)
     losses: list[Loss] = []
     for number, batch in enumerate(batches, start=1):
         last = number == len(batches)
         with nullcontext() if last else no_sync(module):
-            with arithmetic(device, config.precision):
+            with autocast(device, config.precision):
                 loss = module(batch.to(device), progress)
             loss.total.backward()
         losses.append(detached(loss))
@@ -73,10 +73,10 @@ def take(
     amount = sum(batch.amount for batch in batches)
     sums = _row(losses, [amount, float(stop), float(len(news))], device)
     total, weight, *shown, amount, stops, unheard = world.all_sum(sums).tolist()
-    norm = _normalise(optimizer, world.world_size / weight if weight else math.nan, config)
+    norm = _normalize(optimizer, world.world_size / weight if weight else math.nan, config)
     if unheard:
         news = {key: why for part in world.gather(news) for key, why in part.items()}
-    parts, counts = _named(losses[0], shown, weight)
+    parts, counts = _name_sums(losses[0], shown, weight)
     outcome = Outcome(
         total / weight if weight else math.nan,
         weight,
@@ -114,7 +114,7 @@ def _sums(loss: Loss) -> Iterator[Tensor]:
         yield loss.counts[name]
 
 
-def _named(
+def _name_sums(
     loss: Loss, values: Sequence[float], weight: float
 ) -> tuple[dict[str, Part[float]], dict[str, float]]:
     """Summed parts per label token, and summed counts, from the order of `_sums`."""
@@ -127,7 +127,7 @@ def _named(
     return parts, dict(zip(sorted(loss.counts), rest, strict=True))
 
 
-def _normalise(optimizer: torch.optim.Optimizer, scale: float, config: LoopConfig) -> float:
+def _normalize(optimizer: torch.optim.Optimizer, scale: float, config: LoopConfig) -> float:
     """Scale all gradients, clip their common norm, and return the norm before clipping.
 
     Wrapped gradients are averages over ranks, so the scale is ranks / labels of all of them.

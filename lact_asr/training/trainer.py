@@ -24,7 +24,7 @@ from lact_asr.distributed import fsdp, processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint, early_stopping, guard, memory_probe, optim, train_step
 from lact_asr.training.averaging import Average, mean
-from lact_asr.training.logger import Journal
+from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.material import Material
 from lact_asr.training.objective import Objective, SpeechObjective
@@ -34,7 +34,7 @@ from lact_asr.training.retreat import retreat
 from lact_asr.training.speech import Speech
 from lact_asr.utils.errors import Failed, Interrupted
 from lact_asr.utils.files import read_json
-from lact_asr.utils.locks import unrivalled
+from lact_asr.utils.locks import no_fence
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Launcher:
     report: Callable[[Mapping[str, Any]], None]  # metrics
     event: Callable[..., None]
     should_stop: Callable[[], bool]
-    fence: Callable[[], None] = unrivalled  # before a write: raises where a newer process has begun
+    fence: Callable[[], None] = no_fence  # before a write: raises where a newer process has begun
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FitResult:
 
     @property
     def wer(self) -> float:
-        """Of the best checkpoint of a recogniser, as a fraction; inf before the first."""
+        """Of the best checkpoint of a recognizer, as a fraction; inf before the first."""
         return self.best.get("wer", math.inf)
 
     @property
@@ -78,7 +78,7 @@ def fit(
     report: Callable[[Mapping[str, Any]], None],
     event: Callable[..., None],
     should_stop: Callable[[], bool],
-    fence: Callable[[], None] = unrivalled,
+    fence: Callable[[], None] = no_fence,
     device: torch.device | None = None,
 ) -> FitResult:
     """Train on speech for max_steps, until the dev WER stops falling, or until asked to stop.
@@ -139,15 +139,15 @@ class _Run:
         self.objective, self.material, self.vocabulary = objective, material, vocabulary
         self.config, self.folder, self.launcher = config, folder, launcher
         self.world, self.device = world, device
-        self.journal = Journal(
+        self.logger = TrainingLogger(
             launcher.report, launcher.event, config.max_steps, material.terms, loud=world.main
         )
         self.state, self.saved = State(), 0
 
     def prepare(self) -> None:
-        """Model, optimiser, what an earlier process left, and the batches from there on."""
+        """Model, optimizer, what an earlier process left, and the batches from there on."""
         objective, config = self.objective, self.config
-        self.journal.start(self.material)
+        self.logger.start(self.material)
         objective.trainable.to(self.device)
         if config.sharded and self.world.world_size > 1:
             model = objective.model
@@ -155,8 +155,10 @@ class _Run:
         self.optimizer = optim.build(objective, config.optim)
         self.average = Average(objective.model, config.average.decay)
         self.feed = self.material.feed(self._resume())
-        self.module = self.world.wrap(train_step.Called(objective), objective.unused_parameters)
-        if memory_probe.wanted(config, self.device):
+        self.module = self.world.wrap(
+            train_step.ObjectiveModule(objective), objective.unused_parameters
+        )
+        if memory_probe.should_probe(config, self.device):
             memory_probe.probe(
                 self.module,
                 objective,
@@ -165,7 +167,7 @@ class _Run:
                 config,
                 self.world,
                 self.device,
-                self.journal,
+                self.logger,
             )
 
     def _resume(self) -> Position:
@@ -185,8 +187,8 @@ class _Run:
         if changed:  # dropped steps say nothing of other settings; a requeued job keeps its own
             self.state = judged_anew(self.state)
         facts = {"epoch": position.epoch, "checkpoint": path.name, "changed": changed}
-        self.journal.event("resumed", step=self.saved, **facts)
-        self.journal.say(
+        self.logger.event("resumed", step=self.saved, **facts)
+        self.logger.say(
             "\n  ".join([f"Resumed from {path.name}, epoch {position.epoch}", *changed])
         )
         return position
@@ -195,13 +197,13 @@ class _Run:
         """Train from where the state is."""
         state, config, stop = self.state, self.config, False
         self.objective.trainable.train()
-        self.journal.begin(state.step)
+        self.logger.begin(state.step)
         while not stop:
             ended = state.step >= config.max_steps
             due = state.step > 0 and state.step % config.valid_every == 0
             if (due or ended) and state.validated != state.step:
                 self._validate(self.average)
-            ended |= early_stopping.ended(
+            ended |= early_stopping.should_stop_early(
                 config.stopping, state.step / config.max_steps, state.stale
             )
             if ended and config.average.last and not state.averaged:
@@ -231,30 +233,30 @@ class _Run:
         progress = state.step / config.max_steps
         highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
         setting = train_step.Setting(config, self.world, self.device, highest)
-        outcome = train_step.take(
+        outcome = train_step.take_step(
             self.module, self.optimizer, batches, progress, setting, stop, state.unreadable
         )
         state.step, state.averaged = state.step + 1, False
         if outcome.taken:
             self.average.follow(state.step)
-        self.journal.took(outcome)
-        self.objective.end_step(state.step, outcome, self.journal)
-        guard.note_unreadable(state, self.material.max_unreadable, self.journal, outcome.unreadable)
+        self.logger.count_step(outcome)
+        self.objective.end_step(state.step, outcome, self.logger)
+        guard.note_unreadable(state, self.material.max_unreadable, self.logger, outcome.unreadable)
         try:
-            guard.note_step(state, config, self.journal, outcome, self.objective.trainable)
+            guard.note_step(state, config, self.logger, outcome, self.objective.trainable)
         except Failed as error:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
             raise Failed(error.failure_class, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
             rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
-            self.journal.progress(state.step, self.feed.position.epoch, rate, state.skipped)
+            self.logger.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
 
     def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
         aside, where = retreat(self.folder, self.state, outcome)
         for path in aside:
-            self.journal.event("put_aside", checkpoint=path.name, now=checkpoint.DIVERGED)
+            self.logger.event("put_aside", checkpoint=path.name, now=checkpoint.DIVERGED)
         return where
 
     def _validate_mean(self) -> None:
@@ -264,13 +266,13 @@ class _Run:
         before = [path for path in checkpoint.by_step(self.folder) if path.name < present]
         states = [checkpoint.load(path / checkpoint.WEIGHTS) for path in before[::-1][:steps_back]]
         weights = mean([*states, fsdp.whole(model.state_dict())])
-        self.journal.say(f"The mean of the weights of {len(states) + 1} checkpoints:")
+        self.logger.say(f"The mean of the weights of {len(states) + 1} checkpoints:")
         self.state.averaged = True
         self._validate(Average(model, values=weights))
 
     def _validate(self, average: Average) -> None:
         """Measure the model with other weights, and keep these if they are the best."""
-        with average.applied():
+        with average.in_force():
             self._measure()
 
     def _measure(self) -> None:
@@ -283,9 +285,9 @@ class _Run:
         state.mark, state.stale = early_stopping.watch(
             self.config.stopping, state.step, measure.order, state.mark, state.stale
         )
-        self.journal.validated(state.step, measure, best)
+        self.logger.log_validation(state.step, measure, best)
         unheard = {key: why for key, why in measure.unreadable if key not in state.unreadable}
-        guard.note_unreadable(state, material.max_unreadable, self.journal, unheard)
+        guard.note_unreadable(state, material.max_unreadable, self.logger, unheard)
         if best:
             state.best = list(measure.order)
             facts = {"step": state.step, **measure.figures, "loss": measure.loss}
@@ -309,7 +311,7 @@ class _Run:
         )
         facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
-        self.journal.event("checkpoint", step=state.step)
+        self.logger.event("checkpoint", step=state.step)
         if self.world.main:
             checkpoint.prune(
                 self.folder, max(self.config.keep_checkpoints, self.config.average.last)

@@ -16,7 +16,7 @@ from lact_asr.data.dataset import Corpus
 from lact_asr.data.loader import loader
 from lact_asr.decoding.metrics import Scores, score
 from lact_asr.decoding.transcribe import decode
-from lact_asr.distributed.fsdp import accompany
+from lact_asr.distributed.fsdp import run_dummy_forwards
 from lact_asr.distributed.processes import World
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.interface import CTCModel
@@ -27,7 +27,7 @@ from lact_asr.utils.spread import spread
 SILENCE = SAMPLE_RATE // 10  # samples that a split model hears while other ranks decode
 
 
-def standing(wer: float, loss: float) -> tuple[float, float]:
+def comparison_key(wer: float, loss: float) -> tuple[float, float]:
     """By what models are compared, lower is better: WER, and from 100 % on the loss alone.
 
     A model that begins to speak inserts words: its WER went from 101 % to 103 % while its loss fell
@@ -73,7 +73,7 @@ def validate(
         sums += torch.stack([losses[tokens > 0].sum(), tokens.sum()])
         calls += 1
     silence = torch.zeros(1, SILENCE, device=device), torch.tensor([SILENCE], device=device)
-    accompany(model, -(-len(shares) // world.world_size) - calls, *silence)
+    run_dummy_forwards(model, -(-len(shares) // world.world_size) - calls, *silence)
     loss, weight = world.all_sum(sums).tolist()
     for part, missing in world.gather((heard, unreadable)):
         heard |= part

@@ -14,7 +14,7 @@ class DataError(Exception):
 
 
 class Misfit(DataError):
-    """A checkpoint of another model, vocabulary, objective or optimiser than the present ones."""
+    """A checkpoint of another model, vocabulary, objective or optimizer than the present ones."""
 
 
 class Unreadable(DataError):

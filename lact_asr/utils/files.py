@@ -25,7 +25,7 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{writer()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with named(path):
+    with naming_file(path):
         try:
             with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
                 file.write(data)
@@ -93,12 +93,12 @@ def _cut(descriptor: int) -> bytes:
 
 def append_json(path: Path, values: Mapping[str, object], sync: bool = True) -> None:
     """Append one JSON object, with the time (seconds since 1970), as a line."""
-    with named(path):
+    with naming_file(path):
         append_line(path, json.dumps({"time": round(time.time(), 3), **values}, default=str), sync)
 
 
 @contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
+def naming_file(path: Path) -> Iterator[None]:
     """An OSError names the file it is about; that of a full disk names none."""
     try:
         yield

@@ -14,12 +14,12 @@ def never() -> bool:
     return False
 
 
-def unrivalled() -> None:
+def no_fence() -> None:
     """A `fence` for callers beside whom nobody writes."""
 
 
 @contextlib.contextmanager
-def alone(path: Path, should_stop: Callable[[], bool] = never) -> Iterator[None]:
+def exclusive_lock(path: Path, should_stop: Callable[[], bool] = never) -> Iterator[None]:
     """Hold the lock file `path`; another holder is waited for. The lock ends with the process."""
     with path.open("w") as file:
         told = False

@@ -1,4 +1,4 @@
-"""The founding notes' failures, each reproduced in their way and then shown to be gone in ours."""
+"""The original failures, each reproduced in their way and then shown to be gone in ours."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from distill.teachers import Live
 from lact_asr.config.training import OptimConfig, TrainingConfig
 from lact_asr.data.batch import Batch
 from lact_asr.distributed import processes
-from lact_asr.model.masks import valid
+from lact_asr.model.masks import length_mask
 from lact_asr.training import optim, train_step
 from lact_asr.training.guard import BREAKER
 from lact_asr.training.objective import CTCObjective
@@ -38,7 +38,7 @@ def noise(seed: int) -> Batch:
     """Two utterances of noise."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.tensor([9000, 12_000])
-    waves = 0.1 * torch.randn(2, 12_000, generator=generator) * valid(lengths, 12_000)
+    waves = 0.1 * torch.randn(2, 12_000, generator=generator) * length_mask(lengths, 12_000)
     targets = torch.randint(1, 29, (5,), generator=generator)
     return Batch(["a", "b"], ["", ""], waves, lengths, targets, torch.tensor([2, 3]))
 
@@ -52,11 +52,11 @@ def lessons(rank: int) -> list[Batch]:
 
 
 def each_rank_for_itself(folder: Path) -> None:
-    """The notes' loop: a rank that meets a NaN goes on to its next batch."""
+    """The original loop: a rank that meets a NaN goes on to its next batch."""
     world, model = processes.start(), tiny_baseline(**SMALL)
     objective = CTCObjective(model)
-    for number, lesson in enumerate(lessons(world.rank)):
-        loss = objective(lesson, 0.0)
+    for number, spoken in enumerate(lessons(world.rank)):
+        loss = objective(spoken, 0.0)
         if not math.isfinite(float(loss.total.detach())):
             continue
         model.zero_grad()
@@ -75,23 +75,23 @@ def all_ranks_together(folder: Path) -> None:
     config = TrainingConfig(optim=OptimConfig(warmup_steps=0))
     optimizer, module = (
         optim.build(objective, config.optim),
-        world.wrap(train_step.Called(objective)),
+        world.wrap(train_step.ObjectiveModule(objective)),
     )
     taken = []
-    for lesson in lessons(world.rank):
-        objective.begin_step([lesson], world.all_sum)
+    for spoken in lessons(world.rank):
+        objective.begin_step([spoken], world.all_sum)
         setting = train_step.Setting(config, world, CPU)
-        outcome = train_step.take(module, optimizer, [lesson], 0.5, setting, False, {})
+        outcome = train_step.take_step(module, optimizer, [spoken], 0.5, setting, False, {})
         taken.append((outcome.taken, outcome.suspects))
     weights = torch.cat([p.detach().flatten() for p in student.parameters()])
     torch.save((taken, weights), folder / f"{world.rank}.pt")
 
 
-def test_a_nan_on_one_rank_ends_the_notes_training_and_costs_ours_one_step(tmp_path):
-    for name in ("notes", "ours"):
+def test_a_nan_on_one_rank_ends_the_original_training_and_costs_ours_one_step(tmp_path):
+    for name in ("original", "ours"):
         (tmp_path / name).mkdir()
-    codes = in_ranks(each_rank_for_itself, tmp_path / "notes", 2)
-    logs = [(tmp_path / "notes" / f"rank{rank}.log").read_text() for rank in range(2)]
+    codes = in_ranks(each_rank_for_itself, tmp_path / "original", 2)
+    logs = [(tmp_path / "original" / f"rank{rank}.log").read_text() for rank in range(2)]
     seen = [[line for line in log.splitlines() if line.startswith("batch")] for log in logs]
     assert seen == [["batch 0", "batch 1", "batch 2"], ["batch 0", "batch 2"]]  # mixed, then alone
     assert codes[0] != 0 and codes[1] == 0
@@ -107,7 +107,7 @@ def recorded(whole: Batch) -> Batch:
     """Eight utterances as rooms differ: noise from none to 30 dB below full scale."""
     levels = torch.tensor([0.03, 0.1, 0.0, 0.01, 0.0, 0.003, 0.001, 0.0])[:, None]
     generator = torch.Generator().manual_seed(0)
-    heard = valid(whole.wave_lengths, whole.waves.shape[1])
+    heard = length_mask(whole.wave_lengths, whole.waves.shape[1])
     static = levels * torch.randn(whole.waves.shape, generator=generator) * heard
     return replace(whole, waves=whole.waves + static)
 
@@ -151,18 +151,18 @@ def test_batch_norm_over_two_utterances_trains_another_model_than_it_uses(speech
     assert cost(model.eval(), pairs) == pytest.approx(cost(model.train(), pairs), rel=1e-5)
 
 
-def halves(model: nn.Module, lesson: Batch, count: int, stuck: bool) -> list[Tensor]:
+def halves(model: nn.Module, spoken: Batch, count: int, stuck: bool) -> list[Tensor]:
     """Gradient norms at learning rate 2e-4 in float16, scaled by 65,536 against underflow.
 
-    `stuck` is the notes' loop: an infinite norm skips the batch, and with it the scaler's turn.
+    `stuck` is the original loop: an infinite norm skips the batch, and with it the scaler's turn.
     """
     optimizer = torch.optim.Adam(model.parameters(), 2e-4)
     scaler, objective, norms = torch.amp.GradScaler("cpu"), CTCObjective(model), []
     for _ in range(count):
         with torch.autocast("cpu", torch.float16):
-            loss = objective(lesson, 0.0)
+            loss = objective(spoken, 0.0)
         optimizer.zero_grad()
-        scaler.scale(loss.total / len(lesson.ids)).backward()
+        scaler.scale(loss.total / len(spoken.ids)).backward()
         if not stuck:
             scaler.unscale_(optimizer)
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), 5.0))
@@ -174,26 +174,26 @@ def halves(model: nn.Module, lesson: Batch, count: int, stuck: bool) -> list[Ten
 
 
 def test_norms_of_inf_at_2e_4_are_the_float16_scale_and_skipping_keeps_them_forever(speech):
-    lesson, deep = batch(speech, 2), {"blocks": 8}  # 61 layers, as many as the notes' teacher
-    assert not any(norm.isfinite() for norm in halves(tiny_teacher(**deep), lesson, 6, True))
-    norms = halves(tiny_teacher(**deep), lesson, 8, False)
+    spoken, deep = batch(speech, 2), {"blocks": 8}  # 61 layers, as many as the original teacher
+    assert not any(norm.isfinite() for norm in halves(tiny_teacher(**deep), spoken, 6, True))
+    norms = halves(tiny_teacher(**deep), spoken, 8, False)
     assert not norms[0].isfinite() and norms[-1].isfinite()
     objective = CTCObjective(tiny_teacher(**deep))
     optim_config = OptimConfig(learning_rate=2e-4, warmup_steps=0)
     config = TrainingConfig(precision="bf16", optim=optim_config)
     optimizer = optim.build(objective, config.optim)
     module, setting = (
-        train_step.Called(objective),
+        train_step.ObjectiveModule(objective),
         train_step.Setting(config, processes.World(), CPU),
     )
     taken = [
-        train_step.take(module, optimizer, [lesson], 0.0, setting, False, {}).taken
+        train_step.take_step(module, optimizer, [spoken], 0.0, setting, False, {}).taken
         for _ in range(6)
     ]
     assert all(taken)
 
 
-def test_the_notes_limit_of_10_stops_a_sound_teacher_and_one_by_its_own_past_does_not(
+def test_the_original_limit_of_10_stops_a_sound_teacher_and_one_by_its_own_past_does_not(
     speech, tmp_path
 ):
     def train(name: str, **guard: float):
@@ -220,7 +220,7 @@ def test_the_notes_limit_of_10_stops_a_sound_teacher_and_one_by_its_own_past_doe
         return result, [row["loss"] for row in rows if "loss" in row]
 
     with pytest.raises(Failed, match="gradient norm above 10 while"):
-        train("notes", skip_above=10.0)
+        train("original", skip_above=10.0)
     result, losses = train("ours", skip_ratio=10.0)
     assert result.steps_skipped == 0
     assert losses[-1] < 0.75 * losses[0]

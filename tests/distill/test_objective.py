@@ -23,8 +23,8 @@ from lact_asr.data.batch import Batch
 from lact_asr.data.specaugment import Masks, SpecAugment
 from lact_asr.distributed import processes
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.forward import arithmetic
-from lact_asr.model.masks import valid
+from lact_asr.model.forward import autocast
+from lact_asr.model.masks import length_mask
 from lact_asr.text.ctc import uniform_ctc_loss
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step
@@ -35,7 +35,7 @@ from tests.distill.tiny_models import (
     VOCABULARY,
     batch,
     heard,
-    memorise,
+    memorize,
     part,
     per_label,
     tiny_baseline,
@@ -48,7 +48,7 @@ from tests.ranks import in_ranks
 SMALL = {"blocks": 1, "mlp": 144}
 
 
-def alone(tensor: Tensor) -> Tensor:
+def sum_of_one_rank(tensor: Tensor) -> Tensor:
     """The sum over ranks where there is one."""
     return tensor
 
@@ -67,15 +67,15 @@ def noise(count: int = 4) -> Batch:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.arange(count) * 4321 + 9000
     waves = 0.1 * torch.randn(count, int(lengths.max()), generator=generator)
-    waves *= valid(lengths, waves.shape[1])
+    waves *= length_mask(lengths, waves.shape[1])
     labels = torch.arange(count) % 3 + 2
     targets = torch.randint(1, 29, (int(labels.sum()),), generator=generator)
     return Batch([str(n) for n in range(count)], [""] * count, waves, lengths, targets, labels)
 
 
-def uniform_ctc(lesson: Batch, frames: Tensor) -> float:
+def uniform_ctc(spoken: Batch, frames: Tensor) -> float:
     """By the closed form."""
-    labels = lesson.targets.split(lesson.target_lengths.tolist())
+    labels = spoken.targets.split(spoken.target_lengths.tolist())
     pairs = zip(frames.tolist(), labels, strict=True)
     return sum(uniform_ctc_loss(count, each.tolist(), len(VOCABULARY)) for count, each in pairs)
 
@@ -85,18 +85,18 @@ def uniform_ctc(lesson: Batch, frames: Tensor) -> float:
     [{}, {"top_k": 5}, {"kd": "guided"}, {"kd": "sequence"}, {"blank_policy": "drop_class"}],
 )
 def test_a_student_that_knows_nothing_costs_what_is_expected_of_it(changes):
-    taught, lesson = objective(**changes), noise()
+    taught, spoken = objective(**changes), noise()
     torch.nn.init.zeros_(taught.model.head.weight)  # every symbol is as likely
-    taught.begin_step([lesson], alone)
-    shares = relative(per_label(taught(lesson, 0.0)))
+    taught.begin_step([spoken], sum_of_one_rank)
+    shares = relative(per_label(taught(spoken, 0.0)))
     assert shares == pytest.approx({"ctc": 1, "kd": 1}, rel=1e-5)
 
 
-def even_attention(taught: DistillObjective, lesson: Batch) -> float:
+def even_attention(taught: DistillObjective, spoken: Batch) -> float:
     """The attention loss over ln K - H of the teacher, K the keys that both look at."""
-    mine = taught.model(lesson.waves, lesson.wave_lengths, attention=True)
-    theirs = taught.source.teacher(lesson.waves, lesson.wave_lengths, attention=True)
-    seen = valid(mine.lengths, mine.log_probs.shape[1])
+    mine = taught.model(spoken.waves, spoken.wave_lengths, attention=True)
+    theirs = taught.source.teacher(spoken.waves, spoken.wave_lengths, attention=True)
+    seen = length_mask(mine.lengths, mine.log_probs.shape[1])
     mean = theirs.attention.detach().exp().mean(1)  # heads differ in number; the window is wide
     keys = mine.lengths[:, None].expand(seen.shape)
     entropy = -torch.xlogy(mean, mean).masked_fill(~seen[:, None], 0).sum(-1)
@@ -108,25 +108,25 @@ def even_attention(taught: DistillObjective, lesson: Batch) -> float:
 def test_every_hint_begins_near_what_is_expected_of_it():
     hints = {"layerwise_weight": 1.0, "contrastive_weight": 1.0, "attention_weight": 1.0}
     config = DistillConfig(feature_weight=1.0, contrastive_temperature=1.0, **hints)
-    source, lesson = Live(tiny_teacher(seed=1), VOCABULARY), noise()
+    source, spoken = Live(tiny_teacher(seed=1), VOCABULARY), noise()
     taught = DistillObjective(tiny(layers=2), source, config, vocabulary=VOCABULARY)
-    taught.begin_step([lesson], alone)
-    shares = relative(per_label(taught(lesson, 0.0)))
+    taught.begin_step([spoken], sum_of_one_rank)
+    shares = relative(per_label(taught(spoken, 0.0)))
     for name in ("feature", "layerwise", "contrastive"):
         assert shares[name] == pytest.approx(1, abs=0.2), name
-    even = even_attention(taught, lesson)
+    even = even_attention(taught, spoken)
     assert shares["attention"] == pytest.approx(even, rel=1e-4)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.1, 0.25, 1.0])
 def test_the_total_is_the_formula_per_label_and_per_frame(progress):
-    taught, lesson = objective(feature_weight=0.5), noise()
-    taught.begin_step([lesson], alone)
-    loss = taught(lesson, progress)
-    student = taught.model(lesson.waves, lesson.wave_lengths)
-    teacher = taught.source.teacher(lesson.waves, lesson.wave_lengths)
-    mask = valid(student.lengths, student.log_probs.shape[1])
-    ctc = ctc_losses(student.log_probs, student.lengths, lesson).sum() / loss.weight
+    taught, spoken = objective(feature_weight=0.5), noise()
+    taught.begin_step([spoken], sum_of_one_rank)
+    loss = taught(spoken, progress)
+    student = taught.model(spoken.waves, spoken.wave_lengths)
+    teacher = taught.source.teacher(spoken.waves, spoken.wave_lengths)
+    mask = length_mask(student.lengths, student.log_probs.shape[1])
+    ctc = ctc_losses(student.log_probs, student.lengths, spoken).sum() / loss.weight
     p, q = ((x.log_probs[mask] / 2).softmax(-1) for x in (teacher, student))
     kd = 4 * (p * (p / q).log()).sum() / mask.sum()
     projected = taught.trainable["projector"](student.hidden[-1])[mask]
@@ -152,7 +152,7 @@ def test_the_total_is_the_formula_per_label_and_per_frame(progress):
         abs=1e-6,
     )
     even_kd = 4 * (math.log(len(VOCABULARY)) + (p * p.log()).sum() / mask.sum()).item()
-    even_ctc = uniform_ctc(lesson, student.lengths) / int(loss.weight)
+    even_ctc = uniform_ctc(spoken, student.lengths) / int(loss.weight)
     expected = {name: part.expected for name, part in parts.items() if part.expected is not None}
     assert expected == pytest.approx({"ctc": even_ctc, "kd": even_kd, "feature": 2.0}, rel=1e-3)
 
@@ -180,12 +180,12 @@ WAYS = {  # settings: what one frame then costs, and what its sum is divided by
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_of_teaching_costs_what_it_says(way):
     changes, cost, unit = WAYS[way]
-    taught, lesson = objective(**changes), noise()
-    taught.begin_step([lesson], alone)
-    loss = taught(lesson, 0.0)
-    student = taught.model(lesson.waves, lesson.wave_lengths)
-    teacher = taught.source.teacher(lesson.waves, lesson.wave_lengths)
-    mask = valid(student.lengths, student.log_probs.shape[1])
+    taught, spoken = objective(**changes), noise()
+    taught.begin_step([spoken], sum_of_one_rank)
+    loss = taught(spoken, 0.0)
+    student = taught.model(spoken.waves, spoken.wave_lengths)
+    teacher = taught.source.teacher(spoken.waves, spoken.wave_lengths)
+    mask = length_mask(student.lengths, student.log_probs.shape[1])
     total = losses.masked_sum(cost(student.log_probs, teacher.log_probs), mask)
     expected = total / (mask.sum() if unit == "frames" else loss.weight)
     assert expected > 0.01
@@ -193,9 +193,9 @@ def test_each_way_of_teaching_costs_what_it_says(way):
 
 
 def gradients(taught: DistillObjective, batches: list[Batch]) -> dict[str, Tensor]:
-    """Of a whole step over these micro-batches, normalised as the loop does."""
+    """Of a whole step over these micro-batches, normalized as the loop does."""
     taught.trainable.zero_grad()
-    taught.begin_step(batches, alone)
+    taught.begin_step(batches, sum_of_one_rank)
     every = [taught(each, 0.5) for each in batches]
     labels = sum(loss.weight for loss in every)
     (sum(loss.total for loss in every) / labels).backward()
@@ -229,18 +229,18 @@ def test_the_gradient_depends_neither_on_micro_batches_nor_on_padding(changes):
 
 
 def one_step(folder: Path) -> None:
-    """One optimiser step over four utterances, two per rank, or all in one process."""
+    """One optimizer step over four utterances, two per rank, or all in one process."""
     world, whole = processes.start(), noise()
     taught = objective(feature_weight=0.5)
     rows = [[0, 1], [2, 3]]
     mine = [part(whole, rows[world.rank])] if world.world_size > 1 else [whole]
     config = TrainingConfig(optim=OptimConfig(learning_rate=0.01, warmup_steps=0))
     optimizer = optim.build(taught, config.optim)
-    module = world.wrap(train_step.Called(taught))
+    module = world.wrap(train_step.ObjectiveModule(taught))
     taught.trainable.train()
     taught.begin_step(mine, world.all_sum)
     setting = train_step.Setting(config, world, torch.device("cpu"))
-    outcome = train_step.take(module, optimizer, mine, 0.5, setting, False, {})
+    outcome = train_step.take_step(module, optimizer, mine, 0.5, setting, False, {})
     state = {"loss": outcome.loss, "parts": shown(outcome.parts), "norm": outcome.grad_norm}
     state["gradients"] = {n: p.grad for n, p in taught.trainable.named_parameters()}
     torch.save(state, folder / f"of{world.world_size}-{world.rank}.pt")
@@ -258,11 +258,11 @@ def test_two_processes_take_the_step_that_one_takes(tmp_path):
 
 
 def test_in_bfloat16_the_losses_stay_float32_and_close():
-    taught, lesson = objective(feature_weight=0.5, curriculum="all_on"), noise()
-    taught.begin_step([lesson], alone)
-    exact = taught(lesson, 0.5)
-    with arithmetic(torch.device("cpu"), "bf16"):
-        loss = taught(lesson, 0.5)
+    taught, spoken = objective(feature_weight=0.5, curriculum="all_on"), noise()
+    taught.begin_step([spoken], sum_of_one_rank)
+    exact = taught(spoken, 0.5)
+    with autocast(torch.device("cpu"), "bf16"):
+        loss = taught(spoken, 0.5)
     loss.total.backward()
     assert loss.total.dtype == torch.float32
     for name, known in exact.parts.items():
@@ -273,20 +273,20 @@ def test_in_bfloat16_the_losses_stay_float32_and_close():
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     teacher = tiny_teacher(**SMALL).eval()
     student = copy.deepcopy(teacher)
-    taught, lesson = objective(student, teacher, alpha=1.0, kd_start=0.7), noise()
+    taught, spoken = objective(student, teacher, alpha=1.0, kd_start=0.7), noise()
     student.eval()
-    taught.begin_step([lesson], alone)
-    loss = taught(lesson, 0.0)
+    taught.begin_step([spoken], sum_of_one_rank)
+    loss = taught(spoken, 0.0)
     loss.total.backward()
     assert abs(loss.total.item()) < 1e-3
     assert max(p.grad.abs().max() for p in student.parameters()) < 1e-3
 
 
 def test_the_teacher_is_frozen_and_stays_in_evaluation_mode():
-    taught, lesson = objective(teacher=tiny_teacher(dropout=0.5, **SMALL)), noise()
+    taught, spoken = objective(teacher=tiny_teacher(dropout=0.5, **SMALL)), noise()
     taught.trainable.train()
-    taught.begin_step([lesson], alone)
-    first, second = (taught(lesson, 0.0).total for _ in range(2))
+    taught.begin_step([spoken], sum_of_one_rank)
+    first, second = (taught(spoken, 0.0).total for _ in range(2))
     second.backward()
     assert first.equal(second), "a teacher with live dropout says something else each time"
     assert all(p.grad is None and not p.requires_grad for p in taught.source.teacher.parameters())
@@ -304,9 +304,9 @@ def test_the_projector_learns_five_times_as_fast_and_every_parameter_once():
 
 
 def test_the_feature_loss_starts_near_two_on_speech(speech):
-    taught, lesson = objective(feature_weight=1.0), batch(speech, 2)
-    taught.begin_step([lesson], alone)
-    loss = taught(lesson, 0.0)
+    taught, spoken = objective(feature_weight=1.0), batch(speech, 2)
+    taught.begin_step([spoken], sum_of_one_rank)
+    loss = taught(spoken, 0.0)
     assert float(loss.parts["feature"].value / loss.weight) == pytest.approx(2.0, abs=0.3)
 
 
@@ -316,11 +316,11 @@ def test_students_of_other_frame_rates_are_taught(subsampling, kd):
     changes = {"subsampling": subsampling, "conv_layers": 3, "layers": 1, "dropout": 0.0}
     config = SIZES["tiny"].model_dump() | changes
     student = FAMILIES["lact"](config, len(VOCABULARY))
-    taught, lesson = objective(student, kd=kd, feature_weight=1.0), noise()
+    taught, spoken = objective(student, kd=kd, feature_weight=1.0), noise()
     assert taught.ratio == subsampling / 4
-    together = gradients(taught, [lesson])
+    together = gradients(taught, [spoken])
     assert all(gradient.isfinite().all() for gradient in together.values())
-    assert_close(together, gradients(taught, [part(lesson, [2]), part(lesson, [0, 1, 3])]))
+    assert_close(together, gradients(taught, [part(spoken, [2]), part(spoken, [0, 1, 3])]))
 
 
 def test_a_foreign_vocabulary_is_refused_by_name():
@@ -345,21 +345,21 @@ def test_a_step_must_be_announced():
 
 
 def test_a_student_that_never_sees_a_text_writes_what_its_teacher_hears(speech):
-    lesson, teacher, student = batch(speech, 3), tiny_teacher(), tiny_baseline()
-    assert memorise(teacher, lesson, steps=60) == lesson.texts
+    spoken, teacher, student = batch(speech, 3), tiny_teacher(), tiny_baseline()
+    assert memorize(teacher, spoken, steps=60) == spoken.texts
     taught = objective(student, teacher, alpha=1.0, kd_start=0.7)
     optimizer = torch.optim.AdamW(student.parameters(), 2e-3, betas=(0.9, 0.98))
     divergences = []
     for _ in range(80):
-        taught.begin_step([lesson], alone)
-        loss = taught(lesson, 0.5)
+        taught.begin_step([spoken], sum_of_one_rank)
+        loss = taught(spoken, 0.5)
         divergences.append(float(loss.parts["kd"].value / loss.weight))
         optimizer.zero_grad()
         (loss.total / loss.weight).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
     assert divergences[-1] < 0.1 * divergences[0]
-    assert heard(student, lesson) == lesson.texts
+    assert heard(student, spoken) == spoken.texts
 
 
 def test_the_training_loop_distils_and_reports_every_component(speech, tmp_path):
@@ -391,22 +391,22 @@ def test_the_training_loop_distils_and_reports_every_component(speech, tmp_path)
 
 
 def test_the_student_hears_masked_features_and_the_teacher_clean_ones():
-    taught, lesson = objective(), noise()
+    taught, spoken = objective(), noise()
     masked = replace(
-        lesson, augment=SpecAugment(AugmentConfig(time_masks=9, time_width=0.5, time_total=0.9))
+        spoken, augment=SpecAugment(AugmentConfig(time_masks=9, time_width=0.5, time_total=0.9))
     )
-    taught.begin_step([masked], alone)
+    taught.begin_step([masked], sum_of_one_rank)
     torch.manual_seed(5)
     loss = taught(masked, 1.0)
     torch.manual_seed(5)
-    student = taught.model(lesson.waves, lesson.wave_lengths, masked.augment)
-    teacher = taught.source.teacher(lesson.waves, lesson.wave_lengths)
-    mask = valid(student.lengths, student.log_probs.shape[1])
+    student = taught.model(spoken.waves, spoken.wave_lengths, masked.augment)
+    teacher = taught.source.teacher(spoken.waves, spoken.wave_lengths)
+    mask = length_mask(student.lengths, student.log_probs.shape[1])
     kd = losses.masked_sum(losses.frame_kd(student.log_probs, teacher.log_probs, 2.0), mask)
     expected = taught.labels_per_frame * kd
     assert loss.parts["kd"].value.item() == pytest.approx(expected.item(), rel=1e-5)
     assert not torch.allclose(
-        loss.parts["kd"].value, taught(lesson, 1.0).parts["kd"].value, rtol=1e-3
+        loss.parts["kd"].value, taught(spoken, 1.0).parts["kd"].value, rtol=1e-3
     )
 
 

@@ -24,19 +24,27 @@ from lact_asr.config.augment import AugmentConfig
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import Utterance, write_manifest
 from lact_asr.distributed.processes import World
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.loss import Loss, Part
 from lact_asr.utils.errors import Interrupted
-from tests.lact_asr.tiny_runs import MODEL, VOCABULARY, Diary, run, save_untrained, tiny, tones
+from tests.lact_asr.tiny_runs import (
+    MODEL,
+    VOCABULARY,
+    RecordedEvents,
+    run,
+    save_untrained,
+    tiny,
+    tones,
+)
 
 CPU = torch.device("cpu")
 AT_ONCE = {"curriculum": "all_on"}
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}
 
 
-def taught_by(teacher: Recogniser, student: Recogniser | None = None, **changes: Any):
+def taught_by(teacher: Recognizer, student: Recognizer | None = None, **changes: Any):
     """The objective of a tiny student."""
     source = Live(teacher, VOCABULARY)
     torch.manual_seed(0)
@@ -45,12 +53,12 @@ def taught_by(teacher: Recogniser, student: Recogniser | None = None, **changes:
 
 
 def beside(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds beside the student and the optimiser."""
+    """What a checkpoint holds beside the student and the optimizer."""
     return checkpoint.load(folder / f"checkpoints/{step:08d}/trainer.pt")["beside"]
 
 
-def steps(diary: Diary) -> list[dict[str, Any]]:
-    return [line for line in diary.metrics if "loss" in line]
+def steps(recorded: RecordedEvents) -> list[dict[str, Any]]:
+    return [line for line in recorded.metrics if "loss" in line]
 
 
 ROUTED = {"feature_weight": 1.0, "router": {"kind": "recommended"}, **AT_ONCE}
@@ -58,9 +66,9 @@ ROUTED = {"feature_weight": 1.0, "router": {"kind": "recommended"}, **AT_ONCE}
 
 def test_the_router_is_told_who_came_first_in_every_step(tmp_path):
     objective = taught_by(tiny(seed=1, layers=2), **ROUTED)
-    _, diary = run(tmp_path, tones(tmp_path, 4), objective, max_steps=4)
+    _, recorded = run(tmp_path, tones(tmp_path, 4), objective, max_steps=4)
     expected = torch.tensor([0.5, 0.5])
-    for line in steps(diary):
+    for line in steps(recorded):
         expected = 0.9 * expected + 0.1 * torch.tensor([line["first_layer1"], line["first_layer2"]])
     found = beside(tmp_path, 4)["router.first"]
     assert not torch.allclose(found, torch.tensor([0.5, 0.5]), atol=1e-3)
@@ -80,14 +88,14 @@ def test_a_router_that_has_collapsed_is_said_to_the_launcher(tmp_path):
 
     source = Live(tiny(seed=1, layers=2), VOCABULARY)
     objective = Kept(tiny(), source, DistillConfig(**ROUTED), vocabulary=VOCABULARY)
-    _, diary = run(tmp_path, tones(tmp_path, 2), objective, max_steps=1)
+    _, recorded = run(tmp_path, tones(tmp_path, 2), objective, max_steps=1)
     _, outcome, *rest = kept
     alone = {"first_layer1": 1.0, "first_layer2": 0.0, "share_layer1": 0.99, "share_layer2": 0.01}
     parts = {name: Part(value) for name, value in alone.items()}
     collapsed = replace(outcome, parts={**outcome.parts, **parts})
     for step in range(100, 600, 100):
         objective.end_step(step, collapsed, *rest)
-    assert [facts["step"] for facts in diary.named("router_collapsed")] == [300, 400, 500]
+    assert [facts["step"] for facts in recorded.named("router_collapsed")] == [300, 400, 500]
 
 
 BALANCED = {"balance": "ema", "feature_weight": 0.5, **AT_ONCE}
@@ -95,9 +103,9 @@ BALANCED = {"balance": "ema", "feature_weight": 0.5, **AT_ONCE}
 
 def test_running_means_are_told_every_step_and_weigh_the_next_one(tmp_path, capsys):
     objective = taught_by(tiny(seed=1), **BALANCED)
-    _, diary = run(tmp_path, tones(tmp_path, 4), objective, max_steps=3)
+    _, recorded = run(tmp_path, tones(tmp_path, 4), objective, max_steps=3)
     means = torch.zeros(3)
-    for number, line in enumerate(steps(diary)):
+    for number, line in enumerate(steps(recorded)):
         factors = (means[0] / means[1:] if number else torch.ones(2)).tolist()
         kd_weight = 0.1 + 0.6 * min(1.0, number / 3 / 0.2)
         assert line["kd_weighted"] == pytest.approx(kd_weight * factors[0] * line["kd"], rel=1e-4)
@@ -114,9 +122,9 @@ def test_learned_scales_and_maps_are_trained_and_kept(tmp_path):
     hints = {"feature_weight": 0.5, "layerwise_weight": 0.5, "contrastive_weight": 0.5}
     objective = taught_by(tiny(seed=1), balance="uncertainty", **hints, **AT_ONCE)
     short = {"max_steps": 2, "checkpoint_every": 1, "optim": {"warmup_steps": 0}}
-    _, diary = run(tmp_path, tones(tmp_path, 4), objective, **short)
+    _, recorded = run(tmp_path, tones(tmp_path, 4), objective, **short)
     first, second = beside(tmp_path, 1), beside(tmp_path, 2)
-    scale, line = float(first["balancer.scales"][0]), steps(diary)[1]
+    scale, line = float(first["balancer.scales"][0]), steps(recorded)[1]
     weighted = 0.7 * (math.exp(-scale) * line["kd"] / 2 + scale / 2)  # per label, like every loss
     assert scale != 0 and line["kd_weighted"] == pytest.approx(weighted, rel=1e-4)
     assert first.keys() == {
@@ -134,8 +142,8 @@ def test_learned_scales_and_maps_are_trained_and_kept(tmp_path):
 def test_what_counts_how_much_follows_the_settings_and_the_progress(tmp_path, kd):
     weights = {"alpha": 0.6, "kd_start": 0.2, "kd_end": 0.8, "kd_ramp": 0.5, "feature_weight": 0.3}
     objective = taught_by(tiny(seed=1), **weights, curriculum="ramp_0_60", **kd)
-    _, diary = run(tmp_path, tones(tmp_path, 4), objective, max_steps=5)
-    for number, line in enumerate(steps(diary)):
+    _, recorded = run(tmp_path, tones(tmp_path, 4), objective, max_steps=5)
+    for number, line in enumerate(steps(recorded)):
         progress = number / 5
         kd_weight, gate = 0.2 + 0.6 * min(1, progress / 0.5), min(1, progress / 0.6)
         assert line["ctc_weighted"] == pytest.approx(0.4 * line["ctc"], rel=1e-5)
@@ -145,7 +153,7 @@ def test_what_counts_how_much_follows_the_settings_and_the_progress(tmp_path, kd
         )
         parts = line["ctc_weighted"] + line["kd_weighted"] + line["feature_weighted"]
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
-    first = steps(diary)[0]
+    first = steps(recorded)[0]
     assert first["feature_relative"] == pytest.approx(first["feature"] / 2, rel=1e-5)
     assert first["kd_relative"] > 0 and not any(name.endswith("_expected") for name in first)
 
@@ -156,8 +164,8 @@ def test_what_is_expected_before_learning_is_that_of_a_uniform_student_whoever_l
         student = tiny()
         torch.nn.init.normal_(student.head.weight, std=spread)
         objective, folder = taught_by(tiny(seed=1), student), tmp_path / str(spread)
-        _, diary = run(folder, tones(tmp_path, 2), objective, max_steps=1)
-        (line,) = steps(diary)
+        _, recorded = run(folder, tones(tmp_path, 2), objective, max_steps=1)
+        (line,) = steps(recorded)
         expected.append([line[name] / line[f"{name}_relative"] for name in ("kd", "ctc")])
     assert expected[0] == pytest.approx(expected[1], rel=1e-4)
 
@@ -172,8 +180,8 @@ def test_the_temperature_softens_what_is_taught(tmp_path):
         for temperature in (1.0, 8.0):
             objective = taught_by(teacher, temperature=temperature, top_k=top_k)
             folder = tmp_path / f"{top_k}-{temperature}"
-            _, diary = run(folder, tones(tmp_path, 2), objective, max_steps=1)
-            shown[temperature] = steps(diary)[0]["kd"]
+            _, recorded = run(folder, tones(tmp_path, 2), objective, max_steps=1)
+            shown[temperature] = steps(recorded)[0]["kd"]
         assert shown[8.0] > 3 * shown[1.0]
 
 
@@ -196,16 +204,16 @@ def test_a_teacher_given_in_training_mode_teaches_frozen_in_evaluation_mode_and_
 
 
 def test_a_router_and_a_projector_pay_their_own_part_of_the_loss(tmp_path):
-    _, diary = run(
+    _, recorded = run(
         tmp_path / "a", tones(tmp_path, 2), taught_by(tiny(seed=1, layers=2), **ROUTED), max_steps=2
     )
-    for line in steps(diary):
+    for line in steps(recorded):
         parts = sum(value for name, value in line.items() if name.endswith("_weighted"))
         assert line["router"] != 0 and line["router_weighted"] == line["router"]
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
     projected = taught_by(tiny(seed=1), target="projector")
-    _, diary = run(tmp_path / "b", tones(tmp_path, 2), projected, max_steps=2)
-    for line in steps(diary):
+    _, recorded = run(tmp_path / "b", tones(tmp_path, 2), projected, max_steps=2)
+    for line in steps(recorded):
         parts = sum(value for name, value in line.items() if name.endswith("_weighted"))
         assert line["projector_weighted"] == line["projector"] > 0
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
@@ -242,13 +250,13 @@ def test_losses_are_float32_where_the_forward_pass_is_bfloat16(tmp_path):
 
     objective = taught_by(tiny(seed=1), **BALANCED)
     objective.trainable["projector"].register_forward_hook(note)
-    _, diary = run(tmp_path, tones(tmp_path, 2), objective, max_steps=2, precision="bf16")
+    _, recorded = run(tmp_path, tones(tmp_path, 2), objective, max_steps=2, precision="bf16")
     assert kinds == {("Linear", torch.float32)}
-    assert len(steps(diary)) == 2
+    assert len(steps(recorded)) == 2
 
 
 def filled(
-    folder: Path, model: Recogniser, said: Sequence[Utterance], **given: Any
+    folder: Path, model: Recognizer, said: Sequence[Utterance], **given: Any
 ) -> tuple[filling.Filled, filling.Form]:
     form = filling.form_of(
         model, VOCABULARY, kept=8, temperatures=[], hidden="last",
@@ -316,13 +324,13 @@ def test_a_cache_step_reports_how_far_it_is_and_names_what_it_could_not_read(tmp
     assert done.unreadable.keys() == {said[1].id} and done.records == 2
 
 
-def job(folder: Path, **more: Any) -> tuple[Job, Diary]:
+def job(folder: Path, **more: Any) -> tuple[Job, RecordedEvents]:
     """A step's folder, and everything that the step says."""
     folder.mkdir()
-    diary = Diary()
+    recorded = RecordedEvents()
     about = {"rank": 0, "world_size": 1, "local_rank": 0, "should_stop": lambda: False, **more}
-    noted = lambda line: diary.metrics.append(dict(line))
-    return Job(directory=folder, report=noted, event=diary.event, **about), diary
+    noted = lambda line: recorded.metrics.append(dict(line))
+    return Job(directory=folder, report=noted, event=recorded.event, **about), recorded
 
 
 @pytest.fixture
@@ -353,9 +361,9 @@ def test_a_distill_step_passes_on_how_it_is_to_be_taught_and_from_whom(files, tm
     )  # fmt: skip
     rows = {}
     for name, more in (("live", {}), ("read", {"cache": made.cache})):
-        worker, diary = job(tmp_path / name)
+        worker, recorded = job(tmp_path / name)
         distill.run(student(files, **given, **more), worker)
-        rows[name] = steps(diary)[0]
+        rows[name] = steps(recorded)[0]
         assert rows[name]["ctc_weighted"] == pytest.approx(0.75 * rows[name]["ctc"], rel=1e-5)
         assert rows[name]["feature_weighted"] == pytest.approx(0.5 * rows[name]["feature"])
     assert rows["read"]["kd"] == pytest.approx(rows["live"]["kd"], rel=1e-3)
@@ -366,7 +374,7 @@ def test_a_distill_step_passes_on_how_it_is_to_be_taught_and_from_whom(files, tm
 def test_a_cache_step_keeps_what_it_is_told_to_keep(files, tmp_path):
     many = Vocabulary([chr(0x4E00 + number) for number in range(300)])
     torch.manual_seed(0)
-    model = Recogniser(MODEL, len(many))
+    model = Recognizer(MODEL, len(many))
     teacher = save_untrained(tmp_path / "many" / "best", model, many)
     worker, _ = job(tmp_path / "cache_step")
     made = cache.run(
@@ -394,30 +402,30 @@ def texts(folder: Path, count: int = 12) -> dict[str, Path]:
     return {name: folder / f"{name}.jsonl" for name in ("train", "dev")}
 
 
-def spoken(folder: Path, name: str, **given: Any) -> tuple[language_model.Result, Diary]:
+def spoken(folder: Path, name: str, **given: Any) -> tuple[language_model.Result, RecordedEvents]:
     """The kind with a tiny model, every text in one batch."""
-    worker, diary = job(folder / name)
+    worker, recorded = job(folder / name)
     short = {"max_steps": 4, "batch_tokens": 9999, "valid_every": 1, "log_every": 1}
     training = {**short, **given.pop("training", {})}
     model = {"hidden": 32, "heads": 2, "blocks": 1, "mlp": 32, **given.pop("model", {})}
     settings = language_model.Settings(
         **texts(folder), size="tiny", model=model, training=training, **given
     )
-    return language_model.run(settings, worker), diary
+    return language_model.run(settings, worker), recorded
 
 
 def test_a_language_model_trains_with_dropout_and_is_measured_without(tmp_path):
-    _, diary = spoken(tmp_path, "one", model={"dropout": 0.4}, training={"optim": STILL})
-    measured = [line["valid_loss"] for line in diary.metrics if "valid_loss" in line]
+    _, recorded = spoken(tmp_path, "one", model={"dropout": 0.4}, training={"optim": STILL})
+    measured = [line["valid_loss"] for line in recorded.metrics if "valid_loss" in line]
     assert len(measured) == 4
     assert measured == pytest.approx([measured[0]] * 4, rel=1e-6)
-    assert len(set(diary.losses().values())) == 4, "each step draws its own dropout"
+    assert len(set(recorded.losses().values())) == 4, "each step draws its own dropout"
 
 
 def test_a_language_model_moves_by_the_scheduled_rate_which_its_log_shows(tmp_path):
     optim = {"learning_rate": 1e-3, "warmup_steps": 4, "weight_decay": 0.0, "decay": "constant"}
-    _, diary = spoken(tmp_path, "one", training={"optim": optim})
-    shown = [line["learning_rate"] for line in diary.metrics if "learning_rate" in line]
+    _, recorded = spoken(tmp_path, "one", training={"optim": optim})
+    shown = [line["learning_rate"] for line in recorded.metrics if "learning_rate" in line]
     assert shown == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     still, moved = (
         spoken(tmp_path, name, training={"optim": {**optim, **given}, "max_steps": 1})[0]
@@ -433,18 +441,18 @@ def test_a_language_model_moves_by_the_scheduled_rate_which_its_log_shows(tmp_pa
 def test_a_language_model_is_taught_by_a_teacher_without_dropout_as_the_settings_say(tmp_path):
     teacher, _ = spoken(tmp_path, "teacher", model={"dropout": 0.4})
     weights = {"alpha": 0.6, "kd_start": 0.2, "kd_end": 0.8, "kd_ramp": 0.5, "top_k": 5}
-    student, diary = spoken(
+    student, recorded = spoken(
         tmp_path, "student", model={"dropout": 0.0}, teacher=teacher.checkpoint,
         init_from=teacher.checkpoint, distill=weights, training={"optim": STILL},
     )  # fmt: skip
-    lines = steps(diary)
+    lines = steps(recorded)
     for line in lines:
         assert abs(line["kd"]) < 1e-5, "the student is its teacher"
         assert line["lm_weighted"] == pytest.approx(0.4 * line["lm"], rel=1e-5)
     assert student.perplexity == pytest.approx(student.teacher_perplexity, rel=1e-5)
-    _, diary = spoken(tmp_path, "fresh", teacher=teacher.checkpoint, distill=weights)
-    found = [line["kd_weighted"] / line["kd"] for line in steps(diary)]
+    _, recorded = spoken(tmp_path, "fresh", teacher=teacher.checkpoint, distill=weights)
+    found = [line["kd_weighted"] / line["kd"] for line in steps(recorded)]
     assert found == pytest.approx([0.2, 0.5, 0.8, 0.8], rel=1e-4)
     soft = {**weights, "temperature": 9.0}
     _, other = spoken(tmp_path, "soft", teacher=teacher.checkpoint, distill=soft)
-    assert steps(other)[0]["kd"] != pytest.approx(steps(diary)[0]["kd"], rel=0.05)
+    assert steps(other)[0]["kd"] != pytest.approx(steps(recorded)[0]["kd"], rel=0.05)

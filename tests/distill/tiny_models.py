@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from distill.config.models import sized
+from distill.config.models import named_size
 from distill.models.baseline import Baseline
 from distill.models.registry import FAMILIES
 from distill.models.teacher import Teacher
@@ -54,14 +54,14 @@ def tiny_teacher(seed: int = 0, **changes: Any) -> Teacher:
     """The tiny teacher without dropout, with weights by seed."""
     torch.manual_seed(seed)
     steady = {"dropout": 0.0, "modality_dropout": 0.0}
-    config = sized("teacher", "tiny", {**steady, **changes})
+    config = named_size("teacher", "tiny", {**steady, **changes})
     return FAMILIES["teacher"](config.model_dump(), len(VOCABULARY))
 
 
 def tiny_baseline(seed: int = 0, **changes: Any) -> Baseline:
     """The tiny baseline without dropout, with weights by seed."""
     torch.manual_seed(seed)
-    config = sized("baseline", "tiny", {"dropout": 0.0, **changes})
+    config = named_size("baseline", "tiny", {"dropout": 0.0, **changes})
     return FAMILIES["baseline"](config.model_dump(), len(VOCABULARY))
 
 
@@ -71,24 +71,24 @@ def per_label(loss: Loss) -> dict[str, Part[float]]:
     return {name: Part(mean(part.value), mean(part.expected)) for name, part in loss.parts.items()}
 
 
-def memorise(model: torch.nn.Module, lesson: Batch, steps: int, rate: float = 2e-3) -> list[str]:
+def memorize(model: torch.nn.Module, spoken: Batch, steps: int, rate: float = 2e-3) -> list[str]:
     """Plain CTC on one batch for so many steps, then what the model hears in it."""
     objective = CTCObjective(model)
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 20)
-        loss = objective(lesson, step / steps)
+        loss = objective(spoken, step / steps)
         optimizer.zero_grad()
         (loss.total / loss.weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return heard(model, lesson)
+    return heard(model, spoken)
 
 
 @torch.no_grad()
-def heard(model: torch.nn.Module, lesson: Batch) -> list[str]:
+def heard(model: torch.nn.Module, spoken: Batch) -> list[str]:
     """Greedy transcripts in evaluation mode."""
-    output = model.eval()(lesson.waves, lesson.wave_lengths)
+    output = model.eval()(spoken.waves, spoken.wave_lengths)
     return greedy(output.log_probs, output.lengths, VOCABULARY)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jobs.job import Job
 from jobs.kinds import evaluate
-from lact_asr.config.model import sized
+from lact_asr.config.model import named_size
 from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import read_manifest, write_manifest
@@ -24,8 +24,8 @@ from lact_asr.decoding.metrics import score
 from lact_asr.decoding.transcribe import transcribe
 from lact_asr.distributed import fsdp
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.forward import arithmetic
-from lact_asr.model.masks import valid
+from lact_asr.model.forward import autocast
+from lact_asr.model.masks import length_mask
 from lact_asr.model.window_attention import Layout, attend
 from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective
@@ -76,7 +76,7 @@ def gradient(
 ) -> tuple[float, Tensor]:
     """The CTC loss of a batch on a device, and its gradient as one vector on the CPU."""
     objective = CTCObjective(model.to(device))
-    with arithmetic(device, precision):
+    with autocast(device, precision):
         loss = objective(batch.to(device), 0.0)
     loss.total.backward()
     parts = [fsdp.full(parameter.grad).float().flatten() for parameter in model.parameters()]
@@ -114,7 +114,7 @@ def test_in_bfloat16_the_gradient_points_the_same_way_and_stays_float32(
 @pytest.mark.parametrize("size", [10, 100], ids=["one block", "many blocks"])
 def test_attention_in_windows_is_the_cpus(device: torch.device, size: int, causal: bool) -> None:
     schedule = {"schedule": "apply_then_update", "chunk": 8} if causal else {}
-    config = sized("tiny", {"window": 8, **schedule})
+    config = named_size("tiny", {"window": 8, **schedule})
     torch.manual_seed(0)
     width = config.hidden // config.attention_heads
     shape = (2, size, config.attention_heads, width)
@@ -138,7 +138,7 @@ def test_the_teacher_says_what_it_says_on_the_cpu(tmp_path: Path, device: torch.
         found = model(batch.waves.to(device), batch.wave_lengths.to(device))
     assert found.log_probs.device.type == device.type
     assert found.lengths.tolist() == expected.lengths.tolist()
-    inside = valid(expected.lengths, expected.log_probs.shape[1])
+    inside = length_mask(expected.lengths, expected.log_probs.shape[1])
     drift = (found.log_probs.cpu() - expected.log_probs)[inside].abs().mean()
     assert drift < 0.02  # the pitch of a frame may jump by an octave
 
@@ -174,15 +174,17 @@ def test_a_model_learns_on_the_device_with_its_memory_probed_first(
     model, optim = tiny(layers=2), {"method": method}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     given = {**LEARNING, "optim": optim, "precision": "bf16"}
-    result, diary = run(tmp_path, tones(tmp_path, 8), CTCObjective(model), device=device, **given)
+    result, recorded = run(
+        tmp_path, tones(tmp_path, 8), CTCObjective(model), device=device, **given
+    )
     assert (result.step, result.steps_skipped) == (8, 0)
-    losses = diary.losses()
+    losses = recorded.losses()
     assert losses[8] < 0.9 * losses[1]
     assert {parameter.device.type for parameter in model.parameters()} == {device.type}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     still = [n for n, value in model.state_dict().items() if torch.equal(value.cpu(), before[n])]
     assert still == []
-    (probed,) = diary.named("probed")
+    (probed,) = recorded.named("probed")
     assert bool(probed["peak_bytes"]) == (device.type == "cuda")
     saved = checkpoint.load(result.checkpoint / checkpoint.WEIGHTS)
     assert {value.device.type for value in saved.values()} == {"cpu"}

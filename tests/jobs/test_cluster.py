@@ -36,7 +36,7 @@ CLUSTERS: dict[str, dict[str, Any]] = {
 
 
 def step_job(folder: Path, **resources: Any) -> StepJob:
-    wanted = {"time": "2h", "nodes": 2, "gpus": 4, "cpus": 3, "memory_gb": 100, **resources}
+    expected = {"time": "2h", "nodes": 2, "gpus": 4, "cpus": 3, "memory_gb": 100, **resources}
     return StepJob(
         step="train",
         token="train.abc123",
@@ -44,7 +44,7 @@ def step_job(folder: Path, **resources: Any) -> StepJob:
         logs=folder / "steps" / "train" / "logs",
         code=folder / "code",
         cwd=folder,
-        resources=Resources.model_validate(wanted),
+        resources=Resources.model_validate(expected),
     )
 
 

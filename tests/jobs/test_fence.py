@@ -171,7 +171,7 @@ def test_a_rank_that_leaves_before_it_begins_ends_those_who_looked_sooner(step: 
 def test_a_program_whose_step_is_taken_over_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_external, "_LOOK", 0.05)
+    monkeypatch.setattr(_external, "_CHECK", 0.05)
     started: list[subprocess.Popen[bytes]] = []
     monkeypatch.setattr(_external.subprocess, "Popen", _noting(started))
 

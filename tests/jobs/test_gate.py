@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import SpecError
-from jobs.gate import missed, parse_condition
+from jobs.gate import explain_miss, parse_condition
 from jobs.reading.pipeline_file import read_pipeline
 from tests.jobs.test_worker import make_step, start
 
@@ -31,11 +31,13 @@ from tests.jobs.test_worker import make_step, start
     ],
 )
 def test_a_value_passes_or_misses(condition: str, value: float | str, passes: bool) -> None:
-    assert (missed({"x": condition}, {"x": value}) == "") is passes
+    assert (explain_miss({"x": condition}, {"x": value}) == "") is passes
 
 
 def test_every_missed_condition_is_named_with_its_value() -> None:
-    reason = missed({"wer": "<= 0.0", "verdict": "== PASSED"}, {"wer": 0.4, "verdict": "FAILED"})
+    reason = explain_miss(
+        {"wer": "<= 0.0", "verdict": "== PASSED"}, {"wer": 0.4, "verdict": "FAILED"}
+    )
     assert reason.split("; ") == [
         "wer is 0.4, the gate asks for <= 0.0",
         "verdict is FAILED, the gate asks for == PASSED",
@@ -43,7 +45,7 @@ def test_every_missed_condition_is_named_with_its_value() -> None:
 
 
 def test_a_value_that_cannot_be_compared_misses() -> None:
-    assert "wer is null" in missed({"wer": "<= 0.1"}, {"wer": None})
+    assert "wer is null" in explain_miss({"wer": "<= 0.1"}, {"wer": None})
 
 
 @pytest.mark.parametrize("text", ["", "0.1", "=< 1", "<= x", "<= 0.1 0.2"])
@@ -70,20 +72,24 @@ def test_what_is_no_condition_is_refused(text: str) -> None:
 def test_true_and_false_are_neither_numbers_nor_texts(
     condition: str, value: object, passes: bool
 ) -> None:
-    assert (missed({"x": condition}, {"x": value}) == "") is passes
+    assert (explain_miss({"x": condition}, {"x": value}) == "") is passes
 
 
 def test_an_entry_that_the_result_does_not_have_is_named_with_those_it_has() -> None:
-    reason = missed({"acuracy": ">= 0.5"}, {"seconds": 1.5, "accuracy": 0.9})
+    reason = explain_miss({"acuracy": ">= 0.5"}, {"seconds": 1.5, "accuracy": 0.9})
     assert reason == (
         "the result has no 'acuracy' (it has seconds, accuracy): the gate asks for >= 0.5"
     )
 
 
 def test_what_is_shown_is_what_was_written() -> None:
-    assert missed({"ok": "== true"}, {"ok": "true"}) == 'ok is "true", the gate asks for == true'
-    assert missed({"ok": "== true"}, {"ok": False}) == "ok is false, the gate asks for == true"
-    assert missed({"x": "< 1"}, {"x": math.nan}) == "x is nan, the gate asks for < 1.0"
+    assert (
+        explain_miss({"ok": "== true"}, {"ok": "true"}) == 'ok is "true", the gate asks for == true'
+    )
+    assert (
+        explain_miss({"ok": "== true"}, {"ok": False}) == "ok is false, the gate asks for == true"
+    )
+    assert explain_miss({"x": "< 1"}, {"x": math.nan}) == "x is nan, the gate asks for < 1.0"
 
 
 @pytest.mark.parametrize(
@@ -110,9 +116,9 @@ def test_every_condition_on_every_value_is_judged(text: str, value: object) -> N
         parse_condition(text)
     except ValueError:
         return
-    reason = missed({"x": text}, {"x": value})
+    reason = explain_miss({"x": text}, {"x": value})
     assert reason == "" or reason.startswith("x is ")
-    assert missed({"y": text}, {"x": value}).startswith("the result has no 'y'")
+    assert explain_miss({"y": text}, {"x": value}).startswith("the result has no 'y'")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def write_sound(step: StepDir, *but: str) -> None:
     (step.logs / f"{JOB}_0_log.out").write_text("a line of its log\n")
 
 
-def look(run: Run, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+def show_steps(run: Run, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     """The steps of a run after every command that looks at it; none may end in a traceback."""
     assert main(["status", str(run.path)]) in (0, 1)
     shown = capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_a_damaged_file_hides_nothing_else(
     run = make_run(tmp_path)
     write_sound(run.step("second"), *([] if name == "result.json" else ["result.json"]))
     (run.step("second").path / name).write_bytes(data)
-    step = look(run, capsys)["second"]
+    step = show_steps(run, capsys)["second"]
     if name == "failure.json" or (name == "result.json" and data != b"{}"):
         assert f"{name} cannot be read: " in step["unreadable"][0], step
         assert step["state"] != "succeeded"
@@ -137,7 +137,7 @@ def test_a_value_of_the_wrong_type_hides_nothing_else(
                 assert "first" in table(status).plain and exit_code(status) in (0, 1)
                 table(status).plain.encode()  # no half characters
                 assert "\x1b" not in table(status).plain
-    look(run, capsys)
+    show_steps(run, capsys)
 
 
 def replace_by_folder(path: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_is_no_file_is_said_with_its_path(
     write_sound(run.step("second"), *([] if name == "result.json" else ["result.json"]))
     path = run.step("second").path / name
     replace(path)
-    step = look(run, capsys)["second"]
+    step = show_steps(run, capsys)["second"]
     if "log" in name:
         assert main(["logs", f"{run.path}/second"]) in (1, 2)
         assert f"{path} cannot be read: " in capsys.readouterr().err or path.is_symlink()
@@ -175,7 +175,7 @@ def test_a_step_folder_that_is_a_file_is_said(
     folder = run.step("second").path
     folder.rename(tmp_path / "away")
     folder.write_text("")
-    step = look(run, capsys)["second"]
+    step = show_steps(run, capsys)["second"]
     assert step["state"] == "lost"
     assert step["reason"] == f"{folder}/submissions.jsonl cannot be read: Not a directory"
 
@@ -213,13 +213,13 @@ def test_what_may_not_be_read_is_said_with_its_path(
 ) -> None:
     run = make_run(open_folder)
     write_sound(run.step("second"), *([] if name == "result.json" else ["result.json"]))
-    look(run, capsys)  # imports what it needs while it may
+    show_steps(run, capsys)  # imports what it needs while it may
     open_to_all(run)
     path = run.step("second").path / name
     path.chmod(0)
     try:
         with as_nobody():
-            step = look(run, capsys)["second"]
+            step = show_steps(run, capsys)["second"]
             assert main(["logs", f"{run.path}/second"]) in (0, 1, 2)
     finally:
         path.chmod(0o755)
@@ -236,11 +236,11 @@ def test_a_lock_that_is_not_ours_to_open_keeps_nobody_from_looking(
     run = make_run(open_folder)
     with run.lock():
         pass
-    look(run, capsys)
+    show_steps(run, capsys)
     open_to_all(run)
     (run.path / "lock").chmod(0)
     with as_nobody():
-        assert look(run, capsys)["second"]["state"] == "new"
+        assert show_steps(run, capsys)["second"]["state"] == "new"
 
 
 def test_resume_does_nothing_where_it_cannot_tell_what_was_submitted(
@@ -297,7 +297,7 @@ def test_names_of_240_characters_are_names(
     monkeypatch.setenv("TRAINYARD_RUNS", str(tmp_path))
     run = make_run(tmp_path, "r" * 240, "s" * 240)
     write_sound(run.step("s" * 240), "result.json")
-    assert look(run, capsys)["s" * 240]["state"] == "failed"
+    assert show_steps(run, capsys)["s" * 240]["state"] == "failed"
     assert main(["status", "n" * 300]) == 2
     assert "no run begins with" in capsys.readouterr().err
 
@@ -345,7 +345,7 @@ def test_the_last_line_of_the_log_says_what_no_file_says(
     log.write_bytes(
         b"one\n\x1b[31mOut of memory: \x07Killed\x1b[0m\tprocess" + b"!" * 500 + b"\n\n"
     )
-    step = look(run, capsys)["second"]
+    step = show_steps(run, capsys)["second"]
     assert step["last_line"].startswith("Out of memory: Killed process!!!")
     assert len(step["last_line"]) == 160
     main(["status", str(run.path)])
@@ -353,4 +353,4 @@ def test_the_last_line_of_the_log_says_what_no_file_says(
     assert "its log ends: Out of memory: Killed process" in row
     assert "(launch.py logs demo-1/second)" in row
     (run.step("second").logs / f"{JOB}_0_log.err").write_text("\n")
-    assert look(run, capsys)["second"]["last_line"] == "a line of its log"
+    assert show_steps(run, capsys)["second"]["last_line"] == "a line of its log"

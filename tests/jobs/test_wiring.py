@@ -179,7 +179,7 @@ def test_a_job_whose_submission_was_never_answered_is_taken_over_by_the_next_sta
 
 
 def test_a_submission_that_nobody_finds_again_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_LOOKS", 1)
+    monkeypatch.setattr(submit, "_TRIES", 1)
     run = make_run(tmp_path, {"one": []})
     queue = Paper(run)
     monkeypatch.setattr(queue, "find", lambda job: None)

@@ -328,7 +328,7 @@ def test_failures_have_a_class() -> None:
     assert failure_class(FileNotFoundError(2, "No such file or directory")) == "error"
 
 
-def test_a_full_disk_is_recognised_behind_the_words_of_torch_and_safetensors(
+def test_a_full_disk_is_recognized_behind_the_words_of_torch_and_safetensors(
     tmp_path: Path,
 ) -> None:
     import torch

@@ -13,7 +13,7 @@ from lact_asr.config.model import ModelConfig
 from lact_asr.config.training import OptimConfig, TrainingConfig
 from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
 from lact_asr.model.interface import CTCModel
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.normalize import CHARACTERS
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
@@ -51,11 +51,11 @@ def manifest(folder: Path) -> list[Utterance]:
     return read_manifest(folder / "tones.jsonl")
 
 
-def tiny(seed: int = 0, **changes: object) -> Recogniser:
+def tiny(seed: int = 0, **changes: object) -> Recognizer:
     """The one tiny model, with weights by seed."""
     torch.manual_seed(seed)
     config = ModelConfig.model_validate(MODEL.model_dump() | changes)
-    return Recogniser(config, len(VOCABULARY))
+    return Recognizer(config, len(VOCABULARY))
 
 
 def settings(**changes: object) -> TrainingConfig:
@@ -66,7 +66,7 @@ def settings(**changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate(short | quiet | changes)
 
 
-class Diary:
+class RecordedEvents:
     """Everything that a run says to its launcher."""
 
     def __init__(self) -> None:
@@ -107,12 +107,12 @@ def run(
     objective: SpeechObjective | None = None,
     dev: list[Utterance] | None = None,
     stop_at: float = math.inf,
-    diary: Diary | None = None,
+    recorded: RecordedEvents | None = None,
     device: torch.device | None = None,
     **changes: object,
-) -> tuple[FitResult | Interrupted, Diary]:
+) -> tuple[FitResult | Interrupted, RecordedEvents]:
     """fit with the small parts; asked to stop once `stop_at` steps are done."""
-    diary = diary or Diary()
+    recorded = recorded or RecordedEvents()
     asked = iter(range(1, 10_000))
     result = ended(
         fit,
@@ -122,9 +122,9 @@ def run(
         VOCABULARY,
         settings(**changes),
         folder,
-        report=lambda line: diary.metrics.append(dict(line)),
-        event=diary.event,
+        report=lambda line: recorded.metrics.append(dict(line)),
+        event=recorded.event,
         should_stop=lambda: next(asked) >= stop_at,
         device=device,
     )
-    return result, diary
+    return result, recorded

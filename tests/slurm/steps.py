@@ -20,7 +20,7 @@ def make_step(
     folder: Path, name: str, script: str = "true", code: Path = REPOSITORY, **resources: object
 ) -> StepJob:
     """A step of kind `command`, ready to be submitted."""
-    wanted = Resources.model_validate({"time": "5m", "memory_gb": 1, **resources})
+    expected = Resources.model_validate({"time": "5m", "memory_gb": 1, **resources})
     step = StepDir(folder / "steps" / name)
     step.write_job(
         {
@@ -32,7 +32,7 @@ def make_step(
                 "folder": None,
                 "handles_warning": False,
             },
-            "resources": wanted.model_dump(mode="json"),
+            "resources": expected.model_dump(mode="json"),
             "needs": [],
             "gate": {},
         }
@@ -44,7 +44,7 @@ def make_step(
         logs=step.logs,
         code=code,
         cwd=folder,
-        resources=wanted,
+        resources=expected,
     )
 
 
@@ -67,5 +67,5 @@ def state(backend: SlurmBackend, job: StepJob) -> JobState:
     return backend.states({job.token: ""})[job.token]
 
 
-def is_in(backend: SlurmBackend, job: StepJob, wanted: QueueState) -> bool:
-    return state(backend, job).state is wanted
+def is_in(backend: SlurmBackend, job: StepJob, expected: QueueState) -> bool:
+    return state(backend, job).state is expected

@@ -139,8 +139,8 @@ def test_cancel_ends_running_and_waiting_jobs_in_one_call(
     slurm.wait_for(lambda: is_in(backend, ended, QueueState.SUCCEEDED))
     backend.cancel([*reversed(ids), "99999"])
     slurm.wait_for(lambda: slurm.run("squeue", "-h") == "")
-    wanted = [QueueState.SUCCEEDED, QueueState.CANCELLED, QueueState.CANCELLED]
-    assert [state(backend, job).state for job in (ended, running, waiting)] == wanted
+    expected = [QueueState.SUCCEEDED, QueueState.CANCELLED, QueueState.CANCELLED]
+    assert [state(backend, job).state for job in (ended, running, waiting)] == expected
 
 
 def test_a_step_runs_the_snapshot_in_the_launch_folder_even_from_a_checkout(

@@ -33,9 +33,9 @@ def pipeline(**steps: dict[str, object]) -> Pipeline:
                 name=name,
                 kind="command",
                 settings={},
-                resources=Resources.model_validate({**small, **wanted}),
+                resources=Resources.model_validate({**small, **expected}),
             )
-            for name, wanted in steps.items()
+            for name, expected in steps.items()
         ),
     )
 

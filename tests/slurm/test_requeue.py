@@ -28,7 +28,7 @@ CLUSTERS = {
 
 
 def learn(time: str) -> dict[str, Any]:
-    """A small recogniser that learns eight utterances for ever, then steps behind it."""
+    """A small recognizer that learns eight utterances for ever, then steps behind it."""
     training = {"max_steps": 100_000, "batch_seconds": 20, "valid_every": 100_000}
     training |= {"checkpoint_every": 20, "log_every": 1}
     settings = {"train": "eight.jsonl", "dev": "eight.jsonl", "training": training}

@@ -24,8 +24,8 @@ def test_a_job_is_found_in_the_accounts_when_the_queue_has_forgotten_it(
     backend.cancel([ids[gone.token]])
     slurm.wait_for(lambda: slurm.run("squeue", "-h") == "")
     put_on_path(tmp_path / "bin", "squeue", 'exec $real "${@/#all/PENDING,RUNNING}"', monkeypatch)
-    wanted = [QueueState.SUCCEEDED, QueueState.FAILED, QueueState.CANCELLED]
-    slurm.wait_for(lambda: [seen.state for seen in backend.states(ids).values()] == wanted)
+    expected = [QueueState.SUCCEEDED, QueueState.FAILED, QueueState.CANCELLED]
+    slurm.wait_for(lambda: [seen.state for seen in backend.states(ids).values()] == expected)
     assert backend.states(ids)[failed.token].reason == "exit status 1"
     slurm.wait_for(lambda: backend.find(done) == ids[done.token])
 
@@ -83,7 +83,7 @@ def test_a_job_in_a_state_that_a_later_slurm_invents_is_alive_while_squeue_lists
 
 
 @pytest.mark.parametrize(
-    ("line", "wanted"),
+    ("line", "expected"),
     [
         ("PREEMPTED|None|0:01", JobState(QueueState.PENDING, "preempted", 1.0)),
         ("SUSPENDED|None|0:01", JobState(QueueState.RUNNING, "suspended", 1.0)),
@@ -105,12 +105,12 @@ def test_what_squeue_says_becomes_a_state(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     line: str,
-    wanted: JobState,
+    expected: JobState,
 ) -> None:
     word, reason, elapsed = line.split("|")
     said = f"7|{word}|{elapsed}|train.1|{reason}"
     put_on_path(tmp_path / "bin", "squeue", f'echo "{said}"', monkeypatch)
-    assert backend.states({"train.1": "7"}) == {"train.1": wanted._replace(job="7")}
+    assert backend.states({"train.1": "7"}) == {"train.1": expected._replace(job="7")}
 
 
 def test_a_requeued_job_is_judged_by_its_last_record(
@@ -120,8 +120,8 @@ def test_a_requeued_job_is_judged_by_its_last_record(
     records = "\\n".join(f"7|train.1|{end}" for end in ends)
     put_on_path(tmp_path / "bin", "squeue", "exit 0", monkeypatch)
     put_on_path(tmp_path / "bin", "sacct", f"printf '{records}\\n'", monkeypatch)
-    wanted = JobState(QueueState.SUCCEEDED, "", 600.0, "7")
-    assert backend.states({"train.1": "7"}) == {"train.1": wanted}
+    expected = JobState(QueueState.SUCCEEDED, "", 600.0, "7")
+    assert backend.states({"train.1": "7"}) == {"train.1": expected}
 
 
 def test_nothing_is_concluded_while_the_controller_does_not_answer(

@@ -137,12 +137,12 @@ class SlurmBackend:
             return {}
         config = ask("scontrol", "show", "config") if self.home else None
         try:
-            states = _queued(jobs, self.owner)
+            states = _ask_squeue(jobs, self.owner)
         finally:  # "not your Slurm" says more than what a wrong squeue says
             if config:  # asked beside squeue it costs 1 ms instead of 7
                 self._check_home(_identity(config.answer()))
         if missing := {token: job for token, job in jobs.items() if token not in states}:
-            states |= _accounted(missing)
+            states |= _ask_sacct(missing)
         return states
 
     def _check_home(self, here: str) -> None:
@@ -229,7 +229,7 @@ def _identity(config: str) -> str:
     return f"{name} at {host.split('(')[0]}:{port}"
 
 
-def _queued(jobs: Mapping[str, str], owner: str) -> dict[str, JobState]:
+def _ask_squeue(jobs: Mapping[str, str], owner: str) -> dict[str, JobState]:
     """What squeue says, by token; it forgets a job MinJobAge (300 s) after its end.
 
     With a user it asks the controller for that user's jobs; with ids or names for all of them.
@@ -258,7 +258,7 @@ def _in_queue(word: str, reason: str, elapsed: str) -> JobState:
     return seen
 
 
-def _accounted(jobs: Mapping[str, str]) -> dict[str, JobState]:
+def _ask_sacct(jobs: Mapping[str, str]) -> dict[str, JobState]:
     """What sacct says, by token, of jobs that squeue does not have; a site may have it off."""
     said, trouble = "", ""
     if ids := [job for job in jobs.values() if job]:

@@ -162,9 +162,9 @@ class _Controller:
     def problems(self, resources: Resources, wanted: Mapping[str, Any], said: str) -> list[str]:
         """Every reason to refuse one request, of which --test-only has said `said`."""
         limits = self._over_limit(resources, wanted)
-        return [*self._refusals(resources, wanted, said), *limits, *self._closed(wanted)]
+        return [*self._refusals(resources, wanted, said), *limits, *self._closed_partitions(wanted)]
 
-    def _chosen(self, wanted: Mapping[str, Any]) -> list[str]:
+    def _partitions_of(self, wanted: Mapping[str, Any]) -> list[str]:
         """The partitions of a request that exist; the default one where it names none."""
         named = str(wanted.get("partition", "")).split(",")
         return [name for name in named if name in self.partitions] or [
@@ -173,16 +173,18 @@ class _Controller:
 
     def _over_limit(self, resources: Resources, wanted: Mapping[str, Any]) -> Iterator[str]:
         """A time limit over MaxTime of every partition that the job may go to."""
-        chosen = self._chosen(wanted)
+        chosen = self._partitions_of(wanted)
         limits = [seconds(self.partitions[name]["MaxTime"]) for name in chosen]
         known = [limit for limit in limits if limit is not None]  # None is UNLIMITED
         if known and len(known) == len(limits) and resources.time * 60 > max(known):
             where = f"partition {','.join(chosen)}"
             yield _too_long(resources.time, int(max(known) // 60), where)
 
-    def _closed(self, wanted: Mapping[str, Any]) -> Iterator[str]:
+    def _closed_partitions(self, wanted: Mapping[str, Any]) -> Iterator[str]:
         """Partitions in which no job starts: sbatch queues for one that is DOWN all the same."""
-        states = {name: self.partitions[name].get("State", "UP") for name in self._chosen(wanted)}
+        states = {
+            name: self.partitions[name].get("State", "UP") for name in self._partitions_of(wanted)
+        }
         if states and "UP" not in states.values():
             closed = ", ".join(f"{name} is {state}" for name, state in states.items())
             up = [name for name, facts in self.partitions.items() if facts.get("State") == "UP"]
@@ -200,13 +202,13 @@ class _Controller:
                 yield from self._of_nodes(resources, left, said)
                 return
             value = str(left.pop(means))
-            known = self._known(means)
+            known = self._valid_values(means)
             wrong = next((part for part in value.split(",") if part not in known), value)
             advice = nearest(wrong, known) if known else "leave it out: none is defined here"
             yield f"cluster {self.cluster}: {means} {wrong!r} is not valid: {advice}"
             said = _test_only(left)
 
-    def _known(self, what: str) -> list[str]:
+    def _valid_values(self, what: str) -> list[str]:
         """The valid values of a part of a request."""
         if what == "partition":
             return list(self.partitions)
@@ -222,7 +224,7 @@ class _Controller:
 
         --test-only refuses what needs nodes that are drained at the moment; sbatch takes it.
         """
-        chosen = ",".join(self._chosen(wanted))
+        chosen = ",".join(self._partitions_of(wanted))
         lines = call("sinfo", "-h", "-p", chosen, "-o", "%D|%c|%m|%G|%T").splitlines()
         nodes, cpus, memory, gpus, states = zip(*(line.split("|") for line in lines), strict=True)
         found = _too_large(resources, f"partition {chosen}", nodes, cpus, memory, gpus)

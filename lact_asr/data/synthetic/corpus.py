@@ -24,7 +24,7 @@ from lact_asr.data.audio import resample
 from lact_asr.data.synthetic.espeak import Espeak
 from lact_asr.data.synthetic.sentences import VOICES, Synthetic, sentences
 from lact_asr.utils.files import write_json
-from lact_asr.utils.locks import alone
+from lact_asr.utils.locks import exclusive_lock
 from lact_asr.utils.progress import Progress
 
 MARKER = ".complete"
@@ -35,11 +35,11 @@ _EDGE = 0.1  # seconds of near-silence before and after the sentence
 _NOISE = 1e-3  # of full scale, 60 dB below it: no recording has digital silence
 
 
-def synthesise(recipe: Synthetic, root: Path) -> Path:
+def synthesize(recipe: Synthetic, root: Path) -> Path:
     """The folder under `root` with train, dev and test: made now, or found as made before."""
     folder = root / f"synthetic-{_key(recipe)}"
     root.mkdir(parents=True, exist_ok=True)
-    with alone(root / f".{folder.name}.lock"):
+    with exclusive_lock(root / f".{folder.name}.lock"):
         if not (folder / MARKER).exists():
             _make(recipe, folder)
     return folder

@@ -27,7 +27,7 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 class Espeak:
-    """The library, initialised; `rate` is its sampling rate in Hz (22,050)."""
+    """The library, initialized; `rate` is its sampling rate in Hz (22,050)."""
 
     def __init__(self) -> None:
         self._library, data = _load()

@@ -61,13 +61,13 @@ def filled(
 
 
 def test_what_is_read_is_what_the_teacher_says(speech, tmp_path):
-    lesson, source = batch(speech, 4), filled(tmp_path / "all", speech, hidden="all")
+    spoken, source = batch(speech, 4), filled(tmp_path / "all", speech, hidden="all")
     live, last = Live(teacher(), VOCABULARY), filled(tmp_path / "last", speech)
-    said, read = live(lesson, 2.0), source(lesson, 2.0)
+    said, read = live(spoken, 2.0), source(spoken, 2.0)
     assert (source.frame_rate, source.widths) == (live.frame_rate, live.widths)
     assert last.widths == live.widths[-1:]
-    assert last(lesson, 2.0).hidden[0].equal(read.hidden[-1])
-    assert read.lengths.equal(said.lengths) and source.lengths(lesson).equal(said.lengths)
+    assert last(spoken, 2.0).hidden[0].equal(read.hidden[-1])
+    assert read.lengths.equal(said.lengths) and source.lengths(spoken).equal(said.lengths)
     for row, frames in enumerate(said.lengths.tolist()):
         before, after = said.log_probs[row, :frames], read.log_probs[row, :frames]
         likely = before > before.amax(-1, keepdim=True) - 16
@@ -78,9 +78,9 @@ def test_what_is_read_is_what_the_teacher_says(speech, tmp_path):
 
 
 def test_of_a_large_vocabulary_the_likeliest_symbols_and_the_exact_rest_are_kept(speech, tmp_path):
-    lesson, source = batch(speech, 4), filled(tmp_path, speech, MANY)
-    said = Live(teacher(MANY), MANY)(lesson, 2.0)
-    read = source(lesson, 2.0)
+    spoken, source = batch(speech, 4), filled(tmp_path, speech, MANY)
+    said = Live(teacher(MANY), MANY)(spoken, 2.0)
+    read = source(spoken, 2.0)
     for row, frames in enumerate(said.lengths.tolist()):
         expected = losses.top_k(said.log_probs[row, :frames], 8, 2.0)
         kept = losses.TopK(*(part[row, :frames] for part in read.kept))
@@ -93,14 +93,14 @@ def test_of_a_large_vocabulary_the_likeliest_symbols_and_the_exact_rest_are_kept
         assert spread.argmax(-1).equal(said.log_probs[row, :frames].argmax(-1))
 
 
-def gradients(source: Source, lesson: Batch, **changes: Any) -> tuple[torch.Tensor, float]:
+def gradients(source: Source, spoken: Batch, **changes: Any) -> tuple[torch.Tensor, float]:
     """Of a student who learns from a source, as one vector; and its loss."""
     torch.manual_seed(0)
     taught = DistillObjective(
         tiny_baseline(), source, DistillConfig(**changes), vocabulary=source.vocabulary
     )
-    taught.begin_step([lesson], lambda sums: sums)
-    loss = taught(lesson, 0.5)
+    taught.begin_step([spoken], lambda sums: sums)
+    loss = taught(spoken, 0.5)
     loss.total.backward()
     every = [parameter.grad.flatten() for parameter in taught.trainable.parameters()]
     return torch.cat(every), loss.total.item()
@@ -122,22 +122,22 @@ def gradients(source: Source, lesson: Batch, **changes: Any) -> tuple[torch.Tens
     ids=str,
 )
 def test_a_student_learns_the_same_from_the_cache_to_one_in_a_thousand(speech, tmp_path, changes):
-    lesson, source = batch(speech, 4), filled(tmp_path, speech, hidden="all")
-    live, loss = gradients(Live(teacher(), VOCABULARY), lesson, **changes)
-    read, again = gradients(source, lesson, **changes)
+    spoken, source = batch(speech, 4), filled(tmp_path, speech, hidden="all")
+    live, loss = gradients(Live(teacher(), VOCABULARY), spoken, **changes)
+    read, again = gradients(source, spoken, **changes)
     assert again == pytest.approx(loss, rel=1e-3)
     assert (live - read).norm() <= 1e-3 * live.norm()
 
 
 def test_utterances_at_changed_speeds_have_records_of_their_own(speech, tmp_path):
-    lesson, source = batch(speech, 4), filled(tmp_path, speech, speeds=[1.0, 0.9])
-    slow = change_speed(lesson, 0.9)
+    spoken, source = batch(speech, 4), filled(tmp_path, speech, speeds=[1.0, 0.9])
+    slow = change_speed(spoken, 0.9)
     said, read = Live(teacher(), VOCABULARY)(slow, 2.0), source(slow, 2.0)
-    assert read.lengths.equal(said.lengths) and (read.lengths > source(lesson, 2.0).lengths).all()
+    assert read.lengths.equal(said.lengths) and (read.lengths > source(spoken, 2.0).lengths).all()
     frames = int(said.lengths[0])
     assert (said.log_probs - read.log_probs)[0, :frames].exp().sub(1).abs().max() < 0.1
     with pytest.raises(DataError, match=r"at speed 0.9, 1, not at 1.1: add it to the `cache`"):
-        source(change_speed(lesson, 1.1), 2.0)
+        source(change_speed(spoken, 1.1), 2.0)
 
 
 def test_settings_that_ask_for_more_than_was_kept_are_refused(speech, tmp_path):
@@ -175,21 +175,21 @@ def test_another_teachers_words_are_refused_by_name(speech, tmp_path):
 
 
 def test_an_utterance_that_is_not_there_or_sounds_otherwise_is_named(speech, tmp_path):
-    lesson, source = batch(speech, 4), filled(tmp_path, speech, count=3)
-    with pytest.raises(DataError, match=f"no teacher's words for {lesson.ids[3]}"):
-        source(lesson, 2.0)
-    with pytest.raises(DataError, match=f"1 of 4 records are missing: .*{lesson.ids[3]}"):
-        source.require(lesson.ids, [1.0], 0)
-    source.require(lesson.ids, [1.0], 1)
-    cut = replace(lesson, wave_lengths=lesson.wave_lengths - 160)
-    with pytest.raises(DataError, match=f"{lesson.ids[0]} at speed 1 has .* samples, and had"):
+    spoken, source = batch(speech, 4), filled(tmp_path, speech, count=3)
+    with pytest.raises(DataError, match=f"no teacher's words for {spoken.ids[3]}"):
+        source(spoken, 2.0)
+    with pytest.raises(DataError, match=f"1 of 4 records are missing: .*{spoken.ids[3]}"):
+        source.require(spoken.ids, [1.0], 0)
+    source.require(spoken.ids, [1.0], 1)
+    cut = replace(spoken, wave_lengths=spoken.wave_lengths - 160)
+    with pytest.raises(DataError, match=f"{spoken.ids[0]} at speed 1 has .* samples, and had"):
         source(cut, 2.0)
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_damaged_shard_is_named(speech, tmp_path, harm):
-    lesson, source = batch(speech, 4), filled(tmp_path, speech)
-    entry = source.reader.entry(lesson.ids[2], 1.0, int(lesson.wave_lengths[2]))
+    spoken, source = batch(speech, 4), filled(tmp_path, speech)
+    entry = source.reader.entry(spoken.ids[2], 1.0, int(spoken.wave_lengths[2]))
     shard = tmp_path / f"{entry.shard}.bin"
     data = bytearray(shard.read_bytes())
     if harm == "flip":
@@ -198,9 +198,9 @@ def test_a_damaged_shard_is_named(speech, tmp_path, harm):
     if harm == "remove":
         shard.unlink()
     with pytest.raises(DataError, match=rf"{shard.name}.*{shard.stem}.json and run the `cache`"):
-        source(lesson, 2.0)
+        source(spoken, 2.0)
     if harm == "flip":
-        first = source.reader.entry(lesson.ids[0], 1.0, int(lesson.wave_lengths[0]))
+        first = source.reader.entry(spoken.ids[0], 1.0, int(spoken.wave_lengths[0]))
         assert len(source.reader.record(first)["scores"]) == first.frames, "it is sound"
 
 
@@ -260,9 +260,9 @@ def test_killed_in_the_middle_it_goes_on_and_hears_nothing_twice(speech, tmp_pat
     assert sorted(names(folder)) == sorted(each.id for each in utterances(speech))
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("[0-9]*.bin")}
     assert before.items() <= kept.items(), "what was written was written again"
-    lesson, live = batch(speech, 8), Live(teacher(), VOCABULARY)
+    spoken, live = batch(speech, 8), Live(teacher(), VOCABULARY)
     torch.testing.assert_close(
-        source(lesson, 1.0).log_probs[0, :40], live(lesson, 1.0).log_probs[0, :40],
+        source(spoken, 1.0).log_probs[0, :40], live(spoken, 1.0).log_probs[0, :40],
         atol=0.02, rtol=0,
     )  # fmt: skip
 
@@ -279,7 +279,7 @@ def test_two_processes_share_the_work(speech, tmp_path):
     folder = tmp_path / "cache"
     assert sorted(names(folder)) == sorted(each.id for each in utterances(speech))
     assert {path.name[:3] for path in folder.glob("*.bin")} == {"000", "001"}
-    lesson = batch(speech, 8)
-    assert filled(folder, speech, count=8)(lesson, 1.0).lengths.equal(
-        Live(teacher(), VOCABULARY).lengths(lesson)
+    spoken = batch(speech, 8)
+    assert filled(folder, speech, count=8)(spoken, 1.0).lengths.equal(
+        Live(teacher(), VOCABULARY).lengths(spoken)
     )

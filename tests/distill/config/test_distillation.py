@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from distill.config.distillation import DistillConfig
-from distill.config.models import SIZES, BaselineConfig, TeacherConfig, sized
+from distill.config.models import SIZES, BaselineConfig, TeacherConfig, named_size
 from distill.config.router import RouterConfig
 
 
@@ -45,9 +45,9 @@ def test_settings_that_cannot_work_are_refused_in_words(model, change, message):
 
 
 def test_a_named_size_is_changed_and_checked_as_a_whole():
-    assert sized("teacher", "tiny", {"blocks": 2}).blocks == 2
-    assert sized("teacher", "tiny", {}) == SIZES["teacher"]["tiny"]
+    assert named_size("teacher", "tiny", {"blocks": 2}).blocks == 2
+    assert named_size("teacher", "tiny", {}) == SIZES["teacher"]["tiny"]
     with pytest.raises(ValueError, match="sizes are tiny, default"):
-        sized("teacher", "huge", {})
+        named_size("teacher", "huge", {})
     with pytest.raises(ValidationError, match="even multiple"):
-        sized("teacher", "tiny", {"hidden": 150})
+        named_size("teacher", "tiny", {"hidden": 150})

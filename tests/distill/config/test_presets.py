@@ -28,13 +28,13 @@ def test_each_preset_is_what_its_source_says(preset, rate, clip, warmup, absolut
     assert (optim.learning_rate, optim.clip_norm, optim.warmup_steps) == (rate, clip, warmup)
     assert optim.betas == (0.9, 0.98)
     assert training.guard.skip_above == absolute
-    notes = preset != "recommended"
-    assert training.guard.skip_ratio == (None if notes else 10)
-    assert training.stopping.patience == (0 if notes else 20)
-    assert training.batch_seconds == (40 if notes else TrainingConfig().batch_seconds)
+    original = preset != "recommended"
+    assert training.guard.skip_ratio == (None if original else 10)
+    assert training.stopping.patience == (0 if original else 20)
+    assert training.batch_seconds == (40 if original else TrainingConfig().batch_seconds)
     model = settings(preset).configuration()
     assert (model.norm, model.output_cap, model.qk_norm, model.logit_cap) == (
-        ("batch", "clamp", False, None) if notes else ("group", "soft", True, 50.0)
+        ("batch", "clamp", False, None) if original else ("group", "soft", True, 50.0)
     )
     starts = {"recommended": (None, 1), "standard": (0.01, 1), "emergency": (0.001, 0.5)}
     assert (model.linear_std, model.conv_scale) == starts[preset]
@@ -64,8 +64,8 @@ def test_a_stored_step_reads_back_as_it_was(preset):
 
 
 def test_the_start_of_the_layers_is_the_presets():
-    plain, notes = tiny_teacher(), tiny_teacher(linear_std=0.001, conv_scale=0.5)
-    pairs = zip(plain.named_modules(), notes.modules(), strict=True)
+    plain, original = tiny_teacher(), tiny_teacher(linear_std=0.001, conv_scale=0.5)
+    pairs = zip(plain.named_modules(), original.modules(), strict=True)
     for (name, module), other in pairs:
         if isinstance(module, (nn.Conv1d, nn.Conv3d)):
             ratio = float(other.weight.detach().std() / module.weight.detach().std())

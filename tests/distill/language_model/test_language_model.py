@@ -32,9 +32,9 @@ from lact_asr.training.loss import relative
 from lact_asr.training.trainer import FitResult, Launcher
 from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import read_json
-from lact_asr.utils.locks import unrivalled
+from lact_asr.utils.locks import no_fence
 from tests.distill.tiny_models import per_label
-from tests.lact_asr.tiny_runs import Diary, ended
+from tests.lact_asr.tiny_runs import RecordedEvents, ended
 from tests.ranks import in_ranks
 
 VOCABULARY = Vocabulary.characters()
@@ -72,12 +72,12 @@ def test_a_place_knows_what_came_before_it_and_nothing_else():
 
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 def test_the_loss_is_the_formula_however_it_is_cut_into_chunks(chunk):
-    lesson, student, teacher = batch(["CAT SAT", "ON A MAT"]), model(), model(seed=1)
+    spoken, student, teacher = batch(["CAT SAT", "ON A MAT"]), model(), model(seed=1)
     config = LMDistillConfig(top_k=5)
-    loss = LMObjective(student, chunk, teacher, config)(lesson, 0.1)
-    there = lesson.targets != PAD
-    q, p = (m.read_out(m(lesson.inputs)[there]) for m in (student, teacher))
-    lm = -q.gather(-1, lesson.targets[there][:, None]).sum()
+    loss = LMObjective(student, chunk, teacher, config)(spoken, 0.1)
+    there = spoken.targets != PAD
+    q, p = (m.read_out(m(spoken.inputs)[there]) for m in (student, teacher))
+    lm = -q.gather(-1, spoken.targets[there][:, None]).sum()
     kd = losses.top_k_kd(q, losses.top_k(p, 5, 2.0), 2.0).sum()
     torch.testing.assert_close(loss.total, 0.3 * lm + 0.4 * kd)
     assert int(loss.weight) == 8 + 9  # every symbol and the end
@@ -126,15 +126,15 @@ def test_texts_that_cannot_be_written_are_counted_and_batches_keep_their_size():
 def texts_run(
     folder: Path,
     student: LanguageModel | LMObjective,
-    diary: Diary,
+    recorded: RecordedEvents,
     train: list[str] | None = None,
     stop_at: int = 999,
-    fence: Callable[[], None] = unrivalled,
+    fence: Callable[[], None] = no_fence,
     **changes: Any,
 ) -> FitResult | Interrupted:
     """fit_texts with the small parts; asked to stop once `stop_at` steps are done."""
-    asked, record = iter(range(1, 9999)), lambda row: diary.metrics.append(dict(row))
-    launcher = Launcher(record, diary.event, lambda: next(asked) >= stop_at, fence)
+    asked, record = iter(range(1, 9999)), lambda row: recorded.metrics.append(dict(row))
+    launcher = Launcher(record, recorded.event, lambda: next(asked) >= stop_at, fence)
     optim = {"learning_rate": 5e-3, "warmup_steps": 5} | changes.pop("optim", {})
     short = {"max_steps": 12, "batch_tokens": 600, "valid_every": 6, "checkpoint_every": 6}
     return ended(
@@ -152,11 +152,11 @@ def texts_run(
 
 def train(folder: Path, steps: int = 12, stop_at: int = 999, rate: float = 5e-3, **changes: Any):
     """A run of a model with these changes: what came of it, its metrics, the model."""
-    diary, student = Diary(), model(**changes)
+    recorded, student = RecordedEvents(), model(**changes)
     result = texts_run(
-        folder, student, diary, stop_at=stop_at, max_steps=steps, optim={"learning_rate": rate}
+        folder, student, recorded, stop_at=stop_at, max_steps=steps, optim={"learning_rate": rate}
     )
-    return result, diary.metrics, student
+    return result, recorded.metrics, student
 
 
 def test_it_learns_and_the_best_checkpoint_has_the_perplexity_that_is_reported(tmp_path, capsys):

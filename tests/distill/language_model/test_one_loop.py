@@ -23,7 +23,7 @@ from tests.distill.language_model.test_language_model import (
     sentences,
     texts_run,
 )
-from tests.lact_asr.tiny_runs import Diary
+from tests.lact_asr.tiny_runs import RecordedEvents
 from tests.ranks import in_ranks
 
 
@@ -36,12 +36,12 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_micro_batches_of_a_step_are_the_next_texts_and_count_by_their_symbols(tmp_path):
-    student, diary = model(), Diary()
+    student, recorded = model(), RecordedEvents()
     objective, texts = LMObjective(model(), 256), Texts(sentences(120), VOCABULARY, 300)
-    texts_run(tmp_path, student, diary, batch_tokens=300, accumulate=2, max_steps=3)
+    texts_run(tmp_path, student, recorded, batch_tokens=300, accumulate=2, max_steps=3)
     one, other = (objective(texts.drawn(number, 0), 0.0) for number in range(2))
     expected = (one.total + other.total) / (one.weight + other.weight)
-    assert diary.losses()[1] == pytest.approx(expected.item(), rel=1e-6)
+    assert recorded.losses()[1] == pytest.approx(expected.item(), rel=1e-6)
     trainer = checkpoint.load(tmp_path / "checkpoints/00000003/trainer.pt")
     feed = TextFeed(texts, 0, World(), Position.from_dict(trainer["position"]))
     assert feed.number == 6
@@ -58,25 +58,30 @@ def test_the_place_in_the_texts_means_the_same_to_any_number_of_ranks():
 
 
 def test_checkpoints_and_validations_have_steps_of_their_own(tmp_path):
-    diary = Diary()
-    texts_run(tmp_path, model(), diary, valid_every=4, checkpoint_every=5, keep_checkpoints=9)
-    assert [row["step"] for row in diary.metrics if "perplexity" in row] == [4, 8, 12]
+    recorded = RecordedEvents()
+    texts_run(tmp_path, model(), recorded, valid_every=4, checkpoint_every=5, keep_checkpoints=9)
+    assert [row["step"] for row in recorded.metrics if "perplexity" in row] == [4, 8, 12]
     assert numbered(tmp_path) == [5, 10, 12]
 
 
 def test_training_that_gains_nothing_ends_early(tmp_path):
     stopping = {"patience": 2, "warmup_steps": 0, "not_before": 0.0}
     result = texts_run(
-        tmp_path, model(), Diary(), max_steps=90, stopping=stopping, optim={"learning_rate": 1e-12}
+        tmp_path,
+        model(),
+        RecordedEvents(),
+        max_steps=90,
+        stopping=stopping,
+        optim={"learning_rate": 1e-12},
     )
     assert result.step == 18
 
 
 def test_means_of_the_weights_are_measured_and_kept(tmp_path):
-    diary, student = Diary(), model()
+    recorded, student = RecordedEvents(), model()
     average = {"decay": 0.9, "last": 2}
-    result = texts_run(tmp_path, student, diary, average=average)
-    rows = [row for row in diary.metrics if "perplexity" in row]
+    result = texts_run(tmp_path, student, recorded, average=average)
+    rows = [row for row in recorded.metrics if "perplexity" in row]
     assert [row["step"] for row in rows] == [6, 12, 12]
     assert result.best["perplexity"] == min(row["perplexity"] for row in rows)
     kept = model(seed=3)
@@ -87,10 +92,10 @@ def test_means_of_the_weights_are_measured_and_kept(tmp_path):
 
 
 def test_other_texts_begin_a_new_epoch_and_the_record_says_what_has_changed(tmp_path):
-    texts_run(tmp_path, model(), Diary(), stop_at=3)
-    diary = Diary()
-    texts_run(tmp_path, model(), diary, sentences(100), optim={"learning_rate": 1e-3})
-    (resumed,) = diary.named("resumed")
+    texts_run(tmp_path, model(), RecordedEvents(), stop_at=3)
+    recorded = RecordedEvents()
+    texts_run(tmp_path, model(), recorded, sentences(100), optim={"learning_rate": 1e-3})
+    (resumed,) = recorded.named("resumed")
     assert resumed["step"] == 3 and resumed["epoch"] == 1
     assert resumed["changed"] == ["optim.learning_rate: 0.005 before, 0.001 now"]
 
@@ -108,18 +113,18 @@ class Odd(LMObjective):
 
 
 def test_a_spike_is_dropped_and_its_texts_are_named(tmp_path):
-    diary, objective = Diary(), Odd(model(), 1e4, range(9, 10))
-    result = texts_run(tmp_path, objective, diary, guard={"skip_ratio": 10.0})
+    recorded, objective = RecordedEvents(), Odd(model(), 1e4, range(9, 10))
+    result = texts_run(tmp_path, objective, recorded, guard={"skip_ratio": 10.0})
     assert result.steps_skipped == 1
-    (dropped,) = diary.named("step_dropped")
+    (dropped,) = recorded.named("step_dropped")
     assert dropped["step"] == 9 and set(dropped["ids"]) <= {each[:40] for each in sentences(120)}
 
 
 def test_a_run_that_diverges_goes_on_from_a_sound_checkpoint(tmp_path):
-    diary, objective = Diary(), Odd(model(), float("nan"), range(13, 99))
+    recorded, objective = RecordedEvents(), Odd(model(), float("nan"), range(13, 99))
     with pytest.raises(Failed, match=r"20 steps in a row.*goes on from step 6"):
-        texts_run(tmp_path, objective, diary, max_steps=60, keep_checkpoints=9)
-    assert [each["checkpoint"] for each in diary.named("put_aside")] == ["00000012"]
+        texts_run(tmp_path, objective, recorded, max_steps=60, keep_checkpoints=9)
+    assert [each["checkpoint"] for each in recorded.named("put_aside")] == ["00000012"]
     assert numbered(tmp_path) == [6]
 
 
@@ -137,12 +142,12 @@ class Narrow(LMObjective):
 def test_memory_that_will_not_do_shows_first_and_says_what_to_halve(tmp_path):
     for probe, said in ((True, "before the first step"), (False, "ran out at step")):
         with pytest.raises(Failed, match=rf"{said}.*halve batch_tokens and") as caught:
-            texts_run(tmp_path, Narrow(model(), 256), Diary(), probe=probe)
+            texts_run(tmp_path, Narrow(model(), 256), RecordedEvents(), probe=probe)
         assert caught.value.failure_class == "out_of_memory"
-    diary = Diary()
-    texts_run(tmp_path, model(), diary, probe=True, max_steps=1)
+    recorded = RecordedEvents()
+    texts_run(tmp_path, model(), recorded, probe=True, max_steps=1)
     longest = max(len(each) + 1 for each in sentences(120))
-    ((count, length), *_) = diary.named("probed")[0]["batches"]
+    ((count, length), *_) = recorded.named("probed")[0]["batches"]
     assert length == longest and count * length <= 600
 
 
@@ -151,19 +156,19 @@ def test_an_older_process_writes_nothing(tmp_path):
         raise InterruptedError("a newer one has begun")
 
     with pytest.raises(InterruptedError):
-        texts_run(tmp_path, model(), Diary(), fence=fence)
+        texts_run(tmp_path, model(), RecordedEvents(), fence=fence)
     assert numbered(tmp_path) == []
     assert not (tmp_path / "checkpoints/best").exists()
 
 
 def test_a_checkpoint_of_the_loop_that_was_is_refused_with_what_to_write(tmp_path):
-    texts_run(tmp_path, model(), Diary(), stop_at=3)
+    texts_run(tmp_path, model(), RecordedEvents(), stop_at=3)
     path = tmp_path / "checkpoints/00000003"
     trainer = checkpoint.load(path / "trainer.pt")
     state = {"step": 3, "validated": 0, "best": 9.5, "in_a_row": 0}
     torch.save({"optimizer": trainer["optimizer"], "state": state}, path / "trainer.pt")
     with pytest.raises(Misfit, match=f"init_from: {path}"):
-        texts_run(tmp_path, model(), Diary())
+        texts_run(tmp_path, model(), RecordedEvents())
 
 
 def sharded_rank(folder: Path) -> None:
@@ -175,10 +180,10 @@ def sharded_rank(folder: Path) -> None:
     assert len(Texts(sentences(40, seed=1), VOCABULARY, 400).plan) == 3
     short = {"max_steps": 4, "valid_every": 2, "batch_tokens": 400}
     for sharded in (False, True):
-        diary = Diary()
+        recorded = RecordedEvents()
         where = folder / str(sharded)
-        result = texts_run(where, model(), diary, sharded=sharded, **short)
-        torch.save((diary.losses(), result.loss), folder / f"{sharded}{world.rank}.pt")
+        result = texts_run(where, model(), recorded, sharded=sharded, **short)
+        torch.save((recorded.losses(), result.loss), folder / f"{sharded}{world.rank}.pt")
 
 
 def test_a_model_split_over_two_ranks_learns_the_same(tmp_path):

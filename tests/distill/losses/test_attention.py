@@ -15,7 +15,7 @@ from distill.teachers import Live
 from lact_asr.distributed import fsdp, processes
 from lact_asr.model.window_attention import Layout
 from lact_asr.utils.errors import DataError
-from tests.distill.test_objective import alone, assert_close, gradients, noise
+from tests.distill.test_objective import assert_close, gradients, noise, sum_of_one_rank
 from tests.distill.tiny_models import VOCABULARY, part, tiny_baseline, tiny_teacher
 from tests.lact_asr.tiny_runs import tiny
 from tests.ranks import in_ranks
@@ -33,20 +33,20 @@ def test_a_teachers_map_is_what_its_attention_mixes_with():
     seen = torch.arange(9) < torch.tensor([[9], [6]])
     turn = rotary(9, 8, x.device)
     value = module.qkv(x).unflatten(-1, (3, 4, -1))[:, :, 2].transpose(1, 2)
-    mixed = module.look(x, seen, turn).exp() @ value
+    mixed = module.log_attention(x, seen, turn).exp() @ value
     expected = module.out(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(module(x, seen, turn), expected)
 
 
 @pytest.mark.parametrize("changes", [{}, {"window": 6}, {"schedule": "apply_then_update"}])
-def test_a_recognisers_map_is_what_its_window_attention_mixes_with(changes):
+def test_a_recognizers_map_is_what_its_window_attention_mixes_with(changes):
     if "schedule" in changes:
         changes = {**changes, "chunk": 4, "window": 8}
     mix, x = tiny(**changes).blocks[0].mix, torch.randn(2, 40, 32)
     layout = Layout.of(mix.config, x, torch.tensor([40, 23]))
     q, k, v = mix.qkv(x).chunk(3, -1)
     used = mix._attention(mix.q_norm(q), mix.k_norm(k), v, layout)
-    weights = mix.look(x, layout).exp()
+    weights = mix.log_attention(x, layout).exp()
     value = v.unflatten(-1, (2, -1)).transpose(1, 2)
     mixed = (weights @ value).transpose(1, 2).flatten(2)
     valid = layout.lengths[:, None] > torch.arange(40)
@@ -74,14 +74,16 @@ def test_the_loss_is_the_divergence_of_each_row_over_what_both_see(heads, window
     assert found.isfinite().all()
 
 
-def test_equal_maps_cost_nothing_and_the_notes_sum_over_heads_what_ours_averages():
+def test_equal_maps_cost_nothing_and_the_original_sum_over_heads_what_ours_averages():
     one, other = random_maps(12, 200, 0), random_maps(12, 200, 1)
     seen = torch.ones(2, 200).bool()
     assert float(losses.attention(one, one, seen).abs().max()) < 1e-5
     ours = float(losses.attention(one, other, seen).mean())
     assert ours == pytest.approx(1.0, abs=0.05)  # half the sum of two variances of 1
-    notes = float(losses.original_attention(one, other, seen, 2.0).mean())
-    assert notes == pytest.approx(12 * 1.0, rel=0.05)  # tau^2 undoes the softening of small scores
+    original = float(losses.original_attention(one, other, seen, 2.0).mean())
+    assert original == pytest.approx(
+        12 * 1.0, rel=0.05
+    )  # tau^2 undoes the softening of small scores
     spiked = torch.full((1, 1, 4, 4), -50.0)
     spiked[..., 0] = 0.0
     uniform = torch.full((1, 1, 4, 4), -math.log(4))
@@ -103,11 +105,11 @@ def test_the_gradient_depends_neither_on_micro_batches_nor_on_padding(kind):
 
 
 def test_the_objective_pays_for_the_last_blocks_by_the_curriculum():
-    taught, lesson = attentive(), noise()
-    taught.begin_step([lesson], alone)
-    loss = taught(lesson, 1.0)
-    mine = taught.model(lesson.waves, lesson.wave_lengths, attention=True)
-    theirs = taught.source.teacher(lesson.waves, lesson.wave_lengths, attention=True)
+    taught, spoken = attentive(), noise()
+    taught.begin_step([spoken], sum_of_one_rank)
+    loss = taught(spoken, 1.0)
+    mine = taught.model(spoken.waves, spoken.wave_lengths, attention=True)
+    theirs = taught.source.teacher(spoken.waves, spoken.wave_lengths, attention=True)
     seen = mine.lengths[:, None] > torch.arange(mine.log_probs.shape[1])
     expected = losses.attention(mine.attention, theirs.attention, seen)[seen].mean().detach()
     assert float(loss.parts["attention"].value / loss.weight) == pytest.approx(

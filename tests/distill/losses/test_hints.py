@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from distill.config.distillation import DistillConfig
 from distill.losses import functions as losses
 from distill.teachers import Live
-from lact_asr.model.masks import valid
+from lact_asr.model.masks import length_mask
 from lact_asr.training import checkpoint
 from lact_asr.training.loss import Outcome, Part
 from lact_asr.training.trainer import fit
 from lact_asr.utils.errors import DataError
-from tests.distill.test_objective import alone, assert_close, gradients, noise, objective
+from tests.distill.test_objective import assert_close, gradients, noise, objective, sum_of_one_rank
 from tests.distill.tiny_models import (
     VOCABULARY,
     part,
@@ -41,14 +41,14 @@ EVERY: list[dict[str, Any]] = [
 ]
 
 
-def taught(**changes: Any):
+def hinted_losses(**changes: Any):
     changes = {"curriculum": "all_on", **changes}
     return objective(tiny_baseline(**STUDENT), tiny_teacher(seed=1, **TEACHER), **changes)
 
 
 @pytest.mark.parametrize("changes", EVERY)
 def test_the_gradient_depends_neither_on_micro_batches_nor_on_padding(changes):
-    hinted, whole = taught(**changes), noise()
+    hinted, whole = hinted_losses(**changes), noise()
     together = gradients(hinted, [whole])
     assert_close(together, gradients(hinted, [part(whole, rows) for rows in ([0], [3, 1], [2])]))
     moving = {name.split(".")[0] for name, each in together.items() if each.any()}
@@ -56,21 +56,21 @@ def test_the_gradient_depends_neither_on_micro_batches_nor_on_padding(changes):
 
 
 def shown(hinted: Any, progress: float = 1.0) -> dict[str, float]:
-    lesson = noise()
-    hinted.begin_step([lesson], alone)
-    loss = hinted(lesson, progress)
+    spoken = noise()
+    hinted.begin_step([spoken], sum_of_one_rank)
+    loss = hinted(spoken, progress)
     return {name: part.value for name, part in per_label(loss).items()}
 
 
 def states(hinted: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    lesson = noise()
-    student = hinted.model(lesson.waves, lesson.wave_lengths)
-    mask = valid(student.lengths, student.log_probs.shape[1])
-    return student.hidden, hinted.source.teacher(lesson.waves, lesson.wave_lengths).hidden, mask
+    spoken = noise()
+    student = hinted.model(spoken.waves, spoken.wave_lengths)
+    mask = length_mask(student.lengths, student.log_probs.shape[1])
+    return student.hidden, hinted.source.teacher(spoken.waves, spoken.wave_lengths).hidden, mask
 
 
 def test_mapped_layers_cost_the_mean_of_their_distances():
-    hinted = taught(layerwise_weight=1.0)
+    hinted = hinted_losses(layerwise_weight=1.0)
     assert hinted.hints.pairs == [(1, 2), (2, 3)]
     here, there, mask = states(hinted)
     maps = hinted.trainable["layerwise"]
@@ -96,7 +96,7 @@ def test_telling_frames_apart_costs_about_the_log_of_their_number_and_nothing_wh
 
 
 def test_the_contrastive_loss_of_the_objective_is_that_of_its_parts():
-    hinted = taught(contrastive_weight=1.0, contrastive_apart=100.0)
+    hinted = hinted_losses(contrastive_weight=1.0, contrastive_apart=100.0)
     here, there, mask = states(hinted)
     projected = hinted.trainable["contrastive"](here[-1])
     expected = losses.contrastive(projected, there[-1], mask, 2, 0.07)[mask].mean().item()
@@ -107,7 +107,7 @@ def test_the_contrastive_loss_of_the_objective_is_that_of_its_parts():
     ("progress", "layerwise", "contrastive"), [(0.4, 0.0, 0.0), (0.55, 0.5, 0.0), (0.85, 1.0, 0.5)]
 )
 def test_the_curriculum_brings_them_in_one_after_the_other(progress, layerwise, contrastive):
-    hinted = taught(layerwise_weight=1.0, contrastive_weight=1.0, curriculum="original")
+    hinted = hinted_losses(layerwise_weight=1.0, contrastive_weight=1.0, curriculum="original")
     seen = shown(hinted, progress)
     assert seen["layerwise_weighted"] == pytest.approx(layerwise * seen["layerwise"], abs=1e-6)
     assert seen["contrastive_weighted"] == pytest.approx(
@@ -116,7 +116,7 @@ def test_the_curriculum_brings_them_in_one_after_the_other(progress, layerwise, 
 
 
 def test_the_router_chooses_among_layers_and_modalities_and_its_use_adds_up():
-    hinted = taught(**ROUTED)
+    hinted = hinted_losses(**ROUTED)
     assert hinted.hints.experts == ["layer1", "layer2", "layer3", "mel", "pitch"]
     seen = shown(hinted)
     for kind in ("share", "first"):
@@ -125,7 +125,7 @@ def test_the_router_chooses_among_layers_and_modalities_and_its_use_adds_up():
 
 
 def test_maps_learn_five_times_as_fast_the_choice_twice_and_every_parameter_once():
-    hinted = taught(**ROUTED, layerwise_weight=1.0, balance="uncertainty")
+    hinted = hinted_losses(**ROUTED, layerwise_weight=1.0, balance="uncertainty")
     groups = hinted.parameter_groups(1e-3)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(list(hinted.trainable.parameters()))
@@ -137,7 +137,7 @@ def test_maps_learn_five_times_as_fast_the_choice_twice_and_every_parameter_once
 
 
 def test_running_means_come_from_what_all_ranks_saw_and_are_used():
-    hinted = taught(layerwise_weight=0.5, balance="ema")
+    hinted = hinted_losses(layerwise_weight=0.5, balance="ema")
     first = shown(hinted)
     assert first["layerwise_weighted"] == pytest.approx(0.5 * first["layerwise"])
     said: list[str] = []
@@ -163,7 +163,7 @@ def test_running_means_come_from_what_all_ranks_saw_and_are_used():
 def test_a_map_by_likeness_is_made_from_a_sample_and_said(capsys):
     student = tiny_baseline(**STUDENT)
     config = DistillConfig(layerwise_weight=1.0, layer_map="cka")
-    make = lambda sample: type(taught())(
+    make = lambda sample: type(hinted_losses())(
         student,
         Live(tiny_teacher(seed=1, **TEACHER), VOCABULARY),
         config,
@@ -192,7 +192,7 @@ def test_a_killed_run_with_every_part_goes_on_bit_for_bit(speech, tmp_path):
         asked = iter(range(1, 99))
         ended(
             fit,
-            taught(**everything),
+            hinted_losses(**everything),
             list(utterances(speech)),
             list(utterances(speech)[:1]),
             VOCABULARY,

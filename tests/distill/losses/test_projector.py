@@ -1,4 +1,4 @@
-"""A teacher that writes otherwise: the notes' random projector, and one that learns the texts."""
+"""A teacher that writes otherwise: the original random projector, and one that learns the texts."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tests.distill.tiny_models import (
     VOCABULARY,
     batch,
     heard,
-    memorise,
+    memorize,
     tiny_baseline,
     tiny_teacher,
 )
@@ -35,20 +35,20 @@ def divergence(projector: nn.Module, states: Tensor) -> float:
     return losses.frame_kd(student.log_softmax(-1), projector(states[:, None]), 1.0).mean().item()
 
 
-def test_the_notes_projector_is_ln_v_away_from_any_student_and_ours_starts_beside_it():
+def test_the_original_projector_is_ln_v_away_from_any_student_and_ours_starts_beside_it():
     torch.manual_seed(0)
-    states = 33 * torch.randn(64, STATES)  # the size of hidden states that explains the notes' KL
-    default = LogitProjector(STATES, SYMBOLS, normalise=False)
+    states = 33 * torch.randn(64, STATES)  # the size of hidden states that explains the original KL
+    default = LogitProjector(STATES, SYMBOLS, normalize=False)
     nn.init.uniform_(default.map.weight, -1 / 32, 1 / 32)  # torch's own first weights
-    notes = LogitProjector(STATES, SYMBOLS, normalise=False)
+    original = LogitProjector(STATES, SYMBOLS, normalize=False)
     ours = LogitProjector(STATES, SYMBOLS)
     limit = math.log(SYMBOLS)
     assert divergence(default, states) > 0.85 * limit
-    assert divergence(notes, states) > 0.6 * limit, "smaller weights alone are no cure"
+    assert divergence(original, states) > 0.6 * limit, "smaller weights alone are no cure"
     assert divergence(ours, states) < 0.1
 
 
-def taught(lesson: Batch, teacher: nn.Module, target: str, steps: int) -> tuple[float, float]:
+def taught(spoken: Batch, teacher: nn.Module, target: str, steps: int) -> tuple[float, float]:
     """Character error rate and last KL of a student whom no text reaches but through its teacher's
     projector.
     """
@@ -58,31 +58,31 @@ def taught(lesson: Batch, teacher: nn.Module, target: str, steps: int) -> tuple[
     groups = objective.parameter_groups(3e-3)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     for _ in range(steps):
-        objective.begin_step([lesson], lambda sums: sums)
-        loss = objective(lesson, 0.5)
+        objective.begin_step([spoken], lambda sums: sums)
+        loss = objective(spoken, 0.5)
         optimizer.zero_grad()
         (loss.total / loss.weight).backward()
         nn.utils.clip_grad_norm_(objective.trainable.parameters(), 1.0)
         optimizer.step()
-    rate = score(lesson.texts, heard(student, lesson)).cer
+    rate = score(spoken.texts, heard(student, spoken)).cer
     return rate, float(loss.parts["kd"].value / loss.weight)
 
 
-def test_a_low_divergence_from_the_notes_projector_teaches_nothing_and_ours_teaches(speech):
-    lesson, teacher = batch(speech, 2), tiny_teacher(blocks=1)
+def test_a_low_divergence_from_the_original_projector_teaches_nothing_and_ours_teaches(speech):
+    spoken, teacher = batch(speech, 2), tiny_teacher(blocks=1)
     backwards = replace(
-        lesson, targets=len(VOCABULARY) - lesson.targets, texts=[""] * len(lesson.texts)
+        spoken, targets=len(VOCABULARY) - spoken.targets, texts=[""] * len(spoken.texts)
     )
-    memorise(teacher, backwards, steps=60)
-    learned, _ = taught(lesson, teacher, "projector", steps=120)
-    nothing, low = taught(lesson, teacher, "original", steps=120)
+    memorize(teacher, backwards, steps=60)
+    learned, _ = taught(spoken, teacher, "projector", steps=120)
+    nothing, low = taught(spoken, teacher, "original", steps=120)
     assert low < 0.1, "student and projector agree"
     assert nothing > 0.9, "on nothing"
     assert learned < 0.3
 
 
-def test_the_projector_learns_from_texts_only_and_the_notes_one_from_the_student_only(speech):
-    lesson = batch(speech, 2)
+def test_the_projector_learns_from_texts_only_and_the_original_one_from_the_student_only(speech):
+    spoken = batch(speech, 2)
     moved = {}
     for target in ("projector", "original"):
         for kd in (0.0, 0.7):
@@ -90,8 +90,8 @@ def test_the_projector_learns_from_texts_only_and_the_notes_one_from_the_student
             config = DistillConfig(kd_start=kd, kd_end=kd, target=target)
             source = Live(tiny_teacher(blocks=1), SHUFFLED)
             objective = DistillObjective(tiny_baseline(), source, config, vocabulary=VOCABULARY)
-            objective.begin_step([lesson], lambda sums: sums)
-            objective(lesson, 0.5).total.backward()
+            objective.begin_step([spoken], lambda sums: sums)
+            objective(spoken, 0.5).total.backward()
             moved[target, kd] = objective.trainable["logit_projector"].map.weight.grad.clone()
     assert moved["projector", 0.0].norm() > 0
     torch.testing.assert_close(moved["projector", 0.7], moved["projector", 0.0])
@@ -100,13 +100,13 @@ def test_the_projector_learns_from_texts_only_and_the_notes_one_from_the_student
 
 
 def test_the_projectors_loss_is_shown_and_part_of_the_total(speech):
-    lesson = batch(speech, 2)
+    spoken = batch(speech, 2)
     source = Live(tiny_teacher(blocks=1), SHUFFLED)
     objective = DistillObjective(
         tiny_baseline(), source, DistillConfig(target="projector"), vocabulary=VOCABULARY
     )
-    objective.begin_step([lesson], lambda sums: sums)
-    loss = objective(lesson, 0.5)
+    objective.begin_step([spoken], lambda sums: sums)
+    loss = objective(spoken, 0.5)
     parts = loss.parts
     assert parts["projector"].value > 0
     whole = sum(parts[name].value for name in ("ctc_weighted", "kd_weighted", "projector"))
@@ -134,12 +134,12 @@ def test_symbols_under_other_ids_are_never_compared_frame_by_frame():
 
 
 def test_a_transcript_is_written_anew_in_the_students_symbols(speech):
-    lesson, teacher = batch(speech, 2), tiny_teacher(blocks=1)
-    backwards = replace(lesson, targets=len(VOCABULARY) - lesson.targets)
-    memorise(teacher, backwards, steps=60)
+    spoken, teacher = batch(speech, 2), tiny_teacher(blocks=1)
+    backwards = replace(spoken, targets=len(VOCABULARY) - spoken.targets)
+    memorize(teacher, backwards, steps=60)
     student = tiny_baseline()
     config = DistillConfig(kd="sequence")
     objective = DistillObjective(student, Live(teacher, SHUFFLED), config, vocabulary=VOCABULARY)
-    objective.begin_step([lesson], lambda sums: sums)
-    loss = objective(lesson, 0.5)
+    objective.begin_step([spoken], lambda sums: sums)
+    loss = objective(spoken, 0.5)
     torch.testing.assert_close(loss.parts["kd"].value, loss.parts["ctc"].value)

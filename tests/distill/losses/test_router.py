@@ -1,4 +1,4 @@
-"""The router: what is chosen, what it costs, how the notes' way collapses and ours does not."""
+"""The router: what is chosen, what it costs, how the original way collapses and ours does not."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def router(kind: str = "recommended", **changes: object) -> StudentAwareRouter:
 
 
 def world() -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-    """Inputs (B, S, 16), what the task wants to know of them (B, S, 4), and four experts: one that
+    """Inputs [B,S,16], what the task wants to know of them [B,S,4], and four experts: one that
     a line predicts and the task does not need, one that knows the answer but for some noise, one
     hard to predict, one of noise.
     """
@@ -68,7 +68,7 @@ def learn(routed: StudentAwareRouter, steps: int, regress: bool = False) -> dict
 
 
 def target(routed: StudentAwareRouter, experts: list[Tensor], shares: Tensor) -> Tensor:
-    """What the notes' student is to predict."""
+    """What the original student is to predict."""
     normed = [nn.functional.layer_norm(e, (12,)) for e in experts]
     mapped = torch.stack([m(e) for m, e in zip(routed.maps[:4], normed, strict=True)], -1)
     return (mapped * shares[..., None, :]).sum(-1)
@@ -80,7 +80,7 @@ def test_shares_trained_by_the_losses_they_weigh_all_go_to_the_easiest_expert():
     assert shares[EXPERTS.index("easy")] > 0.9
 
 
-def test_the_notes_target_learns_to_be_a_constant():
+def test_the_original_target_learns_to_be_a_constant():
     before = learn(router("original"), 1)
     after = learn(router("original"), 400)
     assert float(before["feature"].mean()) > 0.1
@@ -152,10 +152,10 @@ def test_the_router_gives_the_student_no_gradient_and_the_student_gives_none_to_
 def test_a_collapse_is_reported_when_it_has_lasted_three_looks():
     routed, fine = router(), [0.25] * 4
     one = [0.97, 0.01, 0.01, 0.01]
-    assert [bool(routed.look(one, one)) for _ in range(4)] == [False, False, True, True]
-    assert not routed.look(fine, fine)
-    assert [bool(routed.look(fine, one)) for _ in range(3)] == [False, False, True]
-    assert not routed.look(fine, fine)
-    assert [bool(routed.look(one, fine)) for _ in range(3)] == [False, False, True]
-    assert "97%" in routed.look(one, one)
+    assert [bool(routed.warn_of_collapse(one, one)) for _ in range(4)] == [False, False, True, True]
+    assert not routed.warn_of_collapse(fine, fine)
+    assert [bool(routed.warn_of_collapse(fine, one)) for _ in range(3)] == [False, False, True]
+    assert not routed.warn_of_collapse(fine, fine)
+    assert [bool(routed.warn_of_collapse(one, fine)) for _ in range(3)] == [False, False, True]
+    assert "97%" in routed.warn_of_collapse(one, one)
     assert evenness(fine) == pytest.approx(1.0) and evenness([1.0, 0.0]) == 0

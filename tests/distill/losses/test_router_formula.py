@@ -44,7 +44,7 @@ def one_frame(
             for i in range(count)
         ]
     )
-    shares, lesson = shares_of(scores.detach(), there, config), torch.tensor(0.0)
+    shares, spoken = shares_of(scores.detach(), there, config), torch.tensor(0.0)
     if config.kind == "recommended":
         each = [(normed(routed.maps[i](state)) - experts[i]).square().mean() for i in range(count)]
         feature = sum(share * cost for share, cost in zip(shares, each, strict=True))
@@ -52,7 +52,7 @@ def one_frame(
         likeness = [torch.cosine_similarity(pull, task, dim=0) / 0.1 for pull in pulls]
         target = torch.stack([likeness[i] for i in there]).softmax(0)
         found = torch.stack([scores[i] for i in there]).log_softmax(0)
-        lesson = (target * (target.log() - found)).sum()
+        spoken = (target * (target.log() - found)).sum()
     else:
         mix = sum(shares[i] * routed.maps[i](experts[i]) for i in range(count))
         feature = (routed.maps[count](state) - mix).square().mean()
@@ -61,7 +61,7 @@ def one_frame(
     square = scores.logsumexp(0) ** 2
     return {
         "feature": feature.detach(),
-        "router": (lesson + config.balance * balance + config.z_loss * square).detach(),
+        "router": (spoken + config.balance * balance + config.z_loss * square).detach(),
         "shares": shares,
         "firsts": F.one_hot(scores.argmax(), count).float(),
     }

@@ -1,11 +1,11 @@
-"""The founding notes' tables, digit by digit."""
+"""The original tables, digit by digit."""
 
 import pytest
 
 from distill.config.distillation import DistillConfig
 from distill.losses.schedules import curriculum, kd_weight, rise
 
-TOTAL = 25_000  # steps, in the notes' tables
+TOTAL = 25_000  # steps, in the original tables
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ TOTAL = 25_000  # steps, in the notes' tables
         (25_000, 0.70),
     ],
 )
-def test_the_kd_weight_follows_the_notes_table(step, weight):
+def test_the_kd_weight_follows_the_original_table(step, weight):
     assert kd_weight(step / TOTAL, DistillConfig()) == pytest.approx(weight, abs=1e-12)
 
 
@@ -34,7 +34,7 @@ def test_the_kd_weight_follows_the_notes_table(step, weight):
         (100, (100, 100, 100, 100, 100)),
     ],
 )
-def test_the_curriculum_follows_the_notes_table(percent, row):
+def test_the_curriculum_follows_the_original_table(percent, row):
     weights = curriculum("original", percent / 100)
     names = ("kd", "feature", "attention", "layerwise", "contrastive")
     assert tuple(round(100 * weights[name]) for name in names) == row

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from distill.losses.time_grid import average, average_log_probs, fit, frame_rate, overlaps, taught
+from distill.losses.time_grid import (
+    average,
+    average_log_probs,
+    covered_frames,
+    fit,
+    frame_rate,
+    overlaps,
+)
 from distill.models.registry import FAMILIES
 from lact_asr.config.model import SIZES
 from tests.distill.tiny_models import tiny_baseline, tiny_teacher
@@ -37,7 +44,7 @@ def test_averaged_probabilities_are_probabilities_and_never_come_from_padding(ra
     aligned = average_log_probs(teacher, lengths, frames, ratio)
     junk = teacher.clone()
     junk[1, 5:] = torch.randn(7, 7).log_softmax(-1)
-    spoken = taught(torch.tensor([frames, frames]), lengths, ratio)
+    spoken = covered_frames(torch.tensor([frames, frames]), lengths, ratio)
     for row, count in enumerate(spoken.tolist()):
         torch.testing.assert_close(aligned[row, :count].exp().sum(-1), torch.ones(count))
     again = average_log_probs(junk, lengths, frames, ratio)
@@ -60,8 +67,8 @@ def test_equal_rates_change_nothing_but_the_number_of_frames():
 
 def test_a_student_frame_is_taught_if_it_starts_within_the_teachers_frames():
     student = torch.tensor([10, 10, 10])
-    assert taught(student, torch.tensor([20, 15, 30]), 2.0).tolist() == [10, 8, 10]
-    assert taught(student, torch.tensor([5, 4, 9]), 0.5).tolist() == [10, 8, 10]
+    assert covered_frames(student, torch.tensor([20, 15, 30]), 2.0).tolist() == [10, 8, 10]
+    assert covered_frames(student, torch.tensor([5, 4, 9]), 0.5).tolist() == [10, 8, 10]
 
 
 def test_frame_rates_come_from_the_models_own_arithmetic():

@@ -4,7 +4,7 @@ import torch
 
 from distill.models.attention import SelfAttention
 from lact_asr.training.objective import CTCObjective
-from tests.distill.tiny_models import assert_same_alone, batch, memorise, part, tiny_baseline
+from tests.distill.tiny_models import assert_same_alone, batch, memorize, part, tiny_baseline
 
 
 def test_an_utterance_reads_the_same_alone_and_in_a_batch_with_junk_behind_it(speech):
@@ -34,5 +34,5 @@ def test_it_has_no_attention_and_every_parameter_learns(speech):
 
 
 def test_the_tiny_baseline_learns_four_utterances_by_heart(speech):
-    lesson = batch(speech, 4)
-    assert memorise(tiny_baseline(), lesson, steps=120) == lesson.texts
+    spoken = batch(speech, 4)
+    assert memorize(tiny_baseline(), spoken, steps=120) == spoken.texts

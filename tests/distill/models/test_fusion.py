@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.models.attention import capped_attention
-from distill.models.fusion import ModalityFusion, bounded, hide_some
+from distill.models.fusion import ModalityFusion, bound, hide_some
 
 WIDTHS = (6, 10)
 
@@ -72,7 +72,7 @@ def test_the_soft_bound_keeps_a_gradient_where_the_clamp_has_none():
     x = torch.tensor([-50.0, 0.1, 15.0], requires_grad=True)
     for kind, alive in (("soft", True), ("clamp", False)):
         x.grad = None
-        out = bounded(x, kind)
+        out = bound(x, kind)
         out.sum().backward()
         assert out.abs().max() <= 10
         assert out[1].item() == pytest.approx(0.1, abs=1e-4)

@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.models.masked_layers import MaskedNorm, groups_of, hold_last_frame, silence, strided
-from lact_asr.model.masks import valid
+from distill.models.masked_layers import (
+    MaskedNorm,
+    groups_of,
+    hold_last_frame,
+    silence,
+    strided_lengths,
+)
+from lact_asr.model.masks import length_mask
 
 
 def ragged(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,9 +44,9 @@ def test_batch_norm_counts_valid_frames_only_and_remembers_them():
     x, lengths = ragged(3, 8, 9)
     norm = MaskedNorm(8, "batch")
     out = norm(x, lengths)
-    rows = x.transpose(1, 2)[valid(lengths, 9)]  # (valid frames, C)
+    rows = x.transpose(1, 2)[length_mask(lengths, 9)]  # (valid frames, C)
     expected = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-5).sqrt()
-    torch.testing.assert_close(out.transpose(1, 2)[valid(lengths, 9)], expected)
+    torch.testing.assert_close(out.transpose(1, 2)[length_mask(lengths, 9)], expected)
     torch.testing.assert_close(norm.running_mean, 0.1 * rows.mean(0))
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * rows.var(0, unbiased=False))
     norm.eval()
@@ -68,7 +74,7 @@ def test_the_last_valid_frame_is_held_not_the_last_frame_of_the_batch():
 def test_lengths_after_a_stride_are_those_of_the_convolution():
     for length in range(1, 12):
         out = F.conv1d(torch.zeros(1, 1, length), torch.zeros(1, 1, 5), stride=2, padding=2)
-        assert strided(torch.tensor(length), 2) == out.shape[-1]
+        assert strided_lengths(torch.tensor(length), 2) == out.shape[-1]
 
 
 def test_a_batch_with_a_nan_leaves_the_running_statistics_of_sound_ones():

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from distill.config.models import SIZES, sized
+from distill.config.models import SIZES, named_size
 from distill.models.registry import FAMILIES, count_layers
-from lact_asr.config.model import SIZES as RECOGNISERS
+from lact_asr.config.model import SIZES as RECOGNIZERS
 from lact_asr.model.interface import count_parameters
 from tests.distill.tiny_models import VOCABULARY
 
-TINY = {"lact": RECOGNISERS["tiny"], **{family: SIZES[family]["tiny"] for family in SIZES}}
+TINY = {"lact": RECOGNIZERS["tiny"], **{family: SIZES[family]["tiny"] for family in SIZES}}
 
 
 def build(family: str, size: str):
@@ -24,7 +24,7 @@ def test_the_teacher_has_43_million_parameters_in_more_than_50_layers():
 
 
 def test_the_teacher_with_video_keeps_the_budget_and_has_both_trunks():
-    config = sized("teacher", "default", {"video": "frames", "blocks": 8})
+    config = named_size("teacher", "default", {"video": "frames", "blocks": 8})
     model = FAMILIES["teacher"](config.model_dump(), len(VOCABULARY))
     assert 40e6 <= count_parameters(model) <= 50e6
     assert count_layers(model) >= 2 * 57

@@ -12,7 +12,7 @@ from tests.distill.tiny_models import (
     VOCABULARY,
     assert_same_alone,
     batch,
-    memorise,
+    memorize,
     tiny_teacher,
 )
 
@@ -134,18 +134,18 @@ def subtitled(whole: Batch, seed: int | None = None) -> Batch:
 
 def test_features_that_say_the_answer_are_learned_from_and_noise_is_not(speech):
     whole, costs = batch(speech, 4), {}
-    for name, lesson in {"answer": subtitled(whole), "noise": subtitled(whole, 0)}.items():
+    for name, spoken in {"answer": subtitled(whole), "noise": subtitled(whole, 0)}.items():
         model = tiny_teacher(video="features", video_features=len(VOCABULARY))
         assert CTCObjective(model).video_shape == (len(VOCABULARY),)
-        memorise(model, lesson, steps=25)
+        memorize(model, spoken, steps=25)
         with torch.no_grad():
-            costs[name] = float(CTCObjective(model)(lesson, 1.0).total)
+            costs[name] = float(CTCObjective(model)(spoken, 1.0).total)
         model.zero_grad()
-        CTCObjective(model)(lesson, 1.0).total.backward()
+        CTCObjective(model)(spoken, 1.0).total.backward()
         assert model.fusion.projections[2].weight.grad.abs().sum() > 0
     assert costs["answer"] < 0.8 * costs["noise"]
 
 
 def test_the_tiny_teacher_learns_four_utterances_by_heart(speech):
-    lesson = batch(speech, 4)
-    assert memorise(tiny_teacher(), lesson, steps=60) == lesson.texts
+    spoken = batch(speech, 4)
+    assert memorize(tiny_teacher(), spoken, steps=60) == spoken.texts

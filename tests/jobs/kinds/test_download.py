@@ -16,7 +16,7 @@ from lact_asr.data.corpora import LIBRISPEECH
 from lact_asr.data.manifest import read_manifest
 from lact_asr.utils.errors import DataError, Interrupted
 from tests.lact_asr.data.noise_corpus import archive, chapter, facts, subset_folder
-from tests.lact_asr.data.web_server import Site, serving
+from tests.lact_asr.data.web_server import CorpusServer, serving
 
 SMALL = {"utterances": 12, "test_utterances": 4}
 
@@ -36,9 +36,9 @@ def lengths(result: Result) -> list[int]:
 
 
 @pytest.fixture
-def openslr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def openslr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CorpusServer]:
     """A site with three small archives under the names of LibriSpeech's."""
-    with serving(Site()) as site:
+    with serving(CorpusServer()) as site:
         for first, name in enumerate(["train-clean-100", "train-clean-360", "dev-clean"]):
             folder = tmp_path / "original" / name
             for speaker in (10 * first + 1, 10 * first + 2):
@@ -49,7 +49,7 @@ def openslr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
-def librispeech(site: Site, root: Path, **changes: Any) -> Settings:
+def librispeech(site: CorpusServer, root: Path, **changes: Any) -> Settings:
     given: dict[str, Any] = {
         "source": "librispeech",
         "train": ["train-clean-100", "train-clean-360"],
@@ -63,7 +63,7 @@ def librispeech(site: Site, root: Path, **changes: Any) -> Settings:
 
 
 def test_librispeech_comes_from_the_mirror_with_one_manifest_per_subset(
-    openslr: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    openslr: CorpusServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
     result = run(librispeech(openslr, root), job(tmp_path / "job"))
@@ -86,7 +86,7 @@ def test_librispeech_comes_from_the_mirror_with_one_manifest_per_subset(
 
 
 def test_up_to_date_needs_no_server_and_survives_a_move_of_the_root(
-    openslr: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    openslr: CorpusServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run(librispeech(openslr, tmp_path / "root"), job(tmp_path / "job"))
     (tmp_path / "root").rename(tmp_path / "moved")
@@ -100,7 +100,7 @@ def test_up_to_date_needs_no_server_and_survives_a_move_of_the_root(
 
 
 def test_an_interrupted_download_says_how_far_it_came_and_goes_on(
-    openslr: Site, tmp_path: Path
+    openslr: CorpusServer, tmp_path: Path
 ) -> None:
     settings = librispeech(openslr, tmp_path / "root")
     part = tmp_path / "root" / "dev-clean.tar.gz.part"
@@ -111,7 +111,9 @@ def test_an_interrupted_download_says_how_far_it_came_and_goes_on(
     assert lengths(run(settings, job(tmp_path / "job"))) == [12, 6, 6]
 
 
-def test_a_damaged_mirror_ends_in_an_error_and_no_manifest(openslr: Site, tmp_path: Path) -> None:
+def test_a_damaged_mirror_ends_in_an_error_and_no_manifest(
+    openslr: CorpusServer, tmp_path: Path
+) -> None:
     openslr.damaged = 99
     with pytest.raises(DataError, match="checksum"):
         run(librispeech(openslr, tmp_path / "root"), job(tmp_path / "job"))
@@ -119,7 +121,9 @@ def test_a_damaged_mirror_ends_in_an_error_and_no_manifest(openslr: Site, tmp_pa
     assert not list((tmp_path / "root").rglob("*.flac"))
 
 
-def test_speakers_held_out_of_train_become_dev_and_test(openslr: Site, tmp_path: Path) -> None:
+def test_speakers_held_out_of_train_become_dev_and_test(
+    openslr: CorpusServer, tmp_path: Path
+) -> None:
     both = librispeech(openslr, tmp_path / "root", dev=[], test=[], holdout_speakers=1)
     result = run(both, job(tmp_path / "job"))
     assert lengths(result) == [6, 3, 3]

@@ -85,9 +85,9 @@ def test_a_step_that_has_a_checkpoint_of_its_own_does_not_begin_anew(tmp_path, c
 )
 def test_weights_of_another_model_are_refused_in_a_sentence(tmp_path, corpus, other, words):
     train.run(settings(train, corpus), told(tmp_path / "first")[0])
-    wanted = settings(train, corpus, init_from=tmp_path / "first", **other)
+    expected = settings(train, corpus, init_from=tmp_path / "first", **other)
     with pytest.raises(Failed, match=words) as caught:
-        train.run(wanted, told(tmp_path / "second")[0])
+        train.run(expected, told(tmp_path / "second")[0])
     assert caught.value.failure_class == "settings"
     assert "\n" not in str(caught.value)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jobs.kinds import distill, train
-from jobs.reading.former import renewed
+from jobs.reading.former import with_new_names
 from jobs.reading.pipeline_file import read_pipeline
 from jobs.scheduling.mend import mending
 from jobs.store import RunStore
@@ -79,7 +79,7 @@ def test_what_a_run_of_before_has_on_disk_is_read() -> None:
     """The worker reads job.json, which has the names of the day it was written."""
     given = {"train": "x", "dev": "y", "teacher": "z", "distill": {"curriculum": "notes"}}
     assert distill.Settings.model_validate(given).distill.curriculum == "original"
-    assert renewed(distill.Settings, given)["distill"] == {"curriculum": "original"}
+    assert with_new_names(distill.Settings, given)["distill"] == {"curriculum": "original"}
     given = {"train": "x", "dev": "y", "preset": "founding"}
     assert train.Settings.model_validate(given).training.max_steps == 100_000
 

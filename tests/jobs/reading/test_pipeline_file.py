@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import SpecError
 from jobs.reading.pipeline_file import read_pipeline
-from jobs.reading.references import escaped, filled, references, unclosed
+from jobs.reading.references import escape_references, fill_references, has_unclosed, references
 from jobs.reading.yaml12 import parse
 from tests.jobs.launcher import Launcher
 
@@ -308,13 +308,15 @@ def test_a_folder_whose_name_looks_like_a_reference_is_kept(
     monkeypatch.chdir(odd)
     text = COMMAND.replace("[x]", "[x], folder: here")
     folder = read(tmp_path, text).steps[0].settings["folder"]
-    assert filled(folder, lambda _: pytest.fail("a reference")) == str(odd / "here")
+    assert fill_references(folder, lambda _: pytest.fail("a reference")) == str(odd / "here")
 
 
 @given(st.text(st.sampled_from("${}a.")) | st.text())
 def test_an_escaped_text_comes_back_as_it_was(text: str) -> None:
-    assert filled(escaped(text), lambda reference: pytest.fail(reference)) == text
-    assert references(escaped(text)) == [] and not unclosed(escaped(text))
+    assert (
+        fill_references(escape_references(text), lambda reference: pytest.fail(reference)) == text
+    )
+    assert references(escape_references(text)) == [] and not has_unclosed(escape_references(text))
 
 
 @given(st.text(st.sampled_from("${}ab."), max_size=20))
@@ -325,7 +327,7 @@ def test_each_reference_is_filled_once_and_what_it_brings_is_not_read_again(text
         asked.append(reference)
         return "${a.b}"
 
-    filled(text, value_of)
+    fill_references(text, value_of)
     assert asked == references(text)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lact_asr.config.model import SIZES, sized
+from lact_asr.config.model import SIZES, named_size
 
 
 @pytest.mark.parametrize(
@@ -22,24 +22,24 @@ from lact_asr.config.model import SIZES, sized
 )
 def test_a_configuration_that_cannot_work_says_why(changes, message):
     with pytest.raises(ValueError, match=message):
-        sized("tiny", changes)
+        named_size("tiny", changes)
 
 
 def test_an_unknown_size_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="no model size 'huge'; sizes are tiny, base, improved"):
-        sized("huge", {})
+        named_size("huge", {})
 
 
 def test_a_causal_schedule_that_would_never_update_is_refused():
-    config = sized("tiny", {"schedule": "apply_then_update", "chunk": 100, "window": 128})
+    config = named_size("tiny", {"schedule": "apply_then_update", "chunk": 100, "window": 128})
     config.check_updates(longest=4.01)  # 101 tokens: one update, seen by one token
     with pytest.raises(ValueError, match=r"chunk 100 would never be updated from.* 100 tokens"):
         config.check_updates(longest=4.0)
     SIZES["tiny"].check_updates(longest=0.1)
 
 
-def test_orthogonalised_updates_from_too_few_tokens_are_warned_about():
-    config = sized("tiny", {"orthogonalize": "five_stage"})  # head width 72
+def test_orthogonalized_updates_from_too_few_tokens_are_warned_about():
+    config = named_size("tiny", {"orthogonalize": "five_stage"})  # head width 72
     config.check_updates(longest=6.0)
     with pytest.warns(UserWarning, match=r"more than 144 tokens an update.* at most 100"):
         config.check_updates(longest=4.0)

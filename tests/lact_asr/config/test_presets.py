@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lact_asr.config.augment import AugmentConfig
-from lact_asr.config.presets import PRESETS, completed
+from lact_asr.config.presets import PRESETS, merge_preset
 from lact_asr.config.training import CTCConfig, TrainingConfig
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import processes
-from lact_asr.model.forward import arithmetic
+from lact_asr.model.forward import autocast
 from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective
 from tests.lact_asr.tiny_runs import manifest, run, tiny
@@ -25,7 +25,7 @@ def test_every_preset_makes_a_training(name):
 
 def test_what_is_given_beats_the_preset_setting_by_setting():
     given = {"max_steps": 7, "augment": {"time_masks": 3}, "seed": 5}
-    config = TrainingConfig.model_validate(completed(given, PRESETS["modern"]))
+    config = TrainingConfig.model_validate(merge_preset(given, PRESETS["modern"]))
     assert (config.max_steps, config.seed, config.precision) == (7, 5, "auto")
     assert config.augment.time_masks == 3
     assert config.augment.speeds == (0.9, 1.0, 1.1)
@@ -48,7 +48,7 @@ def test_speeds_that_cannot_be_played_are_refused(speeds):
 
 @pytest.mark.parametrize(("wanted", "half"), [("auto", False), ("fp32", False), ("bf16", True)])
 def test_on_a_cpu_auto_means_float32(wanted, half):
-    with arithmetic(torch.device("cpu"), wanted):
+    with autocast(torch.device("cpu"), wanted):
         assert torch.is_autocast_enabled("cpu") is half
 
 
@@ -57,7 +57,7 @@ def modern_rank(folder: Path) -> None:
     world = processes.start()
     train = read_manifest(folder / "tones.jsonl")
     short = {"max_steps": 8, "batch_seconds": 6.0, "optim": {"method": "muon"}}
-    given = completed(short, PRESETS["modern"])
+    given = merge_preset(short, PRESETS["modern"])
     heard = CTCConfig(intermediate=(1,), consistency=0.2)
     for name, stops in (("whole", [99]), ("cut", [5, 99])):
         for stop in stops:

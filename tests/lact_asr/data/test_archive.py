@@ -11,46 +11,47 @@ from pathlib import Path
 
 import pytest
 
-from lact_asr.data.archive import check_room, obtain, unpack
+from lact_asr.data.archive import check_room, download_subset, unpack
 from lact_asr.data.corpora import Subset
 from lact_asr.data.disk_space import MARKER
 from lact_asr.utils.errors import DataError, Interrupted
 from tests.lact_asr.data.noise_corpus import archive, facts, subset_folder
-from tests.lact_asr.data.web_server import Site, serving
+from tests.lact_asr.data.web_server import CorpusServer, serving
 
 NAME = "dev-clean"
 OBTAIN = """
 import sys
 from pathlib import Path
 from lact_asr.data.corpora import Subset
-from lact_asr.data.archive import obtain
+from lact_asr.data.archive import download_subset
 name, resource, checksum, size, utterances, root, mirror = sys.argv[1:]
-obtain(Subset(name, int(resource), checksum, int(size), int(utterances)), Path(root), mirror, 4)
+subset = Subset(name, int(resource), checksum, int(size), int(utterances))
+download_subset(subset, Path(root), mirror, 4)
 """
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    with serving(Site()) as running:
+def server() -> Iterator[CorpusServer]:
+    with serving(CorpusServer()) as running:
         yield running
 
 
 @pytest.fixture
-def offer(site: Site, tmp_path: Path) -> Callable[..., Subset]:
+def offer(server: CorpusServer, tmp_path: Path) -> Callable[..., Subset]:
     """Put an archive of 6 utterances on the site: its facts."""
 
     def put(utterances: int = 6, **extra: bytes) -> Subset:
         data = archive(subset_folder(tmp_path / "original"), NAME, extra)
-        site.files[f"/12/{NAME}.tar.gz"] = data
+        server.files[f"/12/{NAME}.tar.gz"] = data
         return facts(NAME, data, utterances)
 
     return put
 
 
-def process(subset: Subset, root: Path, site: Site) -> "subprocess.Popen[bytes]":
-    """`obtain` in a process of its own."""
+def process(subset: Subset, root: Path, server: CorpusServer) -> "subprocess.Popen[bytes]":
+    """`download_subset` in a process of its own."""
     known = [subset.name, subset.resource, subset.checksum, subset.size, subset.utterances]
-    given = [str(value) for value in (*known, root, site.address)]
+    given = [str(value) for value in (*known, root, server.address)]
     return subprocess.Popen([sys.executable, "-c", OBTAIN, *given])
 
 
@@ -59,10 +60,10 @@ def visible(root: Path) -> list[str]:
 
 
 def test_a_subset_arrives_whole_with_its_licence_and_marker(
-    site: Site, offer: Callable[..., Subset], tmp_path: Path
+    server: CorpusServer, offer: Callable[..., Subset], tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
-    folder = obtain(offer(), root, site.address, 4)
+    folder = download_subset(offer(), root, server.address, 4)
     assert folder == root / "LibriSpeech" / NAME
     assert len(list(folder.rglob("*.flac"))) == 6
     assert (folder / MARKER).exists()
@@ -70,20 +71,22 @@ def test_a_subset_arrives_whole_with_its_licence_and_marker(
     assert not list(root.glob("*.tar.gz*"))
 
 
-def test_up_to_date_asks_nobody(site: Site, offer: Callable[..., Subset], tmp_path: Path) -> None:
+def test_up_to_date_asks_nobody(
+    server: CorpusServer, offer: Callable[..., Subset], tmp_path: Path
+) -> None:
     subset = offer()
-    obtain(subset, tmp_path, site.address, 4)
-    obtain(subset, tmp_path, "http://127.0.0.1:9", 1)
-    assert len(site.asked) == 1
+    download_subset(subset, tmp_path, server.address, 4)
+    download_subset(subset, tmp_path, "http://127.0.0.1:9", 1)
+    assert len(server.asked) == 1
 
 
 def test_a_wrong_count_is_refused_and_nothing_looks_complete(
-    site: Site, offer: Callable[..., Subset], tmp_path: Path
+    server: CorpusServer, offer: Callable[..., Subset], tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
     message = "6 transcripts and 6 audio files .* but the subset has 7 utterances"
     with pytest.raises(DataError, match=message):
-        obtain(offer(utterances=7), root, site.address, 4)
+        download_subset(offer(utterances=7), root, server.address, 4)
     assert list((root / "LibriSpeech").iterdir()) == []
 
 
@@ -120,24 +123,24 @@ def test_an_unsafe_python_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_folder_of_someone_else_is_not_taken_for_a_corpus(
-    site: Site, offer: Callable[..., Subset], tmp_path: Path
+    server: CorpusServer, offer: Callable[..., Subset], tmp_path: Path
 ) -> None:
     theirs = tmp_path / "LibriSpeech" / NAME / "84"
     theirs.mkdir(parents=True)
     with pytest.raises(DataError, match="exists but was not made by this download"):
-        obtain(offer(), tmp_path, site.address, 4)
+        download_subset(offer(), tmp_path, server.address, 4)
     assert theirs.exists()
-    assert site.asked == []
+    assert server.asked == []
 
 
 def test_too_little_room_is_told_before_the_first_byte(
-    site: Site, offer: Callable[..., Subset], tmp_path: Path
+    server: CorpusServer, offer: Callable[..., Subset], tmp_path: Path
 ) -> None:
     huge = replace(offer(), size=10**18)
     message = r"dev-clean needs 2\.05e\+06 TB free in .*archive 1e\+06 TB.* there are"
     with pytest.raises(DataError, match=message):
-        obtain(huge, tmp_path, site.address, 4)
-    assert site.asked == []
+        download_subset(huge, tmp_path, server.address, 4)
+    assert server.asked == []
 
 
 def test_bytes_that_have_arrived_need_no_room_again(tmp_path: Path) -> None:
@@ -147,12 +150,12 @@ def test_bytes_that_have_arrived_need_no_room_again(tmp_path: Path) -> None:
 
 
 def test_killed_in_the_middle_of_unpacking_it_starts_unpacking_again(
-    site: Site, tmp_path: Path
+    server: CorpusServer, tmp_path: Path
 ) -> None:
     data = archive(subset_folder(tmp_path / "original", speakers=5, utterances=100), NAME)
-    site.files[f"/12/{NAME}.tar.gz"] = data
+    server.files[f"/12/{NAME}.tar.gz"] = data
     subset, root = facts(NAME, data, 500), tmp_path / "root"
-    running = process(subset, root, site)
+    running = process(subset, root, server)
     unpacking = root / "LibriSpeech" / f".{NAME}.unpacking"
     while len(list(unpacking.rglob("*.flac"))) < 20:
         assert running.poll() is None, "the process ended before it could be killed"
@@ -160,20 +163,20 @@ def test_killed_in_the_middle_of_unpacking_it_starts_unpacking_again(
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     assert visible(root) == []
-    folder = obtain(subset, root, site.address, 4)
+    folder = download_subset(subset, root, server.address, 4)
     assert len(list(folder.rglob("*.flac"))) == 500
-    assert len(site.asked) == 1, "the archive was whole and is not fetched twice"
+    assert len(server.asked) == 1, "the archive was whole and is not fetched twice"
     assert not unpacking.exists()
 
 
 def test_two_jobs_that_want_the_same_subset_fetch_it_once(
-    site: Site, offer: Callable[..., Subset], tmp_path: Path
+    server: CorpusServer, offer: Callable[..., Subset], tmp_path: Path
 ) -> None:
     subset, root = offer(), tmp_path / "root"
-    site.rate = 20_000
-    jobs = [process(subset, root, site) for _ in range(2)]
+    server.rate = 20_000
+    jobs = [process(subset, root, server) for _ in range(2)]
     assert [job.wait(120) for job in jobs] == [0, 0]
-    assert len(site.asked) == 1
+    assert len(server.asked) == 1
     assert visible(root) == ["LICENSE.TXT", NAME]
 
 

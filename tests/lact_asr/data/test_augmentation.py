@@ -102,7 +102,7 @@ class Everything(SpecAugment):
         return replace(masks, frames=torch.ones_like(masks.frames))
 
 
-def test_the_recogniser_hears_nothing_behind_masks_over_everything():
+def test_the_recognizer_hears_nothing_behind_masks_over_everything():
     model, hide = tiny().eval(), Everything(AugmentConfig(**MODERN))
     lengths = torch.tensor([8000])
     one, other = torch.randn(1, 8000), torch.randn(1, 8000)

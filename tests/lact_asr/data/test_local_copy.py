@@ -9,7 +9,7 @@ import pytest
 
 from lact_asr.data import local_copy
 from lact_asr.data.audio import read_audio
-from lact_asr.data.local_copy import scratch, staged
+from lact_asr.data.local_copy import scratch, stage_files
 from lact_asr.utils.errors import DataError
 from tests.lact_asr import tiny_runs
 
@@ -21,7 +21,7 @@ def tones(folder, count):
 
 def test_what_is_staged_sounds_the_same_and_lies_elsewhere(tmp_path, capsys):
     said = tones(tmp_path / "far", 5)
-    moved = staged(said, tmp_path / "near")
+    moved = stage_files(said, tmp_path / "near")
     assert [replace(each, audio=said[0].audio) for each in moved] == [
         replace(each, audio=said[0].audio) for each in said
     ]
@@ -35,19 +35,19 @@ def test_what_is_staged_sounds_the_same_and_lies_elsewhere(tmp_path, capsys):
 def test_files_of_one_name_in_two_folders_stay_apart(tmp_path):
     one, other = tones(tmp_path / "one", 1)[0], tones(tmp_path / "other", 1)[0]
     other.audio.write_bytes(one.audio.read_bytes()[::-1])
-    moved = staged([one, other], tmp_path / "near")
+    moved = stage_files([one, other], tmp_path / "near")
     assert moved[0].audio != moved[1].audio
     assert moved[1].audio.read_bytes() == other.audio.read_bytes()
 
 
 def test_what_is_there_is_not_copied_again_and_what_has_changed_is(tmp_path):
     said = tones(tmp_path / "far", 3)
-    moved = staged(said, tmp_path / "near")
+    moved = stage_files(said, tmp_path / "near")
     moved[1].audio.unlink()  # the job was killed before this one
     moved[1].audio.with_name(f"{moved[1].audio.name}.part").write_bytes(b"half")
     said[2].audio.write_bytes(b"another recording")
     before = {each.id: each.audio.stat().st_ino for each in moved if each.audio.exists()}
-    again = staged(said, tmp_path / "near")
+    again = stage_files(said, tmp_path / "near")
     assert again == moved
     now = {each.id: each.audio.stat().st_ino for each in again}
     assert now[said[0].id] == before[said[0].id]
@@ -58,7 +58,7 @@ def test_what_is_there_is_not_copied_again_and_what_has_changed_is(tmp_path):
 def test_a_file_that_is_missing_keeps_its_place_for_training_to_name(tmp_path):
     said = tones(tmp_path / "far", 2)
     said[0].audio.unlink()
-    moved = staged(said, tmp_path / "near")
+    moved = stage_files(said, tmp_path / "near")
     assert moved[0] == said[0]
     assert moved[1].audio != said[1].audio
 
@@ -66,14 +66,14 @@ def test_a_file_that_is_missing_keeps_its_place_for_training_to_name(tmp_path):
 def test_too_little_room_is_refused_before_anything_is_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(local_copy, "SPARE", 1 << 60)  # bytes: no disk has that
     with pytest.raises(DataError, match=r"staging needs .* kB in .* write stage: false"):
-        staged(tones(tmp_path / "far", 2), tmp_path / "near")
+        stage_files(tones(tmp_path / "far", 2), tmp_path / "near")
     assert not list((tmp_path / "near").rglob("*.wav"))
 
 
 def test_processes_of_one_node_may_stage_at_the_same_time(tmp_path):
     said, found = tones(tmp_path / "far", 8), []
     threads = [
-        threading.Thread(target=lambda: found.append(staged(said, tmp_path / "near")))
+        threading.Thread(target=lambda: found.append(stage_files(said, tmp_path / "near")))
         for _ in range(3)
     ]
     for each in threads:

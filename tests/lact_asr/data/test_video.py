@@ -9,13 +9,13 @@ import torch
 
 from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
-from lact_asr.data.local_copy import staged
+from lact_asr.data.local_copy import stage_files
 from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
 from lact_asr.data.speed import change_speed
 from lact_asr.data.video import read_video
 from lact_asr.decoding.transcribe import transcribe
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training.objective import repeated
+from lact_asr.training.objective import repeat_batch
 from lact_asr.utils.errors import DataError
 from tests.lact_asr import tiny_runs
 
@@ -33,8 +33,8 @@ def filmed(folder: Path, count: int = 3) -> list[Utterance]:
     return [*made[:-1], replace(made[-1], video=None)]
 
 
-def read(said: list[Utterance], sees: tuple[int, ...] | None = FEATURES) -> Batch:
-    corpus = whole_corpus(said, Vocabulary.characters(), sees)
+def read(said: list[Utterance], video_shape: tuple[int, ...] | None = FEATURES) -> Batch:
+    corpus = whole_corpus(said, Vocabulary.characters(), video_shape)
     return Reader(corpus)[range(len(said))]
 
 
@@ -48,7 +48,7 @@ def test_a_batch_holds_what_the_manifest_names_and_nothing_where_it_names_none(t
         assert batch.video[row, :length, 3].tolist() == list(range(length))
         assert not batch.video[row, length:].any()
     assert batch.to("cpu").video.equal(batch.video)
-    twice = repeated(batch, 2)
+    twice = repeat_batch(batch, 2)
     assert twice.video[3:].equal(batch.video) and twice.video_lengths.tolist() == lengths * 2
     for without in (read(said, None), read(said[2:])):
         assert without.video is None and without.video_lengths is None
@@ -151,6 +151,6 @@ def test_a_manifest_keeps_its_video_relative_and_refuses_what_is_no_path(tmp_pat
 def test_video_is_staged_beside_its_audio(tmp_path):
     (tmp_path / "far").mkdir()
     said = filmed(tmp_path / "far")
-    moved = staged(said, tmp_path / "near")
+    moved = stage_files(said, tmp_path / "near")
     assert moved[0].video.is_relative_to(tmp_path / "near") and moved[2].video is None
     assert moved[0].video.read_bytes() == said[0].video.read_bytes()

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @dataclass
-class Site:
+class CorpusServer:
     """What the server serves, and what is wrong with it at the moment."""
 
     files: dict[str, bytes] = field(default_factory=dict)  # by path, such as /12/dev-clean.tar.gz
@@ -35,7 +35,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def serving(site: Site) -> Iterator[Site]:
+def serving(site: CorpusServer) -> Iterator[CorpusServer]:
     """The site on a free port of this machine."""
     handler = type("Handler", (_Handler,), {"site": site})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -51,7 +51,7 @@ def serving(site: Site) -> Iterator[Site]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    site: Site
+    site: CorpusServer
 
     def do_GET(self) -> None:
         site = self.site

@@ -16,11 +16,11 @@ from lact_asr.data.batch import Batch
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.diagnosis.overfit import OverfitResult, overfit
-from lact_asr.diagnosis.overfit_checks import Defect, blinded, first_loss, padding
+from lact_asr.diagnosis.overfit_checks import Defect, first_loss, padding, silence_batch
 from lact_asr.diagnosis.overfit_learner import choose
 from lact_asr.model.features import LogMel
 from lact_asr.model.interface import CTCOutput
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.errors import DataError, Interrupted
@@ -64,7 +64,7 @@ def judged(
     )
 
 
-def broken(kind: type[Recogniser], **changes: object) -> Callable[[], nn.Module]:
+def broken(kind: type[Recognizer], **changes: object) -> Callable[[], nn.Module]:
     return lambda: kind(MODEL.model_copy(update=changes), len(VOCABULARY))
 
 
@@ -95,7 +95,7 @@ def test_a_sound_model_learns_ten_real_utterances_and_the_blind_control_does_not
     assert any("blind_wer" in line for line in metrics)
 
 
-class Detached(Recogniser):
+class Detached(Recognizer):
     """The front end learns nothing."""
 
     def __init__(self, *arguments: object) -> None:
@@ -103,7 +103,7 @@ class Detached(Recogniser):
         self.encoder.register_forward_hook(lambda _, __, out: (out[0].detach(), out[1]))
 
 
-class Unmasked(Recogniser):
+class Unmasked(Recognizer):
     """Padding counts as audio in every layer; only the lengths of the output are right."""
 
     def forward(self, waves: Tensor, wave_lengths: Tensor) -> CTCOutput:
@@ -111,7 +111,7 @@ class Unmasked(Recogniser):
         return replace(output, lengths=self.output_lengths(wave_lengths))
 
 
-class Unnormalised(Recogniser):
+class Unnormalized(Recognizer):
     """Logits where log-probabilities are due."""
 
     def forward(self, waves: Tensor, wave_lengths: Tensor) -> CTCOutput:
@@ -119,14 +119,14 @@ class Unnormalised(Recogniser):
         return replace(output, log_probs=output.log_probs + 4)
 
 
-class Dreaming(Recogniser):
+class Dreaming(Recognizer):
     """Dropout stays on in eval mode."""
 
     def train(self, mode: bool = True) -> "Dreaming":
         return super().train(True)
 
 
-class ByLength(Recogniser):
+class ByLength(Recognizer):
     """Hears nothing; it knows the recordings by their lengths."""
 
     def __init__(self, *arguments: object) -> None:
@@ -143,7 +143,7 @@ class KnownByLength(LogMel):
         return super().forward(self.recordings.waves[places, : waves.shape[1]], lengths)
 
 
-class Whispered(Recogniser):
+class Whispered(Recognizer):
     """Hears, but clips of one length reach it by another way when they are silent."""
 
     def __init__(self, *arguments: object) -> None:
@@ -165,19 +165,19 @@ class KnownInSilence(LogMel):
     [
         (Detached, {}, r"^gradients: 8 of 29 parameters get none: encoder\.conv"),
         (Unmasked, {}, r"^padding: log-probabilities change by .* something does not mask"),
-        (Unnormalised, {}, r"^first loss: .* not within 0\.5 to 2 times that"),
+        (Unnormalized, {}, r"^first loss: .* not within 0\.5 to 2 times that"),
         (Dreaming, {"dropout": 0.5}, r"^padding: "),
         (ByLength, {}, r"^silence: given silence the model still says the texts"),
         (Whispered, {}, r"^blind control: trained on silence of one length"),
         (
-            Recogniser,
+            Recognizer,
             {"subsampling": 8, "conv_layers": 3},
             r"^frames: \d+ of 10 utterances have more labels than output frames \(0-",
         ),
     ],
 )
 def test_a_defect_of_the_model_fails_with_its_name(
-    spoken: list[Utterance], kind: type[Recogniser], changes: dict, reason: str
+    spoken: list[Utterance], kind: type[Recognizer], changes: dict, reason: str
 ) -> None:
     result = judged(spoken, broken(kind, **changes), blind_control=kind is Whispered)
     assert result.verdict == "FAILED"
@@ -191,7 +191,7 @@ def test_a_blind_model_tells_clips_apart_by_length_but_not_when_they_have_one(
 ) -> None:
     batch = choose(spoken, VOCABULARY, OverfitConfig())
     assert len(set(batch.wave_lengths.tolist())) > 5
-    blind = blinded(batch)
+    blind = silence_batch(batch)
     assert not blind.waves.any()
     assert set(blind.wave_lengths.tolist()) == {batch.waves.shape[1]}
     model = broken(ByLength)().eval()

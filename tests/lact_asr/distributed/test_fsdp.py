@@ -110,8 +110,8 @@ def test_one_process_goes_on_with_what_two_have_split(tmp_path):
     for parameter, moments in optimizer.state.items():
         sizes = {name: value.shape for name, value in moments.items() if name != "step"}
         assert set(sizes.values()) == {parameter.shape}
-    _, diary = run(tmp_path / "split", train, student(), **{**GIVEN, "max_steps": 8})
-    assert sorted(diary.losses()) == [7, 8]
+    _, recorded = run(tmp_path / "split", train, student(), **{**GIVEN, "max_steps": 8})
+    assert sorted(recorded.losses()) == [7, 8]
 
 
 def begun(folder: Path) -> None:

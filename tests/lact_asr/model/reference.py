@@ -21,10 +21,10 @@ STAGES = {
 }
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
+def distance(found: Tensor, expected: Tensor) -> float:
     """Relative Frobenius distance."""
-    wanted = wanted.detach().double()
-    return float((found.detach().double() - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    expected = expected.detach().double()
+    return float((found.detach().double() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, window: int, causal: 
 
 
 def mix(x: Tensor, parameters: dict[str, Tensor], config: object) -> Tensor:
-    """The mix layer on one utterance x [L,D], from the published description, step by step."""
+    """The LaCT layer on one utterance x [L,D], from the published description, step by step."""
     p, heads, fast = parameters, config.attention_heads, config.lact_heads
     qkv = [p["qkv.weight"] @ token for token in x]
     q, k, v = (torch.stack([token.chunk(3)[i] for token in qkv]) for i in range(3))

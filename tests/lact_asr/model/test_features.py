@@ -18,11 +18,11 @@ def test_mel_energies_are_those_of_torchaudio():
     )
     # torchaudio centres its window of 400 in 512 samples and leaves out frames without a full one.
     margin = (FFT - WINDOW) // 2
-    wanted = truth(torch.nn.functional.pad(waves, (margin, margin))).mT
+    expected = truth(torch.nn.functional.pad(waves, (margin, margin))).mT
     found = LogMel().energies(waves, torch.tensor([16_000, 16_000]))
     assert found.shape == (2, 100, 80)
-    assert wanted.shape[1] == 98
-    torch.testing.assert_close(found[:, :98], wanted, rtol=1e-4, atol=1e-7)
+    assert expected.shape[1] == 98
+    torch.testing.assert_close(found[:, :98], expected, rtol=1e-4, atol=1e-7)
 
 
 def test_every_band_has_a_filter():
@@ -49,9 +49,9 @@ def test_features_have_mean_zero_and_variance_one_per_utterance_and_band():
 def test_padding_changes_no_feature(junk):
     waves, lengths = noise(1, 16_000), torch.tensor([7_001])
     padded = torch.cat((waves[:, :7_001], torch.full((1, 9_000), junk)), 1)
-    wanted, _ = LogMel()(waves[:, :7_001], lengths)
+    expected, _ = LogMel()(waves[:, :7_001], lengths)
     found, frames = LogMel()(padded, lengths)
-    torch.testing.assert_close(found[:, : frames[0]], wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[:, : frames[0]], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("samples", [1, 159, 160, 161, 400, 401])

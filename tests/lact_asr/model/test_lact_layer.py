@@ -1,12 +1,12 @@
-"""The mix layer against the naive reference."""
+"""The LaCT layer against the naive reference."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lact_asr.config.model import ModelConfig, sized
-from lact_asr.model.lact_layer import Mix
+from lact_asr.config.model import ModelConfig, named_size
+from lact_asr.model.lact_layer import LaCTLayer
 from lact_asr.model.window_attention import Layout, attend
 from tests.lact_asr.model import reference
 from tests.lact_asr.model.reference import distance
@@ -16,10 +16,10 @@ CAUSAL = {"schedule": "apply_then_update", "chunk": 4, "window": 8}
 VARIANTS = {
     "set": {},
     "set in narrow windows": {"window": 4},
-    "set, orthogonalised": {"orthogonalize": "five_stage", "fast_width": 1.5},
+    "set, orthogonalized": {"orthogonalize": "five_stage", "fast_width": 1.5},
     "causal": {**CAUSAL, "momentum": True, "prenorm": True},
     # Twice the head width in tokens: from fewer, Newton-Schulz blows rounding up 500 times.
-    "causal, orthogonalised": {
+    "causal, orthogonalized": {
         **{"schedule": "apply_then_update", "chunk": 12, "window": 12, "lact_heads": 4},
         **{"momentum": True, "orthogonalize": "fixed"},
     },
@@ -29,9 +29,9 @@ VARIANTS = {
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 
 
-def small(changes: dict) -> ModelConfig:
+def small_config(changes: dict) -> ModelConfig:
     """A tiny configuration whose updates are large enough to be seen."""
-    return sized("tiny", {**SMALL, "base_step": 0.3, "dropout": 0.0, **changes})
+    return named_size("tiny", {**SMALL, "base_step": 0.3, "dropout": 0.0, **changes})
 
 
 def awake(module: torch.nn.Module, seed: int = 0) -> None:
@@ -44,20 +44,20 @@ def awake(module: torch.nn.Module, seed: int = 0) -> None:
 
 @variants
 def test_the_mix_layer_equals_the_naive_reference(changes):
-    config = small(changes)
-    mix = Mix(config).double()
+    config = small_config(changes)
+    mix = LaCTLayer(config).double()
     awake(mix)
     lengths = torch.tensor([14, 9])
     x = torch.randn(2, 14, 24, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
     parameters = {n: p.detach().clone().requires_grad_() for n, p in mix.named_parameters()}
     found, _ = mix(x, Layout.of(config, x, lengths))
-    wanted = [reference.mix(y[b, :n], parameters, config) for b, n in enumerate(lengths)]
+    expected = [reference.mix(y[b, :n], parameters, config) for b, n in enumerate(lengths)]
     for b, n in enumerate(lengths):
-        assert distance(found[b, :n], wanted[b]) < 1e-9
+        assert distance(found[b, :n], expected[b]) < 1e-9
     probe = torch.randn(14, 24, dtype=torch.float64)
     sum((found[b, :n] * probe[:n]).sum() for b, n in enumerate(lengths)).backward()
-    sum((row * probe[: len(row)]).sum() for row in wanted).backward()
+    sum((row * probe[: len(row)]).sum() for row in expected).backward()
     assert distance(x.grad, y.grad) < 1e-8
     for name, parameter in mix.named_parameters():
         assert distance(parameter.grad, parameters[name].grad) < 1e-7, name
@@ -66,12 +66,12 @@ def test_the_mix_layer_equals_the_naive_reference(changes):
 @pytest.mark.parametrize("size", [1, 8, 9, 14, 20, 27])
 @pytest.mark.parametrize("changes", [{"window": 6}, {**CAUSAL, "window": 5}, {"window": 1}])
 def test_attention_in_blocks_equals_attention_in_a_loop(changes, size):
-    config = small(changes)
+    config = small_config(changes)
     q, k, v = torch.randn(3, 1, size, 4, 6, dtype=torch.float64)
     layout = Layout.of(config, q.flatten(2), torch.tensor([size]))
     flat = (x[0].flatten(1) for x in (q, k, v))
-    wanted = reference.attention(*flat, 4, config.window, config.causal)
-    assert distance(attend(q, k, v, layout)[0], wanted) < 1e-12
+    expected = reference.attention(*flat, 4, config.window, config.causal)
+    assert distance(attend(q, k, v, layout)[0], expected) < 1e-12
 
 
 @given(
@@ -81,8 +81,8 @@ def test_attention_in_blocks_equals_attention_in_a_loop(changes, size):
     ),
 )
 def test_a_stream_of_tokens_in_any_pieces_equals_one_shot(cuts, changes):
-    config = small({**CAUSAL, **changes})
-    mix = Mix(config).double()
+    config = small_config({**CAUSAL, **changes})
+    mix = LaCTLayer(config).double()
     awake(mix)
     x = torch.randn(2, 25, 24, dtype=torch.float64)
     whole, updates = mix(x, Layout.of(config, x, torch.tensor([25, 25])))
@@ -95,7 +95,7 @@ def test_a_stream_of_tokens_in_any_pieces_equals_one_shot(cuts, changes):
 
 
 def test_what_a_stream_remembers_does_not_grow():
-    mix, past, sizes = Mix(small(CAUSAL)), None, []
+    mix, past, sizes = LaCTLayer(small_config(CAUSAL)), None, []
     for _ in range(12):
         _, past = mix.stream(torch.randn(1, 5, 24), past)
         held = [past.keys, past.values, *past.fast.weights, *past.fast.pending[:5]]
@@ -105,4 +105,4 @@ def test_what_a_stream_remembers_does_not_grow():
 
 def test_a_layer_that_looks_ahead_is_no_stream():
     with pytest.raises(ValueError, match="schedule set looks ahead: a stream needs"):
-        Mix(small({})).stream(torch.randn(1, 5, 24))
+        LaCTLayer(small_config({})).stream(torch.randn(1, 5, 24))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lact_asr.config.model import sized
+from lact_asr.config.model import named_size
 from lact_asr.model.fast_weights import Weights, fast_mlp, newton_schulz
-from lact_asr.model.lact_layer import Mix
+from lact_asr.model.lact_layer import LaCTLayer
 from lact_asr.model.ttt import test_time_training
 from lact_asr.model.window_attention import Layout
 from tests.conftest import SHARED
@@ -109,12 +109,12 @@ def test_leaving_the_updates_out_would_be_noticed(case):
 @pytest.mark.parametrize("shape", ["square", "wide", "tall", "tiny"])
 def test_newton_schulz_gives_the_published_matrices(shape, coefficients):
     meta, arrays = oracle("s09_newton_schulz")
-    wanted = arrays[f"{shape}_{coefficients}"]
+    expected = arrays[f"{shape}_{coefficients}"]
 
     def worst(kind: torch.dtype) -> float:
         found = newton_schulz(arrays[shape].to(kind), coefficients)
         assert found.dtype == kind
-        return float((found.double() - wanted).abs().max())
+        return float((found.double() - expected).abs().max())
 
     assert worst(torch.float64) < 1e-12
     assert worst(torch.float32) < max(1e-5, 5 * meta[f"float32_maxabs_{coefficients}"][shape])
@@ -130,7 +130,7 @@ def test_newton_schulz_gives_the_published_matrices(shape, coefficients):
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])
 def test_the_published_causal_layer_comes_out_of_ours(kind):
     meta, arrays = oracle("s11_layer_causal")
-    config = sized(
+    config = named_size(
         "tiny",
         {
             "hidden": meta["hidden_size"],
@@ -145,7 +145,7 @@ def test_the_published_causal_layer_comes_out_of_ours(kind):
             "orthogonalize": "five_stage",
         },
     )
-    mix = Mix(config).to(kind)
+    mix = LaCTLayer(config).to(kind)
     renamed = {name.replace(".0.", "."): x for name, x in arrays.items()}
     mix.load_state_dict({n[6:]: x for n, x in renamed.items() if n.startswith("param.")})
     x = arrays["x"].to(kind).requires_grad_()

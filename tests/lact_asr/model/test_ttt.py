@@ -90,8 +90,8 @@ def test_outputs_states_and_gradients_equal_the_naive_reference(
     ours = {name: x.requires_grad_() for name, x in inputs().items()}
     theirs = {name: x.requires_grad_() for name, x in inputs().items()}
     output, state = run(ours, **options, lengths=torch.tensor(lengths))
-    wanted, rows = reference_run(theirs, lengths=lengths, **options)
-    assert distance(output, wanted) < 1e-11
+    expected, rows = reference_run(theirs, lengths=lengths, **options)
+    assert distance(output, expected) < 1e-11
     assert state.updates.tolist() == [row.updates for row in rows]
     for i, weight in enumerate(state.weights):
         assert distance(weight, torch.stack([row.weights[i] for row in rows])) < 1e-11
@@ -99,7 +99,7 @@ def test_outputs_states_and_gradients_equal_the_naive_reference(
         output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
     (output * probe).sum().backward()
-    (wanted * probe).sum().backward()
+    (expected * probe).sum().backward()
     for name in (*NAMES, "momentum") if momentum else NAMES:
         assert distance(ours[name].grad, theirs[name].grad) < 1e-9, name
 
@@ -107,8 +107,8 @@ def test_outputs_states_and_gradients_equal_the_naive_reference(
 @pytest.mark.parametrize("shape", [(2, 4, 4), (1, 3, 6), (1, 6, 3)])
 def test_newton_schulz_differentiates_exactly_and_keeps_only_its_input(shape):
     matrices = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    wanted = torch.stack([reference.orthogonal(m, reference.STAGES["fixed"]) for m in matrices])
-    assert distance(newton_schulz(matrices, "fixed"), wanted) < 1e-13
+    expected = torch.stack([reference.orthogonal(m, reference.STAGES["fixed"]) for m in matrices])
+    assert distance(newton_schulz(matrices, "fixed"), expected) < 1e-13
     matrices.requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
@@ -141,8 +141,8 @@ def test_a_padded_batch_equals_separate_runs(schedule, lengths, chunk, orthogona
             name: x[n : n + 1] if name.startswith("w") else x[n : n + 1, :size]
             for name, x in arrays.items()
         }
-        wanted, end = run(alone, **options, momentum=True)
-        assert torch.allclose(output[n, :size], wanted[0], atol=1e-9)
+        expected, end = run(alone, **options, momentum=True)
+        assert torch.allclose(output[n, :size], expected[0], atol=1e-9)
         assert not output[n, size:].any()
         assert state.updates[n] == end.updates[0]
         for ours, theirs in zip(state.weights, end.weights, strict=True):
@@ -160,14 +160,14 @@ def test_a_stream_in_any_pieces_equals_one_shot(cuts, chunk, prenorm, orthogonal
     arrays = inputs(rows=2, tokens=13)
     options = {"schedule": "apply_then_update", "chunk_size": chunk, "momentum": True}
     options |= {"prenorm": prenorm, "orthogonalize": orthogonalize}
-    wanted, end = run(arrays, **options)
+    expected, end = run(arrays, **options)
     outputs, state = [], None
     borders = [0, *sorted(cuts), 13]
     for start, stop in pairwise(borders):
         piece = {n: x if n.startswith("w") else x[:, start:stop] for n, x in arrays.items()}
         output, state = run(piece, **options, state=state)
         outputs.append(output)
-    assert torch.allclose(torch.cat(outputs, 1), wanted, atol=1e-9)
+    assert torch.allclose(torch.cat(outputs, 1), expected, atol=1e-9)
     assert torch.equal(state.updates, end.updates)
     assert torch.equal(state.waiting, end.waiting)
 
@@ -175,7 +175,7 @@ def test_a_stream_in_any_pieces_equals_one_shot(cuts, chunk, prenorm, orthogonal
 def test_streams_of_a_batch_may_advance_at_their_own_pace():
     arrays = inputs(rows=2, tokens=12)
     options = {"schedule": "apply_then_update", "chunk_size": 3, "momentum": True}
-    wanted, _ = run(arrays, **options)
+    expected, _ = run(arrays, **options)
     at, state = [0, 0], None
     for taken in ([5, 0], [1, 4], [0, 0], [4, 8], [2, 0]):
         piece = {n: x for n, x in arrays.items() if n.startswith("w")}
@@ -184,7 +184,7 @@ def test_streams_of_a_batch_may_advance_at_their_own_pace():
             piece[name] = torch.nn.utils.rnn.pad_sequence([*rows, arrays[name][0, :8]], True)[:2]
         output, state = run(piece, **options, lengths=torch.tensor(taken), state=state)
         for n, size in enumerate(taken):
-            assert torch.allclose(output[n, :size], wanted[n, at[n] : at[n] + size], atol=1e-10)
+            assert torch.allclose(output[n, :size], expected[n, at[n] : at[n] + size], atol=1e-10)
             at[n] += size
     assert at == [12, 12]
     assert state.updates.tolist() == [3, 3]
@@ -193,12 +193,12 @@ def test_streams_of_a_batch_may_advance_at_their_own_pace():
 def test_update_then_apply_streams_in_whole_chunks_and_says_so_otherwise():
     arrays = inputs(tokens=10)
     options = {"schedule": "update_then_apply", "chunk_size": 4}
-    wanted, _ = run(arrays, **options)
+    expected, _ = run(arrays, **options)
     first = {n: x if n.startswith("w") else x[:, :8] for n, x in arrays.items()}
     rest = {n: x if n.startswith("w") else x[:, 8:] for n, x in arrays.items()}
     early, state = run(first, **options)
     late, state = run(rest, **options, state=state)
-    assert torch.allclose(torch.cat((early, late), 1), wanted, atol=1e-12)
+    assert torch.allclose(torch.cat((early, late), 1), expected, atol=1e-12)
     with pytest.raises(ValueError, match="multiples of 4"):
         run(rest, **options, state=state)
 

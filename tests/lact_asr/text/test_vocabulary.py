@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lact_asr.text.load import load_vocabulary
-from lact_asr.text.normalize import CHARACTERS, normalise
+from lact_asr.text.normalize import CHARACTERS, normalize
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("Fiend's  delight.", "FIEND'S DELIGHT"),
         ("“Well-known”, he said: don\u2019t!", "WELL KNOWN HE SAID DON'T"),
@@ -22,9 +22,9 @@ from lact_asr.utils.errors import DataError
         ("café 42 $", "CAFÉ 42 $"),  # kept, so that encoding names them
     ],
 )
-def test_text_takes_its_normal_form(text, wanted):
-    assert normalise(text) == wanted
-    assert normalise(wanted) == wanted
+def test_text_takes_its_normal_form(text, expected):
+    assert normalize(text) == expected
+    assert normalize(expected) == expected
 
 
 @given(st.text(CHARACTERS))

@@ -39,12 +39,12 @@ def test_other_weights_are_there_inside_only_even_if_something_fails():
     model = nn.BatchNorm1d(2)
     parameter, own = model.weight, model.weight.detach().clone()
     average = Average(model, values={"weight": torch.tensor([5.0, 6.0])})
-    with pytest.raises(ValueError, match="in between"), average.applied():
+    with pytest.raises(ValueError, match="in between"), average.in_force():
         assert model.weight.tolist() == [5.0, 6.0]
         assert model.running_mean.tolist() == [0.0, 0.0]  # not given: the model's own
         raise ValueError("in between")
     assert torch.equal(model.weight, own) and model.weight is parameter
-    with Average(model).applied():
+    with Average(model).in_force():
         assert torch.equal(model.weight, own)
 
 
@@ -93,8 +93,8 @@ def test_a_running_mean_is_resumed_and_may_begin_later(tmp_path):
 def test_the_mean_of_the_last_checkpoints_is_measured_and_kept_if_it_is_the_best(tmp_path):
     train = tones(tmp_path, 6)
     given = {"average": AverageConfig(last=3), **EVERY, "keep_checkpoints": 1}
-    result, diary = run(tmp_path, train, **given)
-    lines = [line for line in diary.metrics if "wer" in line]
+    result, recorded = run(tmp_path, train, **given)
+    lines = [line for line in recorded.metrics if "wer" in line]
     assert [line["step"] for line in lines] == [6, 6]
     weights = mean([saved(tmp_path, step) for step in (4, 5, 6)])
     model = tiny()
@@ -107,5 +107,5 @@ def test_the_mean_of_the_last_checkpoints_is_measured_and_kept_if_it_is_the_best
     best = checkpoint.load(result.checkpoint / "model.safetensors")
     kept = weights if better is lines[1] else saved(tmp_path, 6)
     assert all(torch.equal(best[name], kept[name]) for name in best)
-    again, diary = run(tmp_path, train, CTCObjective(tiny(seed=2)), **given)
-    assert again == result and diary.metrics == []
+    again, recorded = run(tmp_path, train, CTCObjective(tiny(seed=2)), **given)
+    assert again == result and recorded.metrics == []

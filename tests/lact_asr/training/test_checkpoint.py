@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lact_asr.model.recogniser import FAMILIES
+from lact_asr.model.recognizer import FAMILIES
 from lact_asr.training import checkpoint
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import read_json, write_json

@@ -55,7 +55,7 @@ class Told(Plain):
     def begin_step(self, batches, all_sum) -> None:
         self.told.append(("begin", len(batches)))
 
-    def end_step(self, step, outcome, journal) -> None:
+    def end_step(self, step, outcome, logger) -> None:
         self.told.append(("end", step))
 
 
@@ -104,8 +104,8 @@ class Expecting(CTCObjective):
 
 
 def test_parts_and_their_expectations_go_through_a_step_without_being_mixed_up(tmp_path):
-    _, diary = run(tmp_path, tones(tmp_path, 4), Expecting(tiny()), max_steps=1, accumulate=2)
-    line = next(line for line in diary.metrics if "loss" in line)
+    _, recorded = run(tmp_path, tones(tmp_path, 4), Expecting(tiny()), max_steps=1, accumulate=2)
+    line = next(line for line in recorded.metrics if "loss" in line)
     assert {name: line[name] for name in ("a", "b", "c", "b_relative", "batches")} == pytest.approx(
         {"a": 3.0, "b": 2.0, "c": 5.0, "b_relative": 0.25, "batches": 2.0}
     )

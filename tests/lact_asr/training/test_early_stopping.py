@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lact_asr.config.training import StoppingConfig
-from lact_asr.training.early_stopping import ended, watch
+from lact_asr.training.early_stopping import should_stop_early, watch
 
-STEPS = [0, 1000, 5000, 10_000, 25_000]  # the founding notes' expected run
+STEPS = [0, 1000, 5000, 10_000, 25_000]  # the original expected run
 TOTAL = [3.3, 5.2, 9.5, 7.8, 4.2]  # its loss: the weight of one part rises until step 5,000
 DIVERGENCE = [3.5, 3.0, 2.0, 1.5, 0.5]  # that part by itself
 
@@ -17,24 +17,24 @@ def stopped_at(values: list[float], config: StoppingConfig, every: int = 500) ->
     for step in range(0, STEPS[-1] + 1, every):
         value = float(np.interp(step, STEPS, values))
         mark, stale = watch(config, step, [value], mark, stale)
-        if ended(config, step / STEPS[-1], stale):
+        if should_stop_early(config, step / STEPS[-1], stale):
             return step
     return None
 
 
-NOTES = StoppingConfig(patience=20, min_delta=0.001, warmup_steps=1000, not_before=0.0)
+ORIGINAL = StoppingConfig(patience=20, min_delta=0.001, warmup_steps=1000, not_before=0.0)
 
 
-def test_the_notes_own_run_is_stopped_at_11000_on_the_total_and_never_on_what_it_learns():
-    assert stopped_at(TOTAL, NOTES) == 11_000
-    assert stopped_at(TOTAL, NOTES.model_copy(update={"patience": 10})) == 6000
-    assert stopped_at(TOTAL, NOTES.model_copy(update={"warmup_steps": 0})) == 10_000
-    assert stopped_at(DIVERGENCE, NOTES) is None
+def test_the_original_own_run_is_stopped_at_11000_on_the_total_and_never_on_what_it_learns():
+    assert stopped_at(TOTAL, ORIGINAL) == 11_000
+    assert stopped_at(TOTAL, ORIGINAL.model_copy(update={"patience": 10})) == 6000
+    assert stopped_at(TOTAL, ORIGINAL.model_copy(update={"warmup_steps": 0})) == 10_000
+    assert stopped_at(DIVERGENCE, ORIGINAL) is None
 
 
 def test_training_is_not_stopped_before_its_share():
-    flat, early = [1.0] * 5, NOTES.model_copy(update={"not_before": 0.7})
-    assert stopped_at(flat, NOTES) == 11_000
+    flat, early = [1.0] * 5, ORIGINAL.model_copy(update={"not_before": 0.7})
+    assert stopped_at(flat, ORIGINAL) == 11_000
     assert stopped_at(flat, early) == 17_500
     assert stopped_at(flat, StoppingConfig()) is None
 
@@ -59,9 +59,12 @@ def test_what_happens_in_the_warm_up_is_not_counted():
 
 @pytest.mark.parametrize("share", [0.39, 0.4])
 def test_the_share_itself_is_late_enough(share):
-    assert ended(StoppingConfig(patience=3), share, 3) is (share == 0.4)
+    assert should_stop_early(StoppingConfig(patience=3), share, 3) is (share == 0.4)
 
 
 def test_patience_of_one_ends_after_one_and_of_none_never():
-    assert [ended(StoppingConfig(patience=1), 0.9, stale) for stale in (0, 1)] == [False, True]
-    assert not ended(StoppingConfig(patience=0), 0.9, 99)
+    assert [should_stop_early(StoppingConfig(patience=1), 0.9, stale) for stale in (0, 1)] == [
+        False,
+        True,
+    ]
+    assert not should_stop_early(StoppingConfig(patience=0), 0.9, 99)

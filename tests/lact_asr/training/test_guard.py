@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lact_asr.config.training import GuardConfig
-from lact_asr.training.guard import IN_A_ROW, limit, recent, remembered
+from lact_asr.training.guard import IN_A_ROW, limit, recently_dropped, update_mean_norm
 from lact_asr.utils.errors import Failed
 from tests.lact_asr.tiny_runs import run, tones
 
@@ -17,7 +17,7 @@ def taken(norms: list[float], config: GuardConfig) -> list[bool]:
     typical, spikes, decisions = 0.0, 0, []
     for norm in norms:
         highest = limit(config, typical, spikes)
-        typical = remembered(typical, norm, highest)
+        typical = update_mean_norm(typical, norm, highest)
         decisions.append(math.isfinite(norm) and norm <= highest)
         spikes = 0 if decisions[-1] else spikes + 1
     return decisions
@@ -32,12 +32,16 @@ def test_a_spike_is_dropped_and_a_new_normal_is_followed():
 
 
 def test_a_norm_that_is_not_a_number_leaves_the_past_alone():
-    assert remembered(3.0, math.nan, math.inf) == remembered(3.0, math.inf, math.inf) == 3.0
-    assert remembered(0.0, 7.0, math.inf) == 7.0
-    assert remembered(1.0, 500.0, 10.0) == pytest.approx(1.18)
+    assert (
+        update_mean_norm(3.0, math.nan, math.inf)
+        == update_mean_norm(3.0, math.inf, math.inf)
+        == 3.0
+    )
+    assert update_mean_norm(0.0, 7.0, math.inf) == 7.0
+    assert update_mean_norm(1.0, 500.0, 10.0) == pytest.approx(1.18)
 
 
-def test_the_notes_fixed_limit_never_lets_a_healthy_model_go():
+def test_the_original_fixed_limit_never_lets_a_healthy_model_go():
     norms = [5.0 + step % 14 for step in range(1100)]  # 5 to 18, as measured
     assert sum(taken(norms, GuardConfig(skip_above=3.0))) == 0
     assert sum(taken(norms, GuardConfig(skip_above=10.0))) < 500
@@ -45,16 +49,16 @@ def test_the_notes_fixed_limit_never_lets_a_healthy_model_go():
 
 
 def test_only_the_last_thousand_steps_count_as_recent():
-    assert recent([5, 900, 1100], 1100) == [900, 1100]
+    assert recently_dropped([5, 900, 1100], 1100) == [900, 1100]
 
 
 def test_a_run_says_which_limit_stopped_it_and_learns_with_a_relative_one(tmp_path):
     train = tones(tmp_path, 4)
     with pytest.raises(Failed, match=r"20 steps in a row.*above 0\.5.*skip_ratio: 10"):
         run(tmp_path / "fixed", train, max_steps=30, guard={"skip_above": 0.5})
-    result, diary = run(tmp_path / "own", train, max_steps=30, guard={"skip_ratio": 10.0})
+    result, recorded = run(tmp_path / "own", train, max_steps=30, guard={"skip_ratio": 10.0})
     assert result.steps_skipped == 0
-    losses = list(diary.losses().values())
+    losses = list(recorded.losses().values())
     assert losses[-1] < 0.6 * losses[0]
 
 

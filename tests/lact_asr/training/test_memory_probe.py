@@ -10,10 +10,10 @@ from lact_asr.config.augment import AugmentConfig
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import processes
 from lact_asr.training.loss import Loss
-from lact_asr.training.memory_probe import wanted, worst
+from lact_asr.training.memory_probe import should_probe, worst
 from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.errors import Failed
-from tests.lact_asr.tiny_runs import RATE, Diary, manifest, run, settings, tiny, tones
+from tests.lact_asr.tiny_runs import RATE, RecordedEvents, manifest, run, settings, tiny, tones
 from tests.ranks import in_ranks
 
 
@@ -41,13 +41,21 @@ def test_the_worst_batches_are_the_longest_the_fullest_and_the_one_with_most_pai
 
 
 def test_memory_that_would_run_out_later_fails_before_the_first_step(tmp_path):
-    train, diary = tones(tmp_path, 12), Diary()
+    train, recorded = tones(tmp_path, 12), RecordedEvents()
     objective = Narrow(tiny(), most=5.0 * RATE)
     slow = AugmentConfig(speeds=(0.8, 1.0), time_masks=1)
     with pytest.raises(Failed, match=r"before the first step; halve") as caught:
-        run(tmp_path, train, objective, probe=True, batch_seconds=8.0, augment=slow, diary=diary)
+        run(
+            tmp_path,
+            train,
+            objective,
+            probe=True,
+            batch_seconds=8.0,
+            augment=slow,
+            recorded=recorded,
+        )
     assert caught.value.failure_class == "out_of_memory"
-    assert diary.losses() == {} and not (tmp_path / "checkpoints").exists()
+    assert recorded.losses() == {} and not (tmp_path / "checkpoints").exists()
     count, samples = objective.seen[-1]
     assert 5.0 < count * samples / RATE <= 8.0
     longest = max(each.duration for each in train)
@@ -73,8 +81,8 @@ def test_probing_leaves_weights_statistics_and_order_as_they_are(tmp_path):
 
 def test_unless_told_otherwise_it_is_for_gpus():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [wanted(settings(), device) for device in (cpu, gpu)] == [False, True]
-    assert [wanted(settings(probe=each), cpu) for each in (True, False)] == [True, False]
+    assert [should_probe(settings(), device) for device in (cpu, gpu)] == [False, True]
+    assert [should_probe(settings(probe=each), cpu) for each in (True, False)] == [True, False]
 
 
 def narrow_rank(folder: Path, sharded: bool = False) -> None:

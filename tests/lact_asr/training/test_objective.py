@@ -14,9 +14,9 @@ from lact_asr.data.manifest import read_manifest
 from lact_asr.data.specaugment import Masks
 from lact_asr.distributed import processes
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.masks import valid
+from lact_asr.model.masks import length_mask
 from lact_asr.training import train_step
-from lact_asr.training.objective import CTCObjective, consistency, repeated
+from lact_asr.training.objective import CTCObjective, consistency, repeat_batch
 from tests.lact_asr.tiny_runs import RATE, VOCABULARY, manifest, run, settings, tiny, tones
 from tests.lact_asr.training.test_train_step import ALONE, precise, relative
 from tests.ranks import in_ranks
@@ -24,7 +24,7 @@ from tests.ranks import in_ranks
 EVERYTHING = CTCConfig(intermediate=(1,), intermediate_weight=0.4, consistency=0.3)
 
 
-def lesson(folder: Path, rows: list[int]) -> Batch:
+def spoken(folder: Path, rows: list[int]) -> Batch:
     return Reader(whole_corpus(read_manifest(folder / "tones.jsonl"), VOCABULARY))[rows]
 
 
@@ -40,17 +40,17 @@ class Halves:
 
 def test_the_total_is_the_formula_of_its_parts(tmp_path):
     manifest(tmp_path)
-    batch, model = lesson(tmp_path, [0, 1, 2]), tiny(layers=2)
+    batch, model = spoken(tmp_path, [0, 1, 2]), tiny(layers=2)
     masked = replace(batch, augment=Halves())
     loss = CTCObjective(model, EVERYTHING)(masked, 0.0)
-    twice = repeated(batch, 2)
+    twice = repeat_batch(batch, 2)
     output = model(twice.waves, twice.wave_lengths, Halves())
     ctc, inner = (
         ctc_losses(model.read_out(states, output.lengths), output.lengths, twice).sum() / 2
         for states in (output.hidden[1], output.hidden[0])
     )
     one, other = output.log_probs.chunk(2)
-    mask = valid(output.lengths[:3], one.shape[1])
+    mask = length_mask(output.lengths[:3], one.shape[1])
     apart = sum(
         (p.exp() * (p - q)).sum(-1)[mask].sum() for p, q in ((one, other), (other, one))
     ) / 2  # fmt: skip
@@ -66,7 +66,7 @@ def test_the_total_is_the_formula_of_its_parts(tmp_path):
 
 def test_without_additions_it_is_plain_ctc(tmp_path):
     manifest(tmp_path)
-    batch, model = lesson(tmp_path, [0, 1]), tiny()
+    batch, model = spoken(tmp_path, [0, 1]), tiny()
     output = model(batch.waves, batch.wave_lengths)
     loss = CTCObjective(model)(batch, 0.0)
     assert loss.total == ctc_losses(output.log_probs, output.lengths, batch).sum()
@@ -79,7 +79,7 @@ def test_consistency_draws_each_view_to_the_other_and_padding_counts_nothing():
     lengths = torch.tensor([5, 3, 5, 3])
     consistency(logits.log_softmax(-1), lengths).backward()
     p = logits.detach().softmax(-1)
-    mask = valid(lengths, 5)[:, :, None]
+    mask = length_mask(lengths, 5)[:, :, None]
     expected = (p - p.roll(2, 0)) / 2 * mask  # d KL(sg t || softmax x) / dx = softmax x - t
     assert torch.allclose(logits.grad, expected, atol=1e-6)
     same = torch.randn(2, 5, 6).log_softmax(-1).repeat(2, 1, 1)
@@ -88,12 +88,12 @@ def test_consistency_draws_each_view_to_the_other_and_padding_counts_nothing():
 
 def gradient(batches: list[list[int]], folder: Path, world=ALONE) -> torch.Tensor:
     """The gradient of one step with everything added, over micro-batches of the manifest."""
-    read = [replace(lesson(folder, rows), augment=Halves()) for rows in batches]
+    read = [replace(spoken(folder, rows), augment=Halves()) for rows in batches]
     objective = CTCObjective(precise(tiny(layers=2)), EVERYTHING)
     optimizer = torch.optim.SGD(objective.trainable.parameters(), lr=0.0)
     setting = train_step.Setting(settings(optim={"clip_norm": 1e9}), world, torch.device("cpu"))
-    train_step.take(
-        world.wrap(train_step.Called(objective)), optimizer, read, 0.0, setting, False, {}
+    train_step.take_step(
+        world.wrap(train_step.ObjectiveModule(objective)), optimizer, read, 0.0, setting, False, {}
     )
     return torch.cat([p.grad.flatten() for p in objective.trainable.parameters()]).clone()
 

@@ -15,7 +15,7 @@ from lact_asr.training.objective import CTCObjective
 from lact_asr.training.retreat import newest_sound
 from lact_asr.training.trainer import FitResult
 from lact_asr.utils.errors import Failed
-from tests.lact_asr.tiny_runs import Diary, manifest, run, tiny, tones
+from tests.lact_asr.tiny_runs import RecordedEvents, manifest, run, tiny, tones
 from tests.lact_asr.training.test_trainer import Poisoned
 from tests.ranks import in_ranks
 
@@ -34,19 +34,19 @@ def test_a_run_that_diverged_goes_on_from_before_with_a_sane_rate_and_learns(tmp
     with pytest.raises(Failed, match=f"{BREAKER} steps in a row") as caught:
         run(tmp_path, train, optim=WILD, **LONG)  # for some steps the loss only rises
     assert str(caught.value).endswith("The next start goes on from step 10")
-    done, diary = run(tmp_path, train, **LONG)
+    done, recorded = run(tmp_path, train, **LONG)
     assert (done.step, done.steps_skipped) == (60, 0)
-    assert diary.named("resumed")[0]["step"] == 10
-    assert diary.losses()[60] < 0.8 * before.losses()[10]
+    assert recorded.named("resumed")[0]["step"] == 10
+    assert recorded.losses()[60] < 0.8 * before.losses()[10]
 
 
 def test_checkpoints_with_weights_that_drop_every_step_are_put_aside(tmp_path):
-    train, diary = tones(tmp_path, 6), Diary()
+    train, recorded = tones(tmp_path, 6), RecordedEvents()
     broken = Poisoned(tiny(), at=range(7, 999))  # six steps are taken
     with pytest.raises(Failed, match="goes on from step 4"):
-        run(tmp_path, train, broken, diary=diary, **LONG)
+        run(tmp_path, train, broken, recorded=recorded, **LONG)
     assert numbered(tmp_path) == ["00000002", "00000004"], "others would push them out"
-    assert [facts["checkpoint"] for facts in diary.named("put_aside")] == ["00000006"]
+    assert [facts["checkpoint"] for facts in recorded.named("put_aside")] == ["00000006"]
     aside = tmp_path / "checkpoints" / "diverged"
     assert checkpoint.find(aside) == aside  # for `diagnose`
     assert checkpoint.find(tmp_path) != aside
@@ -92,8 +92,8 @@ def test_the_last_checkpoint_is_never_put_aside_and_the_failure_says_what_is_lef
 
 def test_a_checkpoint_waits_until_a_step_is_taken_again(tmp_path):
     broken = Poisoned(tiny(), at={3, 4})
-    _, diary = run(tmp_path, tones(tmp_path, 6), broken, max_steps=9, checkpoint_every=3)
-    assert [facts["step"] for facts in diary.named("checkpoint")] == [5, 6, 9]
+    _, recorded = run(tmp_path, tones(tmp_path, 6), broken, max_steps=9, checkpoint_every=3)
+    assert [facts["step"] for facts in recorded.named("checkpoint")] == [5, 6, 9]
 
 
 class Breaking(CTCObjective):
@@ -129,10 +129,10 @@ def test_dropped_steps_count_on_for_a_requeued_job_and_anew_with_other_settings(
     with pytest.raises(Failed, match="20 steps in a row, up to step 22"):
         run(tmp_path / "same", train, Poisoned(tiny(), at=range(1, 11)), **LONG)
     sane = Poisoned(tiny(), at=range(1, 11))
-    done, diary = run(tmp_path / "other", train, sane, optim={"learning_rate": 1e-3}, **LONG)
+    done, recorded = run(tmp_path / "other", train, sane, optim={"learning_rate": 1e-3}, **LONG)
     assert done.steps_skipped == 25
     changed = ["optim.learning_rate: 0.004 before, 0.001 now"]
-    assert diary.named("resumed")[0]["changed"] == changed
+    assert recorded.named("resumed")[0]["changed"] == changed
 
 
 def test_steps_dropped_of_late_do_not_end_a_run_that_goes_on_with_other_settings(tmp_path):

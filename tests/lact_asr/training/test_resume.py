@@ -43,12 +43,12 @@ RESUMED = {"max_steps": 8, "accumulate": 2, "batch_seconds": 3.0}
 def test_stopped_and_resumed_is_bit_for_bit_the_same_as_never_stopped(tmp_path):
     train = tones(tmp_path, 10)
     fresh = lambda seed=0: CTCObjective(tiny(seed, dropout=0.2))
-    whole, diary = run(tmp_path / "whole", train, fresh(), **RESUMED)
+    whole, recorded = run(tmp_path / "whole", train, fresh(), **RESUMED)
     half, before = run(tmp_path / "cut", train, fresh(), stop_at=5, **RESUMED)
     assert isinstance(half, Interrupted) and half.position == 5
     rest, after = run(tmp_path / "cut", train, fresh(seed=9), **RESUMED)
     assert rest.step == 8
-    assert before.losses() | after.losses() == diary.losses()
+    assert before.losses() | after.losses() == recorded.losses()
     assert min(after.losses()) == 6
     assert after.named("resumed")[0]["step"] == 5
     assert_same_bits(tmp_path / "cut", tmp_path / "whole", "00000008")
@@ -60,9 +60,9 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same_as_never_stopped(tmp_path):
 def test_a_finished_run_called_again_trains_no_further(tmp_path):
     train = tones(tmp_path, 4)
     first, _ = run(tmp_path, train)
-    again, diary = run(tmp_path, train)
+    again, recorded = run(tmp_path, train)
     assert again == first
-    assert diary.losses() == {}
+    assert recorded.losses() == {}
 
 
 def test_a_checkpoint_that_names_the_best_wer_and_loss_goes_on(tmp_path):
@@ -73,8 +73,8 @@ def test_a_checkpoint_that_names_the_best_wer_and_loss_goes_on(tmp_path):
     saved["state"] |= {"best_wer": 0.0, "best_loss": 0.0}
     del saved["state"]["best"]
     torch.save(saved, path)
-    _, diary = run(tmp_path, train)
-    assert [line["step"] for line in diary.metrics if "wer" in line] == [6]
+    _, recorded = run(tmp_path, train)
+    assert [line["step"] for line in recorded.metrics if "wer" in line] == [6]
     assert read_json(tmp_path / "checkpoints/best/state.json")["step"] == 3
     after = checkpoint.load(tmp_path / "checkpoints/00000006/trainer.pt")
     assert after["state"]["best"] == [0.0, 0.0]
@@ -106,9 +106,9 @@ def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(tmp_path):
     assert in_ranks(killed, tmp_path, 1) == [-signal.SIGKILL]
     for folder in ("killed", "whole"):
         objective = CTCObjective(tiny(dropout=0.2))
-        result, diary = run(tmp_path / folder, train, objective, **RESUMED)
+        result, recorded = run(tmp_path / folder, train, objective, **RESUMED)
         assert isinstance(result, FitResult)
-        assert min(diary.losses()) == {"killed": 7, "whole": 1}[folder]
+        assert min(recorded.losses()) == {"killed": 7, "whole": 1}[folder]
     assert_same_bits(tmp_path / "killed", tmp_path / "whole", "00000008")
 
 
@@ -116,10 +116,10 @@ def test_a_run_goes_on_with_another_learning_rate_and_with_other_data(tmp_path):
     train = tones(tmp_path, 6)
     run(tmp_path, train, stop_at=3)
     before = read_json(tmp_path / "checkpoints/00000003/state.json")
-    _, diary = run(tmp_path, train[1:], optim={"learning_rate": 7e-4, "decay": "constant"})
-    lines = [line for line in diary.metrics if "learning_rate" in line]
+    _, recorded = run(tmp_path, train[1:], optim={"learning_rate": 7e-4, "decay": "constant"})
+    lines = [line for line in recorded.metrics if "learning_rate" in line]
     assert lines[0]["learning_rate"] == pytest.approx(7e-4)
-    assert diary.named("resumed")[0]["epoch"] == before["epoch"] + 1
+    assert recorded.named("resumed")[0]["epoch"] == before["epoch"] + 1
     trainer = checkpoint.load(tmp_path / "checkpoints/00000006/trainer.pt")
     assert {group["peak"] for group in trainer["optimizer"]["param_groups"]} == {7e-4}
 
@@ -151,8 +151,8 @@ def test_what_is_trained_beside_the_model_is_resumed_too(tmp_path):
         run(tmp_path, train, CTCObjective(tiny()))
 
 
-def test_another_optimiser_cannot_go_on_and_says_so(tmp_path):
+def test_another_optimizer_cannot_go_on_and_says_so(tmp_path):
     train = tones(tmp_path, 4)
     run(tmp_path, train, stop_at=3)
-    with pytest.raises(DataError, match=r"another optimiser: write the optim\.method of the run"):
+    with pytest.raises(DataError, match=r"another optimizer: write the optim\.method of the run"):
         run(tmp_path, train, optim={"method": "muon"})

@@ -10,7 +10,7 @@ from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import fsdp, processes
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.ctc import uniform_ctc_loss
 from lact_asr.training import train_step
 from lact_asr.training.objective import CTCObjective
@@ -37,13 +37,13 @@ def gradient_of(
         fsdp.shard(model, objective.trainable, model.blocks)
     optimizer = torch.optim.SGD(objective.trainable.parameters(), lr=0.0)
     setting = train_step.Setting(settings(optim={"clip_norm": 1e9}), world, torch.device("cpu"))
-    module = world.wrap(train_step.Called(objective))
-    outcome = train_step.take(module, optimizer, read, 0.0, setting, False, {})
+    module = world.wrap(train_step.ObjectiveModule(objective))
+    outcome = train_step.take_step(module, optimizer, read, 0.0, setting, False, {})
     flat = [fsdp.full(p.grad).flatten() for p in objective.trainable.parameters()]
     return torch.cat(flat), outcome, objective.model
 
 
-def precise(model: Recogniser) -> Recogniser:
+def precise(model: Recognizer) -> Recognizer:
     """The model in float64 behind its features: rounding must not hide a small mistake.
 
     In float32 eight single utterances differ by 1.3e-6 from one batch of them, here by 8e-8.
@@ -100,7 +100,7 @@ def test_the_gradient_is_clipped_as_a_whole(tmp_path):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.0)
     (parameter,) = optimizer.param_groups[0]["params"]
     parameter.grad = torch.tensor([30.0, 40.0])
-    assert train_step._normalise(optimizer, 0.1, settings(optim={"clip_norm": 1.0})) == 5.0
+    assert train_step._normalize(optimizer, 0.1, settings(optim={"clip_norm": 1.0})) == 5.0
     assert parameter.grad.tolist() == pytest.approx([0.6, 0.8])
 
 

@@ -14,7 +14,7 @@ from lact_asr.data.batch_plan import epoch_plan
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import processes
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import checkpoint
 from lact_asr.training.guard import BREAKER
 from lact_asr.training.loss import Loss
@@ -22,7 +22,7 @@ from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult
 from lact_asr.utils.errors import DataError, Failed
 from lact_asr.utils.files import read_json
-from tests.lact_asr.tiny_runs import VOCABULARY, Diary, manifest, run, tiny, tones
+from tests.lact_asr.tiny_runs import VOCABULARY, RecordedEvents, manifest, run, tiny, tones
 from tests.ranks import in_ranks
 
 
@@ -44,7 +44,7 @@ def poisoned_rank(folder: Path) -> None:
     world = processes.start()
     utterances = read_manifest(folder / "tones.jsonl")
     objective = Poisoned(tiny(seed=world.rank), at={2} if world.rank == 1 else set())
-    result, diary = run(
+    result, recorded = run(
         folder,
         utterances,
         objective,
@@ -54,7 +54,7 @@ def poisoned_rank(folder: Path) -> None:
         valid_every=9,
     )
     parameters = torch.cat([p.detach().flatten() for p in objective.model.parameters()])
-    said = (type(result).__name__, result.position, diary.events)
+    said = (type(result).__name__, result.position, recorded.events)
     torch.save((said, parameters), folder / f"{world.rank}.pt")
 
 
@@ -83,12 +83,12 @@ def test_two_ranks_drop_a_step_meet_a_bad_file_and_stop_together(tmp_path):
 def test_a_loss_that_stays_nan_ends_the_run_as_diverged_with_whole_weights(tmp_path):
     objective = Poisoned(tiny(), at=range(3, 999))
     before = {name: value.clone() for name, value in objective.model.state_dict().items()}
-    diary, train = Diary(), tones(tmp_path, 4)
+    recorded, train = RecordedEvents(), tones(tmp_path, 4)
     with pytest.raises(Failed, match=f"{BREAKER} steps in a row, up to step 22") as caught:
-        run(tmp_path, train, objective, diary=diary, max_steps=99, valid_every=99)
+        run(tmp_path, train, objective, recorded=recorded, max_steps=99, valid_every=99)
     assert caught.value.failure_class == "divergence"
-    assert [step for step, loss in diary.losses().items() if loss is None] == list(range(3, 22))
-    json.dumps(diary.metrics, allow_nan=False)
+    assert [step for step, loss in recorded.losses().items() if loss is None] == list(range(3, 22))
+    json.dumps(recorded.metrics, allow_nan=False)
     after = objective.model.state_dict()
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(after[name], before[name]) for name in before)
@@ -107,32 +107,32 @@ def test_memory_that_runs_out_is_a_failure_of_its_own_class(tmp_path):
 def test_training_stops_early_when_validation_no_longer_improves(tmp_path):
     still = {"learning_rate": 1e-30, "weight_decay": 0.0}
     patient = {"patience": 2, "warmup_steps": 0, "not_before": 0.0}
-    result, diary = run(
+    result, recorded = run(
         tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
     )
     assert result.step == 3  # the best at step 1, then two without gain
     assert read_json(result.checkpoint / "state.json")["step"] == 1
-    again, diary = run(
+    again, recorded = run(
         tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
     )
     assert again == result
-    assert diary.losses() == {}
+    assert recorded.losses() == {}
 
 
 def test_unreadable_files_are_named_and_skipped_up_to_a_stated_number(tmp_path):
     train = tones(tmp_path, 6)
     train[2].audio.write_bytes(b"")
     train[4].audio.unlink()
-    result, diary = run(tmp_path / "two", train, max_unreadable=2, batch_seconds=2.0)
+    result, recorded = run(tmp_path / "two", train, max_unreadable=2, batch_seconds=2.0)
     assert isinstance(result, FitResult)
-    named = {identity for facts in diary.named("unreadable") for identity in facts["files"]}
+    named = {identity for facts in recorded.named("unreadable") for identity in facts["files"]}
     assert named == {train[2].id, train[4].id}
     with pytest.raises(DataError, match="2 audio files are unreadable, max_unreadable is 1"):
         run(tmp_path / "one", train, max_unreadable=1)
 
 
 def test_a_run_leaves_its_newest_and_best_checkpoints_and_says_how_it_goes(tmp_path, capsys):
-    result, diary = run(
+    result, recorded = run(
         tmp_path, tones(tmp_path, 4), max_steps=9, keep_checkpoints=2, checkpoint_every=2
     )
     folder = tmp_path / "checkpoints"
@@ -144,13 +144,13 @@ def test_a_run_leaves_its_newest_and_best_checkpoints_and_says_how_it_goes(tmp_p
         "state.json",
     }
     assert result.checkpoint == checkpoint.find(tmp_path) == folder / "best"
-    line = diary.metrics[0]
+    line = recorded.metrics[0]
     keys = {"step", "total_steps", "loss", "grad_norm", "learning_rate", "seconds_left", "zeroed"}
     assert keys | {"audio_seconds_per_second", "seconds_per_step"} <= line.keys()
-    validations = [line for line in diary.metrics if "wer" in line]
+    validations = [line for line in recorded.metrics if "wer" in line]
     assert [line["step"] for line in validations] == [3, 6, 9]
     assert validations[0].keys() == {"step", "valid_loss", "wer", "cer"}
-    json.dumps(diary.metrics, allow_nan=False)
+    json.dumps(recorded.metrics, allow_nan=False)
     printed = capsys.readouterr().out
     assert printed.count("Step 1/9 | Loss: ") == 1
     assert printed.count("Sample Prediction 1") == 3
@@ -180,9 +180,9 @@ def test_it_learns_eight_utterances_by_heart(speech, tmp_path):
     config = ModelConfig(
         hidden=64, layers=2, attention_heads=2, lact_heads=1, mlp=128, conv_layers=2, dropout=0.0
     )
-    objective = CTCObjective(Recogniser(config, len(VOCABULARY)))
+    objective = CTCObjective(Recognizer(config, len(VOCABULARY)))
     short = {"max_steps": 150, "valid_every": 75, "checkpoint_every": 150, "log_every": 25}
-    result, diary = run(
+    result, recorded = run(
         tmp_path,
         train,
         objective,
@@ -192,4 +192,4 @@ def test_it_learns_eight_utterances_by_heart(speech, tmp_path):
         **short,
     )
     assert result.wer == 0.0
-    assert diary.losses()[150] < 0.1 < 3 < diary.losses()[1]
+    assert recorded.losses()[150] < 0.1 < 3 < recorded.losses()[1]

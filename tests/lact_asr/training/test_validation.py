@@ -14,15 +14,15 @@ from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.metrics import score
 from lact_asr.decoding.transcribe import transcribe
 from lact_asr.distributed.processes import World
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.training.objective import CTCObjective
-from lact_asr.training.validation import Validation, standing, validate
+from lact_asr.training.validation import Validation, comparison_key, validate
 from lact_asr.utils.files import read_json
 from tests.lact_asr.tiny_runs import VOCABULARY, run, settings, tiny, tones
 
 
 @pytest.fixture
-def model() -> Recogniser:
+def model() -> Recognizer:
     """A model that says something: an untrained head hears blanks only."""
     talking = tiny()
     torch.nn.init.normal_(talking.head.weight)
@@ -30,7 +30,7 @@ def model() -> Recogniser:
 
 
 def check(
-    model: Recogniser, dev: list[Utterance], config: TrainingConfig | None = None
+    model: Recognizer, dev: list[Utterance], config: TrainingConfig | None = None
 ) -> Validation:
     corpus, config = whole_corpus(dev, VOCABULARY), config or settings(samples=len(dev))
     return validate(model, corpus, VOCABULARY, config, World(), torch.device("cpu"), 0)
@@ -87,16 +87,16 @@ def test_samples_are_spread_over_the_dev_set_and_stay_the_same(tmp_path, model):
 
 
 def test_models_compare_by_wer_and_from_100_percent_on_by_loss():
-    assert standing(0.5, 9.0) < standing(0.6, 0.1) < standing(1.2, 0.05)
-    assert standing(1.03, 2.2) < standing(1.01, 2.6)
+    assert comparison_key(0.5, 9.0) < comparison_key(0.6, 0.1) < comparison_key(1.2, 0.05)
+    assert comparison_key(1.03, 2.2) < comparison_key(1.01, 2.6)
 
 
 def test_a_model_that_begins_to_speak_is_not_worse_than_a_silent_one(model, tmp_path):
     with torch.no_grad():
         model.head.bias[VOCABULARY.encode(" ")[0]] += 10  # words of one letter, far too many
     slow = {"optim": {"learning_rate": 3e-4}, "valid_every": 1, "max_steps": 8}
-    result, diary = run(tmp_path, tones(tmp_path, 4), CTCObjective(model), **slow)
-    lines = [line for line in diary.metrics if "wer" in line]
+    result, recorded = run(tmp_path, tones(tmp_path, 4), CTCObjective(model), **slow)
+    lines = [line for line in recorded.metrics if "wer" in line]
     lowest = min(lines, key=lambda line: line["valid_loss"])
     assert 1 < min(line["wer"] for line in lines) < lowest["wer"]
     assert read_json(result.checkpoint / "state.json")["step"] == lowest["step"]

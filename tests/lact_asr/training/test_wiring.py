@@ -18,14 +18,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.config.training import AverageConfig, CTCConfig
 from lact_asr.data.manifest import Utterance
-from lact_asr.model.recogniser import Recogniser
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import checkpoint
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult, fit
 from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import read_json
-from tests.lact_asr.tiny_runs import VOCABULARY, Diary, ended, run, settings, tiny, tones
+from tests.lact_asr.tiny_runs import VOCABULARY, RecordedEvents, ended, run, settings, tiny, tones
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Watched(CTCObjective):
     AdamW moves such a number by exactly its learning rate, so the ruler shows the rate in force.
     """
 
-    def __init__(self, model: Recogniser, config: CTCConfig | None = None) -> None:
+    def __init__(self, model: Recognizer, config: CTCConfig | None = None) -> None:
         super().__init__(model, config)
         self.ruler = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         beside = torch.nn.Module()
@@ -77,11 +77,11 @@ STEADY = {"clip_norm": 1e9, "weight_decay": 0.0}  # what would move the ruler be
 
 
 def watched(
-    folder: Path, train: Sequence[Utterance], model: Recogniser | None = None, **changes: Any
-) -> tuple[list[Call], Diary, Watched]:
+    folder: Path, train: Sequence[Utterance], model: Recognizer | None = None, **changes: Any
+) -> tuple[list[Call], RecordedEvents, Watched]:
     objective = Watched(model or tiny(), changes.pop("ctc", None))
-    _, diary = run(folder, list(train), objective, **changes)
-    return objective.calls, diary, objective
+    _, recorded = run(folder, list(train), objective, **changes)
+    return objective.calls, recorded, objective
 
 
 def fitted(folder: Path, objective: CTCObjective, **given: Any) -> FitResult | Interrupted:
@@ -102,7 +102,7 @@ def trainer_file(folder: Path, step: int) -> dict[str, Any]:
 @pytest.mark.parametrize("decay", ["cosine", "noam", "hold", "constant"])
 def test_the_weights_move_by_the_scheduled_rate_and_the_log_shows_that_rate(tmp_path, decay):
     optim = STEADY | {"learning_rate": 0.01, "warmup_steps": 3, "decay": decay}
-    _, diary, objective = watched(
+    _, recorded, objective = watched(
         tmp_path, tones(tmp_path, 4), max_steps=6, valid_every=9, optim=optim
     )
     places = [call.ruler for call in objective.calls] + [float(objective.ruler.detach())]
@@ -115,11 +115,11 @@ def test_the_weights_move_by_the_scheduled_rate_and_the_log_shows_that_rate(tmp_
     }[decay]
     expected = [0.01 * share for share in (1 / 3, 2 / 3, 1, *later)]
     assert moved == pytest.approx(expected, rel=1e-5)
-    shown = [line["learning_rate"] for line in diary.metrics if "learning_rate" in line]
+    shown = [line["learning_rate"] for line in recorded.metrics if "learning_rate" in line]
     assert shown == pytest.approx(moved, rel=1e-5)
 
 
-def test_the_log_shows_the_rate_that_the_optimiser_has_whoever_set_it(tmp_path):
+def test_the_log_shows_the_rate_that_the_optimizer_has_whoever_set_it(tmp_path):
     """A log that works the rate out anew shows the right one where the schedule is not applied."""
 
     def halve(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -129,11 +129,11 @@ def test_the_log_shows_the_rate_that_the_optimiser_has_whoever_set_it(tmp_path):
     hook = register_optimizer_step_pre_hook(halve)
     try:
         optim = STEADY | {"learning_rate": 0.01, "warmup_steps": 0, "decay": "constant"}
-        _, diary, objective = watched(tmp_path, tones(tmp_path, 4), max_steps=1, optim=optim)
+        _, recorded, objective = watched(tmp_path, tones(tmp_path, 4), max_steps=1, optim=optim)
     finally:
         hook.remove()
     assert float(objective.ruler.detach()) == pytest.approx(-0.005)
-    assert diary.metrics[0]["learning_rate"] == pytest.approx(0.005)
+    assert recorded.metrics[0]["learning_rate"] == pytest.approx(0.005)
 
 
 def test_a_step_is_in_training_mode_and_a_validation_is_not(tmp_path):
@@ -153,29 +153,29 @@ def test_what_validation_reports_is_what_the_saved_model_says_without_dropout(tm
     measured = []
     for folder in ("once", "again"):
         still = {"learning_rate": 1e-30, "weight_decay": 0.0}
-        _, diary = run(
+        _, recorded = run(
             tmp_path / folder, train, CTCObjective(tiny(dropout=0.5)), max_steps=2, valid_every=1,
             optim=still, seed=len(measured),
         )  # fmt: skip
-        measured += [line["valid_loss"] for line in diary.metrics if "valid_loss" in line]
+        measured += [line["valid_loss"] for line in recorded.metrics if "valid_loss" in line]
     assert measured == pytest.approx([measured[0]] * 4, rel=1e-6)
 
 
-def test_the_gradient_that_the_optimiser_sees_is_clipped(tmp_path):
+def test_the_gradient_that_the_optimizer_sees_is_clipped(tmp_path):
     """AdamW's first running mean after one step is (1 - beta) times the gradient."""
     norms = {}
     for limit in (0.25, 1e9):
         folder = tmp_path / str(limit)
-        _, diary = run(folder, tones(tmp_path, 4), max_steps=1, optim={"clip_norm": limit})
+        _, recorded = run(folder, tones(tmp_path, 4), max_steps=1, optim={"clip_norm": limit})
         kept = trainer_file(folder, 1)["optimizer"]["state"].values()
         flat = torch.cat([state["exp_avg"].flatten() for state in kept])
         norms[limit] = float(flat.norm()) / (1 - 0.9)
-    before = diary.metrics[0]["grad_norm"]
+    before = recorded.metrics[0]["grad_norm"]
     assert before > 1
     assert norms == pytest.approx({0.25: 0.25, 1e9: before}, rel=1e-3)
 
 
-def test_the_optimiser_has_the_memory_that_is_asked_for(tmp_path):
+def test_the_optimizer_has_the_memory_that_is_asked_for(tmp_path):
     run(tmp_path, tones(tmp_path, 4), max_steps=1, optim={"betas": (0.7, 0.8)})
     groups = trainer_file(tmp_path, 1)["optimizer"]["param_groups"]
     assert {tuple(group["betas"]) for group in groups} == {(0.7, 0.8)}
@@ -184,7 +184,7 @@ def test_the_optimiser_has_the_memory_that_is_asked_for(tmp_path):
 class Idle(CTCObjective):
     """CTC beside a matrix and a vector whose gradients are zero: only decay can move them."""
 
-    def __init__(self, model: Recogniser) -> None:
+    def __init__(self, model: Recognizer) -> None:
         super().__init__(model)
         self.beside = torch.nn.Linear(3, 3)
         self.trainable = torch.nn.ModuleDict({"model": model, "beside": self.beside})
@@ -308,20 +308,20 @@ def test_asked_to_stop_a_run_saves_where_it_is_and_takes_no_further_step(tmp_pat
 
 def test_progress_validations_and_checkpoints_come_as_often_as_they_are_asked_for(tmp_path):
     often = {"log_every": 3, "valid_every": 4, "checkpoint_every": 5}
-    _, diary = run(tmp_path, tones(tmp_path, 2), max_steps=10, samples=0, **often)
-    assert [line["step"] for line in diary.metrics if "loss" in line] == [1, 3, 6, 9]
-    assert [line["step"] for line in diary.metrics if "wer" in line] == [4, 8, 10]
-    assert [facts["step"] for facts in diary.named("checkpoint")] == [5, 10]
-    assert all(facts["samples"] == [] for facts in diary.named("samples"))
+    _, recorded = run(tmp_path, tones(tmp_path, 2), max_steps=10, samples=0, **often)
+    assert [line["step"] for line in recorded.metrics if "loss" in line] == [1, 3, 6, 9]
+    assert [line["step"] for line in recorded.metrics if "wer" in line] == [4, 8, 10]
+    assert [facts["step"] for facts in recorded.named("checkpoint")] == [5, 10]
+    assert all(facts["samples"] == [] for facts in recorded.named("samples"))
 
 
 def test_the_best_checkpoint_is_the_best_and_not_the_last(tmp_path):
     wild = {"learning_rate": 0.5, "warmup_steps": 3, "decay": "constant"}
-    result, diary = run(
+    result, recorded = run(
         tmp_path, tones(tmp_path, 4), max_steps=6, valid_every=1, optim=wild, keep_checkpoints=9
     )
-    losses = {line["step"]: line["valid_loss"] for line in diary.metrics if "wer" in line}
-    wers = [line["wer"] for line in diary.metrics if "wer" in line]
+    losses = {line["step"]: line["valid_loss"] for line in recorded.metrics if "wer" in line}
+    wers = [line["wer"] for line in recorded.metrics if "wer" in line]
     assert min(wers) >= 1, "models that say nothing are compared by their loss"
     best = min(losses, key=losses.__getitem__)
     assert best < 6, "this rate is to spoil the model"
@@ -346,7 +346,7 @@ def test_a_model_is_kept_for_its_wer_and_from_100_percent_on_for_its_loss(
     assert checkpoint.complete(tmp_path / "checkpoints/best") is replaced
 
 
-def test_a_resumed_run_has_the_optimiser_the_place_in_the_data_and_the_counters_of_before(tmp_path):
+def test_a_resumed_run_has_the_optimizer_the_place_in_the_data_and_the_counters_of_before(tmp_path):
     train = tones(tmp_path, 8)
     short = {"max_steps": 6, "batch_seconds": 3.0, "valid_every": 2, "checkpoint_every": 9}
     short |= {"average": AverageConfig(decay=0.9)}
@@ -383,10 +383,10 @@ def test_the_guard_remembers_the_norms_of_the_run(tmp_path):
             self.count += 1
             return replace(loss, total=loss.total * (100 if self.count == 3 else 1))
 
-    result, diary = run(
+    result, recorded = run(
         tmp_path, tones(tmp_path, 4), Spiked(tiny()), max_steps=4, guard={"skip_ratio": 10.0}
     )
-    assert [facts["step"] for facts in diary.named("step_dropped")] == [3]
+    assert [facts["step"] for facts in recorded.named("step_dropped")] == [3]
     assert result.steps_skipped == 1
 
 
@@ -415,10 +415,10 @@ def test_the_running_mean_follows_taken_steps_only_and_is_what_is_validated(tmp_
 def test_the_mean_of_the_last_checkpoints_is_measured_with_its_own_weights(tmp_path):
     train = tones(tmp_path, 4)
     every = {"max_steps": 4, "checkpoint_every": 1, "valid_every": 4, "keep_checkpoints": 1}
-    _, diary = run(tmp_path, train, average=AverageConfig(last=3), **every)
+    _, recorded = run(tmp_path, train, average=AverageConfig(last=3), **every)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("0*"))
     assert kept == ["00000002", "00000003", "00000004"], "the mean needs them"
-    own, mean = (line["valid_loss"] for line in diary.metrics if "valid_loss" in line)
+    own, mean = (line["valid_loss"] for line in recorded.metrics if "valid_loss" in line)
     states = [checkpoint.load(tmp_path / f"checkpoints/{name}/model.safetensors") for name in kept]
     model = tiny()
     model.load_state_dict({k: sum(s[k] for s in states) / 3 for k in states[0]})
@@ -431,8 +431,8 @@ def test_the_mean_of_the_last_checkpoints_is_measured_with_its_own_weights(tmp_p
 def test_a_run_made_longer_measures_the_mean_of_its_last_checkpoints_again(tmp_path):
     train, every = tones(tmp_path, 2), {"checkpoint_every": 1, "average": AverageConfig(last=2)}
     for steps in (2, 4):
-        _, diary = run(tmp_path, train, max_steps=steps, valid_every=steps, **every)
-        measured = [line["step"] for line in diary.metrics if "valid_loss" in line]
+        _, recorded = run(tmp_path, train, max_steps=steps, valid_every=steps, **every)
+        measured = [line["step"] for line in recorded.metrics if "valid_loss" in line]
         assert measured == [steps, steps], "its own weights, then the mean"
 
 
@@ -440,10 +440,10 @@ def test_heard_twice_a_batch_has_half_as_many_utterances_and_long_ones_are_left_
     train = tones(tmp_path, 8)
     longest = max(each.duration for each in train)
     views = {"ctc": CTCConfig(consistency=0.2), "augment": AugmentConfig(time_masks=1)}
-    calls, diary, _ = watched(
+    calls, recorded, _ = watched(
         tmp_path, train, max_steps=3, batch_seconds=1.9 * longest, max_unreadable=0, **views
     )
-    left_out = [each for facts in diary.named("left_out") for each in facts["ids"]]
+    left_out = [each for facts in recorded.named("left_out") for each in facts["ids"]]
     assert left_out == [each.id for each in train if each.duration > 0.95 * longest]
     durations = {each.id: each.duration for each in train}
     for call in calls:
@@ -454,14 +454,14 @@ def test_an_unreadable_file_is_named_once_wherever_it_is_met(tmp_path):
     train = tones(tmp_path, 4)
     for each in train[:2]:
         each.audio.write_bytes(b"")
-    _, diary = run(
+    _, recorded = run(
         tmp_path, train, dev=[train[0], train[3]], max_steps=4, valid_every=2, batch_seconds=99.0
     )
-    named = [name for facts in diary.named("unreadable") for name in facts["files"]]
+    named = [name for facts in recorded.named("unreadable") for name in facts["files"]]
     assert sorted(named) == [each.id for each in train[:2]]
     dev = [train[1], train[3]]
-    _, diary = run(tmp_path / "dev", train[2:], dev=dev, max_steps=1)
-    assert [list(facts["files"]) for facts in diary.named("unreadable")] == [[train[1].id]]
+    _, recorded = run(tmp_path / "dev", train[2:], dev=dev, max_steps=1)
+    assert [list(facts["files"]) for facts in recorded.named("unreadable")] == [[train[1].id]]
 
 
 def test_a_replacement_of_the_best_checkpoint_that_was_cut_short_is_finished_by_the_next_start(
@@ -471,9 +471,9 @@ def test_a_replacement_of_the_best_checkpoint_that_was_cut_short_is_finished_by_
     run(tmp_path, train, max_steps=3)
     best = tmp_path / "checkpoints" / "best"
     best.rename(best.with_name(".old.best"))
-    result, diary = run(tmp_path, train, max_steps=3)
+    result, recorded = run(tmp_path, train, max_steps=3)
     assert result.checkpoint == best and checkpoint.complete(best)
-    assert diary.metrics == [], "it was finished, and made no new one"
+    assert recorded.metrics == [], "it was finished, and made no new one"
 
 
 def test_an_objective_is_told_what_a_step_came_to_after_it(tmp_path):
@@ -486,6 +486,6 @@ def test_an_objective_is_told_what_a_step_came_to_after_it(tmp_path):
             told.append((step, outcome.loss, float(self.ruler.detach())))
 
     objective = Told(tiny())
-    _, diary = run(tmp_path, tones(tmp_path, 2), objective, max_steps=3)
-    assert [(step, loss) for step, loss, _ in told] == list(diary.losses().items())
+    _, recorded = run(tmp_path, tones(tmp_path, 2), objective, max_steps=3)
+    assert [(step, loss) for step, loss, _ in told] == list(recorded.losses().items())
     assert [place for _, _, place in told[:-1]] == [call.ruler for call in objective.calls[1:]]

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from lact_asr.data.audio import read_audio
 from lact_asr.data.librispeech import scan
 from lact_asr.data.synthetic import espeak
-from lact_asr.data.synthetic.corpus import synthesise
+from lact_asr.data.synthetic.corpus import synthesize
 from lact_asr.data.synthetic.sentences import VOICES, Synthetic, capacity, sentences
 from lact_asr.utils.errors import DataError
 
@@ -30,7 +30,7 @@ SMALL = Synthetic(utterances=12, test_utterances=4)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthesise(SMALL, tmp_path_factory.mktemp("data"))
+    return synthesize(SMALL, tmp_path_factory.mktemp("data"))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -81,21 +81,21 @@ def test_it_is_speech_at_full_scale_with_quiet_edges(corpus: Path) -> None:
 def test_the_same_recipe_gives_the_same_bytes_in_every_process(
     corpus: Path, tmp_path: Path
 ) -> None:
-    again = synthesise(SMALL, tmp_path)
+    again = synthesize(SMALL, tmp_path)
     assert again.name == corpus.name
     assert digests(again) == digests(corpus)
 
 
 def test_what_is_there_is_not_made_again(corpus: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
-    assert synthesise(SMALL, corpus.parent) == corpus
+    assert synthesize(SMALL, corpus.parent) == corpus
     assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
 
 
 def test_killed_in_the_middle_it_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from lact_asr.data.synthetic.corpus import *;"
-        "synthesise(Synthetic(utterances=800), Path(sys.argv[1]))"
+        "synthesize(Synthetic(utterances=800), Path(sys.argv[1]))"
     )
     running = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], start_new_session=True)
     while len(list(tmp_path.glob(".synthetic-*.making/train/*/*/*.flac"))) < 5:

@@ -1,4 +1,4 @@
-"""The whole recogniser: sizes, padding, gradients, precision, and that it learns."""
+"""The whole recognizer: sizes, padding, gradients, precision, and that it learns."""
 
 import json
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lact_asr.config.model import SIZES, sized
-from lact_asr.model.recogniser import FAMILIES, Recogniser
+from lact_asr.config.model import SIZES, named_size
+from lact_asr.model.recognizer import FAMILIES, Recognizer
 from lact_asr.model.window_attention import Layout
-from lact_asr.text.normalize import normalise
+from lact_asr.text.normalize import normalize
 from lact_asr.text.vocabulary import Vocabulary
 from tests.conftest import shared
 from tests.lact_asr.model.reference import distance
-from tests.lact_asr.model.test_lact_layer import CAUSAL, SMALL, awake, small, variants
+from tests.lact_asr.model.test_lact_layer import CAUSAL, SMALL, awake, small_config, variants
 
 
 def waves(seconds: list[float]) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def waves(seconds: list[float]) -> tuple[Tensor, Tensor]:
 )
 def test_a_named_size_has_its_published_number_of_parameters(size, symbols, published):
     with torch.device("meta"):
-        model = Recogniser(SIZES[size], symbols)
+        model = Recognizer(SIZES[size], symbols)
     found = sum(p.numel() for p in model.parameters())
     # Without momentum there is no gate for it: heads x (width + 1) fewer per layer.
     config = SIZES[size]
@@ -45,7 +45,7 @@ def test_a_named_size_has_its_published_number_of_parameters(size, symbols, publ
 
 
 @torch.no_grad()
-def padding_drift(model: Recogniser) -> float:
+def padding_drift(model: Recognizer) -> float:
     """How far an utterance's answer moves when it is read beside longer ones."""
     batch, lengths = waves([2.0, 0.7, 1.31])
     batch = batch.to(model.head.weight.dtype)
@@ -61,7 +61,7 @@ def padding_drift(model: Recogniser) -> float:
 
 @variants
 def test_padding_and_neighbours_change_no_output(changes):
-    model = Recogniser(small(changes), 29).eval()
+    model = Recognizer(small_config(changes), 29).eval()
     assert padding_drift(model) < 1e-5
     awake(model)  # these weights blow rounding up 100 times: judge the law in float64
     assert padding_drift(model.double()) < 1e-11
@@ -69,7 +69,7 @@ def test_padding_and_neighbours_change_no_output(changes):
 
 @variants
 def test_every_parameter_learns_from_every_batch(changes):
-    model = Recogniser(small(changes), 29)
+    model = Recognizer(small_config(changes), 29)
     awake(model)
     output = model(*waves([1.0, 0.6]))
     output.log_probs[..., 3].sum().backward()
@@ -78,7 +78,7 @@ def test_every_parameter_learns_from_every_batch(changes):
 
 
 def test_a_batch_too_short_to_learn_from_still_has_every_gradient():
-    model = Recogniser(small({**CAUSAL, "momentum": True}), 29)
+    model = Recognizer(small_config({**CAUSAL, "momentum": True}), 29)
     output = model(*waves([0.15]))
     output.log_probs.sum().backward()
     assert output.updates_run == 0
@@ -95,25 +95,25 @@ def test_a_batch_too_short_to_learn_from_still_has_every_gradient():
     ],
 )
 def test_a_forward_pass_reports_its_updates(changes, updates):
-    output = Recogniser(small(changes), 29)(*waves([1.0, 0.3]))
+    output = Recognizer(small_config(changes), 29)(*waves([1.0, 0.3]))
     assert output.updates_run == updates
     assert output.log_probs.shape == (2, 25, 29)
     assert [x.shape for x in output.hidden] == [(2, 25, 24)] * 2
     torch.testing.assert_close(output.log_probs.exp().sum(-1), torch.ones(2, 25))
 
 
-def test_the_updates_change_what_the_recogniser_says():
-    config = small({})
-    model = Recogniser(config, 29).eval()
+def test_the_updates_change_what_the_recognizer_says():
+    config = small_config({})
+    model = Recognizer(config, 29).eval()
     awake(model)
-    still = Recogniser(config.model_copy(update={"schedule": "off"}), 29).eval()
+    still = Recognizer(config.model_copy(update={"schedule": "off"}), 29).eval()
     still.load_state_dict(model.state_dict(), strict=False)
     batch = waves([1.0])
     assert distance(still(*batch).log_probs, model(*batch).log_probs) > 0.01
 
 
 def test_the_causal_schedule_says_the_same_whatever_follows():
-    model = Recogniser(small(CAUSAL), 29).eval()
+    model = Recognizer(small_config(CAUSAL), 29).eval()
     awake(model)
     batch, lengths = waves([2.0])
     mel, frames = model.features(batch, lengths)
@@ -130,7 +130,7 @@ def test_the_causal_schedule_says_the_same_whatever_follows():
 
 
 def test_bfloat16_autocast_stays_close_and_ends_in_float32():
-    model = Recogniser(sized("tiny", {"layers": 2, "dropout": 0.0}), 29).eval()
+    model = Recognizer(named_size("tiny", {"layers": 2, "dropout": 0.0}), 29).eval()
     batch = waves([1.5, 1.0])
     exact = model(*batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,7 +144,7 @@ def test_bfloat16_autocast_stays_close_and_ends_in_float32():
 @pytest.mark.parametrize("subsampling", [1, 2, 4, 8])
 def test_output_lengths_are_plain_arithmetic(subsampling):
     changes = {**SMALL, "subsampling": subsampling, "conv_layers": 3, "layers": 1}
-    model = Recogniser(sized("tiny", changes), 29).eval()
+    model = Recognizer(named_size("tiny", changes), 29).eval()
     for samples in (1, 160, 161, 1281, 16_000, 16_001):
         output = model(torch.zeros(1, samples), torch.tensor([samples]))
         assert output.lengths.item() == output.log_probs.shape[1] == model.output_lengths(samples)
@@ -153,7 +153,7 @@ def test_output_lengths_are_plain_arithmetic(subsampling):
 
 
 def test_a_model_comes_back_from_its_config_and_weights():
-    model = Recogniser(small({}), 29).eval()
+    model = Recognizer(small_config({}), 29).eval()
     config = json.loads(json.dumps(model.config.model_dump()))
     again = FAMILIES[model.family](config, 29).eval()
     again.load_state_dict(model.state_dict())
@@ -168,8 +168,8 @@ def test_ten_real_utterances_are_learned_by_heart_within_250_steps():
         for line in listing.read_text().splitlines():
             name, text = line.split(" ", 1)
             clip, _ = soundfile.read(listing.parent / f"{name}.flac", dtype="float32")
-            if 32_000 <= len(clip) < 40_000 and normalise(text) not in texts:
-                texts.append(normalise(text))
+            if 32_000 <= len(clip) < 40_000 and normalize(text) not in texts:
+                texts.append(normalize(text))
                 clips.append(torch.from_numpy(clip))
     texts, clips = texts[:10], clips[:10]
     assert len(texts) == 10
@@ -178,7 +178,7 @@ def test_ten_real_utterances_are_learned_by_heart_within_250_steps():
     sizes = torch.tensor([len(text) for text in texts])
     batch = torch.nn.utils.rnn.pad_sequence(clips, True), torch.tensor([len(c) for c in clips])
     torch.manual_seed(0)
-    model = Recogniser(sized("tiny", {"dropout": 0.0}), len(vocabulary))
+    model = Recognizer(named_size("tiny", {"dropout": 0.0}), len(vocabulary))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(1, 251):
         output = model(*batch)

@@ -1,4 +1,4 @@
-"""The LaCT recogniser: log-mel, convolutions, blocks of mix and MLP, CTC head.
+"""The LaCT recognizer: log-mel, convolutions, blocks of LaCT layer and MLP, CTC head.
 
 Legend: B utterances, N samples, T frames (10 ms), L tokens (after subsampling), D width, V symbols
 with the blank. Padding never reaches a valid place: frames past a length are zero before every
@@ -17,8 +17,8 @@ from lact_asr.config.model import ModelConfig
 from lact_asr.model.fast_weights import wide
 from lact_asr.model.features import LogMel
 from lact_asr.model.interface import CTCModel, CTCOutput
-from lact_asr.model.lact_layer import Mix, RMSNorm
-from lact_asr.model.masks import valid
+from lact_asr.model.lact_layer import LaCTLayer, RMSNorm
+from lact_asr.model.masks import length_mask
 from lact_asr.model.window_attention import Layout
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         ):
             x = F.silu(norm(convolution(x.mT).mT))
             lengths = -(-lengths // stride)
-            x = x * valid(lengths, x.shape[1])[:, :, None]
+            x = x * length_mask(lengths, x.shape[1])[:, :, None]
         return x, lengths
 
 
@@ -67,12 +67,12 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Mix and MLP, each behind a norm and added to the stream."""
+    """LaCT layer and MLP, each behind a norm and added to the stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.mix_norm = RMSNorm(config.hidden, EPS)
-        self.mix = Mix(config)
+        self.mix = LaCTLayer(config)
         self.mlp_norm = RMSNorm(config.hidden, EPS)
         self.mlp = SwiGLU(config.hidden, config.mlp)
         self.dropout = nn.Dropout(config.dropout)
@@ -83,12 +83,12 @@ class Block(nn.Module):
         x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.mlp_norm(x))), updates
 
-    def look(self, x: Tensor, layout: Layout) -> Tensor:
+    def log_attention(self, x: Tensor, layout: Layout) -> Tensor:
         """Logarithm of the attention [B,H,L,L] that forward pays on tokens [B,L,D]."""
-        return self.mix.look(self.mix_norm(x), layout)
+        return self.mix.log_attention(self.mix_norm(x), layout)
 
 
-class Recogniser(CTCModel):
+class Recognizer(CTCModel):
     """Waves to CTC log-probabilities."""
 
     family = "lact"
@@ -104,7 +104,7 @@ class Recogniser(CTCModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, EPS)
         self.head = nn.Linear(config.hidden, vocabulary_size)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(
         self,
@@ -128,7 +128,7 @@ class Recogniser(CTCModel):
             x, updates = block(hidden[-1], layout)
             hidden.append(x)
         last = cast(Block, self.blocks[-1])
-        paid = last.look(hidden[-2], layout) if attention else None
+        paid = last.log_attention(hidden[-2], layout) if attention else None
         return CTCOutput(self.read_out(x, lengths), lengths, hidden[1:], paid, updates)
 
     def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
@@ -137,16 +137,16 @@ class Recogniser(CTCModel):
             return self.head(wide(self.norm(states))).log_softmax(-1)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def recogniser(config: dict[str, Any], vocabulary_size: int) -> Recogniser:
+def recognizer(config: dict[str, Any], vocabulary_size: int) -> Recognizer:
     """A fresh model from what a checkpoint stored."""
-    return Recogniser(ModelConfig.model_validate(config), vocabulary_size)
+    return Recognizer(ModelConfig.model_validate(config), vocabulary_size)
 
 
-FAMILIES: dict[str, Callable[[dict[str, Any], int], CTCModel]] = {"lact": recogniser}
+FAMILIES: dict[str, Callable[[dict[str, Any], int], CTCModel]] = {"lact": recognizer}
