@@ -32,7 +32,7 @@ NOTHING: dict[str, list[str]] = {"one": [], "two": ["one"], "three": ["two"]}
 
 def make_run(folder: Path, needs: Mapping[str, Sequence[str]] = NOTHING, **facts: Any) -> Run:
     """A run of `true`s that nobody has submitted, with this checkout as its code."""
-    run = RunStore(folder / "runs").create("demo-1-abcdef")
+    run = RunStore(folder / "runs").create(facts.get("name", "demo-1-abcdef"))
     steps = [
         {
             "name": name, "kind": "command", "needs": list(before), "gate": {},
@@ -194,9 +194,9 @@ def test_a_submission_that_nobody_finds_again_says_what_to_do(tmp_path, monkeypa
 
 
 def test_a_job_is_named_after_its_step_its_run_and_the_try(tmp_path):
-    run = make_run(tmp_path, {"one": []})
+    run = make_run(tmp_path, {"one": []}, name="demo-12345x-abcd")
     submitted(run, Paper(run))
-    assert re.fullmatch(r"one\.abcdef[0-9a-f]{4}", run.step("one").latest().token)
+    assert re.fullmatch(r"one\.xabcd[0-9a-f]{4}", run.step("one").latest().token)
 
 
 def test_only_a_try_whose_answer_is_missing_is_looked_for(tmp_path):
