@@ -118,8 +118,10 @@ class PrivateSlurm:
         A hangup first: a cancelled job that ignores SIGTERM is killed after KillWait only.
         """
         mine = ["scancel", f"--user={getpass.getuser()}"]
-        for how in (["--state=PENDING"], ["--signal=HUP", "--full"], []):
-            self.run(*mine, *how)
+        self.run(*mine, "--state=PENDING")
+        with contextlib.suppress(RuntimeError):  # one of them has just ended
+            self.run(*mine, "--signal=HUP", "--full")
+        self.run(*mine)
         self.wait_for(lambda: not self.run("squeue", "-h").strip())
 
 

@@ -146,11 +146,11 @@ class Launcher:
         A job that left the queue and came back has one record for each stay. Jobs that were
         cancelled before they started are left out: sacct has them at one time and not at another.
         """
-        fields = ["-o", "JobIDRaw,JobName,State,WorkDir"]
+        fields = ["-o", "JobIDRaw,State,WorkDir,JobName"]
         said = self.slurm.run("sacct", "-n", "-P", "-X", "-D", "-S", "now-1hour", *fields)
         found: dict[str, list[str]] = {}
         for line in said.splitlines():
-            _, name, state, cwd = line.split("|")
+            _, state, cwd, name = [*line.split("|", 3), "", "", ""][:4]  # names may have two lines
             if Path(cwd) == self.folder and not state.startswith("CANCELLED"):
                 found.setdefault(name.split(".")[0], []).append(state.split()[0])
         return found
