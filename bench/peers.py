@@ -9,9 +9,8 @@ For comparison only: no checkpoint of the project holds one of these.
 Legend: B utterances, L tokens, D width, w width of a head.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from lact_asr.config.base import Frozen
 from lact_asr.config.model import HOP, ModelConfig
 from lact_asr.model.fast_weights import wide
 from lact_asr.model.features import LogMel
-from lact_asr.model.interface import CTCOutput
+from lact_asr.model.interface import Count, CTCModel, CTCOutput
 from lact_asr.model.lact_layer import RMSNorm
 from lact_asr.model.masks import length_mask
 from lact_asr.model.recognizer import EPS, Encoder, Recognizer, SwiGLU
@@ -47,9 +46,16 @@ class PeerConfig(Frozen):
         """Hidden states given beside the output: none."""
         return 0
 
+    def tokens(self, samples: Count) -> Count:
+        """Tokens for so many samples."""
+        frames = -(-samples // HOP)
+        return -(-frames // self.subsampling)
 
-class Peer(nn.Module, ABC):
+
+class Peer(CTCModel):
     """Our front end and head around other blocks."""
+
+    config: PeerConfig
 
     def __init__(self, config: PeerConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -60,18 +66,16 @@ class Peer(nn.Module, ABC):
         self.norm = RMSNorm(config.hidden, EPS)
         self.head = nn.Linear(config.hidden, vocabulary_size)
 
-    def output_lengths(self, wave_lengths: Any) -> Any:
-        """Tokens for so many samples."""
-        frames = -(-wave_lengths // HOP)
-        return -(-frames // self.config.subsampling)
-
     def forward(self, waves: Tensor, wave_lengths: Tensor) -> CTCOutput:
         """Waves [B,N] and their lengths [B] in samples."""
         x, lengths = self.encoder(*self.features(waves, wave_lengths))
         x = self.mixed(self.dropout(x), lengths)
-        with torch.autocast(x.device.type, enabled=False):
-            log_probs = self.head(wide(self.norm(x))).log_softmax(-1)
-        return CTCOutput(log_probs, lengths, [])
+        return CTCOutput(self.read_out(x, lengths), lengths, [])
+
+    def read_out(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Log-probabilities of the symbols."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.head(wide(self.norm(states))).log_softmax(-1)
 
     @abstractmethod
     def mixed(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -29,10 +29,16 @@ def copy_code(target: Path) -> None:
     # of its own, beside which this one does other things (Python's copytree takes 15 ms, like this)
     parts = [str(ROOT / part) for part in PARTS]
     done = subprocess.run(
-        ["cp", "-RLp", *parts, str(temporary)], stderr=subprocess.PIPE, text=True, errors="replace"
+        ["cp", "-RLp", *parts, str(temporary)],
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        restore_signals=False,  # SIGXFSZ would end it without a word where files are limited
     )
     if done.returncode:
-        raise UserError(f"the code cannot be copied to {target}: {done.stderr.strip()}")
+        said = (done.stderr.strip() or f"cp ended with status {done.returncode}").splitlines()[-1]
+        advice = "make room there, or name another folder (TRAINYARD_RUNS, or --out of render)"
+        raise UserError(f"{target} cannot be created: {said}: {advice}")
     temporary.rename(target)
 
 

@@ -55,7 +55,7 @@ def make_run(root: Path, name: str = "demo-1", second: str = "second") -> Run:
             "pipeline": "demo",
             "cluster": {"name": "local", "backend": "local"},
             "created": 1.0,
-            "user": "me",
+            "user": user(),
             "cwd": str(root),
             "steps": steps,
         }
@@ -71,7 +71,7 @@ def write(step: StepDir, name: str, lines: list[dict[str, Any]]) -> None:
 
 
 def write_sound(step: StepDir, *but: str) -> None:
-    """All files of a step, but some: with a result it has succeeded, without one it has failed."""
+    """All files of a step, but some: with a result it has succeeded, else it was cancelled."""
     for name, lines in SOUND.items():
         if name not in but:
             write(step, name, lines)
@@ -297,7 +297,7 @@ def test_names_of_240_characters_are_names(
     monkeypatch.setenv("TRAINYARD_RUNS", str(tmp_path))
     run = make_run(tmp_path, "r" * 240, "s" * 240)
     write_sound(run.step("s" * 240), "result.json")
-    assert show_steps(run, capsys)["s" * 240]["state"] == "failed"
+    assert show_steps(run, capsys)["s" * 240]["state"] == "cancelled"
     assert main(["status", "n" * 300]) == 2
     assert "no run begins with" in capsys.readouterr().err
 

@@ -18,7 +18,12 @@ def call(script: Path, *words: str, folder: Path) -> "subprocess.CompletedProces
     return subprocess.run(
         [script, *words],
         cwd=folder,
-        env={**os.environ, "PYTHON": sys.executable, "TRAINYARD_DATA": str(folder / "data")},
+        env={
+            **os.environ,
+            "PYTHON": sys.executable,
+            "TRAINYARD_DATA": str(folder / "data"),
+            "TRAINYARD_CLUSTER": "local",
+        },
         capture_output=True,
         text=True,
         timeout=120,

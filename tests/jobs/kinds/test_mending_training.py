@@ -38,6 +38,7 @@ def test_a_diverged_step_goes_on_with_a_sane_rate_from_before_it_diverged(tmp_pa
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert launch("cancel", run.name).returncode == 0
+    launch.until("cancelled", step="train")  # it saves once more before it leaves
     sane = int(checkpoint.by_step(folder)[-1].name)
 
     done = launch("resume", run.name, "--set", f"{RATE}=4e3", "--wait")
