@@ -29,7 +29,7 @@ _PARALLEL = 4
 _TRIES = 5  # for a job whose submission was unclear, one second apart
 
 
-def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None) -> list[Submit]:
+def submit_pending(run: Run, backend: Backend) -> list[Submit]:
     """Submit whatever of the run is not done and not under way; what was submitted.
 
     The caller holds the run's lock. ClusterError where the cluster refuses or does not answer.
@@ -37,8 +37,7 @@ def submit_pending(run: Run, backend: Backend, only: Sequence[str] | None = None
     _expect_launch_folder(run)
     seen = look_closely(run, backend)
     needs = {step["name"]: tuple(step["needs"]) for step in run.steps()}
-    wanted = {name: needs[name] for name in needs if only is None or name in only}
-    todo = plan(wanted, {name: _for_plan(seen, name) for name in needs})
+    todo = plan(needs, {name: _for_plan(seen, name) for name in needs})
     dying = alive(seen, [submit.step for submit in todo])
     if trouble := end(run, backend, dying):
         raise ClusterError(f"{trouble}; nothing is submitted beside jobs that may be alive")

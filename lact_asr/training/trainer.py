@@ -254,6 +254,7 @@ class _Run:
 
     def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
+        self.launcher.fence()
         aside, where = retreat(self.folder, self.state, outcome)
         for path in aside:
             self.logger.event("put_aside", checkpoint=path.name, now=checkpoint.DIVERGED)

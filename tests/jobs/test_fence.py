@@ -81,6 +81,7 @@ def test_a_start_of_a_job_that_was_submitted_anew_leaves_before_the_new_one_begi
 def test_a_submission_that_was_refused_takes_nobodys_place(step: StepDir) -> None:
     step.add_submission(NEW, refused="Invalid account")
     Fence(step, Attempt(OLD, "9", 0)).enter(claim=True)
+    assert step.claim()["token"] == OLD
 
 
 def test_rank_0_claims_the_folder_for_its_start(step: StepDir) -> None:

@@ -114,8 +114,8 @@ class Paper:
             self.ended.append(list(ids))
 
 
-def submitted(run: Run, queue: Paper, **given: Any) -> list[str]:
-    return [each.step for each in submit.submit_pending(run, queue, **given)]
+def submitted(run: Run, queue: Paper) -> list[str]:
+    return [each.step for each in submit.submit_pending(run, queue)]
 
 
 def test_each_step_is_submitted_behind_its_needs_with_its_intent_and_its_id_on_record(tmp_path):
@@ -127,11 +127,6 @@ def test_each_step_is_submitted_behind_its_needs_with_its_intent_and_its_id_on_r
     assert [[each.job for each in some] for some in tries] == [["100"], ["101"], ["102"]]
     assert len({each.token for some in tries for each in some}) == 3
     assert submitted(run, queue) == [], "all are under way"
-
-
-def test_only_the_steps_that_are_named_are_submitted(tmp_path):
-    run = make_run(tmp_path)
-    assert submitted(run, Paper(run), only=["one", "two"]) == ["one", "two"]
 
 
 def test_after_a_refusal_nothing_more_is_asked_and_it_is_on_record(tmp_path):
@@ -259,9 +254,9 @@ def test_a_silence_while_the_end_is_waited_for_is_no_end_and_does_not_end_the_wa
 
 
 def test_while_the_queue_is_silent_nothing_is_submitted_or_ended(tmp_path):
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, {"one": []})
     queue = Paper(run)
-    submitted(run, queue, only=["one"])
+    submitted(run, queue)
     queue.trouble["states"] = ClusterError("Unable to contact slurm controller")
     for act in (submitted, cancel.cancel):
         with pytest.raises(ClusterError, match="Unable to contact"):

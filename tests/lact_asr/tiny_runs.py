@@ -20,6 +20,7 @@ from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective, SpeechObjective
 from lact_asr.training.trainer import FitResult, fit
 from lact_asr.utils.errors import Interrupted
+from lact_asr.utils.locks import no_fence
 
 T = TypeVar("T")
 RATE = 16_000
@@ -109,6 +110,7 @@ def run(
     stop_at: float = math.inf,
     recorded: RecordedEvents | None = None,
     device: torch.device | None = None,
+    fence: Callable[[], None] = no_fence,
     **changes: object,
 ) -> tuple[FitResult | Interrupted, RecordedEvents]:
     """fit with the small parts; asked to stop once `stop_at` steps are done."""
@@ -125,6 +127,7 @@ def run(
         report=lambda line: recorded.metrics.append(dict(line)),
         event=recorded.event,
         should_stop=lambda: next(asked) >= stop_at,
+        fence=fence,
         device=device,
     )
     return result, recorded

@@ -130,7 +130,7 @@ def test_what_the_users_shell_sets_for_scancel_changes_nothing(launcher: Launche
     launcher.environment["SCANCEL_STATE"] = "PENDING"  # it would leave running jobs alone
     launcher("cancel", run)
     launcher.slurm.wait_for(lambda: launcher.queued() == [])
-    launcher.wait_for_states(one="cancelled")
+    assert launcher.states() == {"one": "cancelled"}
 
 
 def test_cancel_and_resume_refuse_the_run_of_another_user(launcher: Launcher) -> None:

@@ -81,6 +81,9 @@ def test_the_queue_behind_a_failed_step_empties_by_itself(launcher: Launcher) ->
     launcher.touch("go")
     launcher.slurm.wait_for(lambda: launcher.states()["one"] == "failed")
     launcher.slurm.wait_for(lambda: launcher.queued() == [])
+    states = launcher.states()
+    assert [states[name] for name in ("two", "three", "four")] == ["cancelled"] * 3
+    assert launcher.ran() == []
 
 
 def test_a_missed_gate_stops_everything_behind_it_and_says_why(launcher: Launcher) -> None:

@@ -54,6 +54,18 @@ def test_checkpoints_with_weights_that_drop_every_step_are_put_aside(tmp_path):
     assert all(torch.equal(kept[name], value) for name, value in broken.model.state_dict().items())
 
 
+def test_a_start_that_a_newer_one_has_replaced_puts_none_of_its_checkpoints_aside(tmp_path):
+    broken = Poisoned(tiny(), at=range(7, 999))
+
+    def fence() -> None:
+        if broken.calls > 6:  # all checkpoints are written: what is in the folder is the other's
+            raise RuntimeError("replaced")
+
+    with pytest.raises(RuntimeError, match="replaced"):
+        run(tmp_path, tones(tmp_path, 6), broken, fence=fence, **LONG)
+    assert numbered(tmp_path) == ["00000002", "00000004", "00000006"]
+
+
 def given_up(folder: Path) -> None:
     """Two ranks, of which one has no finite loss after six steps; what each is told."""
     world = processes.start()
