@@ -62,7 +62,7 @@ def test_a_start_that_a_newer_one_has_replaced_puts_none_of_its_checkpoints_asid
             raise RuntimeError("replaced")
 
     with pytest.raises(RuntimeError, match="replaced"):
-        run(tmp_path, tones(tmp_path, 6), broken, fence=fence, **LONG)
+        run(tmp_path, tones(tmp_path, 6), broken, fence=fence, **{**LONG, "valid_every": 60})
     assert numbered(tmp_path) == ["00000002", "00000004", "00000006"]
 
 
