@@ -21,9 +21,9 @@ TIMED_OUT = (
     "echo 'scancel: error: Kill job error on job id 7: Socket timed out on send/recv operation'"
     " >&2; exit 1"
 )
-# a program that needs 3 s to save when it is told to end, as a checkpoint on a busy file system
+# a program that saves for 8 s when it is told to end: `cancel` looks for 3 s, and KillWait is 15
 SLOW_TO_END = (
-    "trap 'sleep 3; echo \"end $SLURM_JOB_ID\" >> trace; exit 143' TERM; "
+    "trap 'sleep 8; echo \"end $SLURM_JOB_ID\" >> trace; exit 143' TERM; "
     f'echo "begin $SLURM_JOB_ID" >> trace; {UNTIL_GO}; echo "end $SLURM_JOB_ID" >> trace'
 )
 
