@@ -121,6 +121,19 @@ def test_sigterm_interrupts_without_a_failure(tmp_path: Path) -> None:
     assert step.events()[-1]["signal"] == "SIGTERM"
 
 
+def test_a_warning_that_comes_when_the_step_is_done_makes_no_failed_job_of_it(
+    tmp_path: Path,
+) -> None:
+    """From the result on, a warning comes every millisecond."""
+    step = make_step(tmp_path, ["true"])
+    process = start(step)
+    while process.poll() is None:
+        if (tmp_path / "result.json").exists():
+            process.send_signal(signal.SIGUSR2)
+        time.sleep(0.001)
+    assert process.returncode == 0
+
+
 def until_go(folder: Path) -> str:
     """A shell that goes on once there is a file `go`."""
     return f"until test -e {folder}/go; do sleep 0.05; done"

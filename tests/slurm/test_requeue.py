@@ -79,7 +79,7 @@ def end_soon_after_interruption(launcher: Launcher) -> None:
 
 def went_on_and_ended(launcher: Launcher, signal: str, state: str) -> None:
     """Training saved when the signal came, went on from there, ended; what is behind ran once."""
-    launcher.wait_for_states(270, last="succeeded")
+    launcher.wait_for_states(600, last="succeeded")
     interrupted, *_ = events(launcher, "interrupted")
     position = interrupted["position"]
     assert interrupted["signal"] == signal
