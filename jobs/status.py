@@ -63,6 +63,8 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "kind": step["kind"],
         "state": state.value,
         "reason": reason.splitlines()[0] if reason else "",
+        "cause": record.failure["cause"] if record.failure and state is State.FAILED else "",
+        "remedies": sum(event["event"] == "remedy" for event in record.events),
         "job": latest.job or (job.job if job else "") if latest else "",
         "submissions": len(record.tries),
         "seconds": None if seconds is None else round(seconds, 1),
@@ -130,6 +132,8 @@ def summary(step: Mapping[str, Any]) -> str:
         said = [_headline(step["result"]), *step["unreadable"]]
     elif step["state"] == State.RUNNING.value:
         said.insert(0, _progress(step["progress"]))
+    if often := step["remedies"]:
+        said.append(f"({often} {'remedy' if often == 1 else 'remedies'})")
     if step["last_line"]:
         said.append(f"its log ends: {step['last_line']} ({step['more']})")
     return one_line("; ".join(filter(None, said)), _WIDEST)

@@ -10,7 +10,7 @@
         logs/                       one file per rank
         attempt.json                the newest start of the step: older ones do not write any more
         metrics.jsonl events.jsonl  progress and what happened
-        failure.json                class, message, traceback, host, rank, job
+        failure.json                cause, message, traceback, host, rank, job
         result.json                 written last, by rename; means success
         earlier.1/ ...              what the step had done before `resume --redo`
 
@@ -158,8 +158,16 @@ class StepDir:
         return len(list(self.logs.glob(f"{attempt}_*_done")))
 
     def failure(self) -> dict[str, Any] | None:
-        """How the step failed, where it has: class, message, traceback, host, rank, job."""
-        return self._object("failure.json", "class", "message", "job")
+        """How the step failed, where it has: cause, message, traceback, host, rank, job."""
+        found = self._object("failure.json", "message", "job")
+        if found is not None and not isinstance(found.get("cause"), str):
+            found["cause"] = str(found.get("class", "error"))  # a run from before the causes
+        return found
+
+    def forget_ranks_done(self, attempt: str) -> None:
+        """The step runs again, as the same attempt: every rank has its part before it again."""
+        for mark in self.logs.glob(f"{attempt}_*_done"):
+            mark.unlink()
 
     def has_ended(self) -> bool:
         """Whether the newest submission has recorded how it ended."""
@@ -268,6 +276,10 @@ class StepDir:
     def logs_of(self, job: str) -> list[Path]:
         """Where rank 0 of a job has written: standard error, then standard output."""
         return [self.logs / f"{job}_0_log.{ending}" for ending in ("err", "out")]
+
+    def logs_of_job(self, job: str) -> list[Path]:
+        """Where all ranks of a job, and Slurm's own programs, complain."""
+        return sorted({*self.logs.glob(f"{job}_*_log.err"), *self.logs.glob(f"{job}_*_log.out")})
 
     def ranks_with_log(self) -> list[str]:
         """The ranks that have a log."""

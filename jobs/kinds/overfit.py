@@ -66,7 +66,7 @@ def run(settings: Settings, job: Job) -> Result:
         device=World(job.rank, job.world_size, job.local_rank).device(),
     )
     if judged.verdict == FAILED:
-        raise Failed("overfit", judged.reason)
+        raise Failed("gate_missed", judged.reason)
     return Result(**{name: getattr(judged, name) for name in Result.model_fields})
 
 

@@ -73,7 +73,7 @@ class Record(NamedTuple):
 
 
 def _in_words(failure: Mapping[str, Any]) -> str:
-    return f"{failure['class']}: {failure['message']}"
+    return f"{failure['cause']}: {failure['message']}"
 
 
 class View(NamedTuple):
