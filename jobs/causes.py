@@ -138,3 +138,14 @@ CAUSES: dict[str, Cause] = {
         "`logs RUN/STEP` has the traceback: please report it",
     ),
 }
+
+
+def told(cause: str) -> str:
+    """A cause as a failure has it that says no more: `time_limit: the time limit was reached`."""
+    return f"{cause}: {CAUSES[cause].meaning}"
+
+
+def cause_in(reason: str) -> str:
+    """The cause that a reason begins with; empty where it names none."""
+    word = reason.partition(":")[0]
+    return word if word in CAUSES else ""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs import logs
+from jobs.causes import cause_in
 from jobs.printing import one_line
 from jobs.program import NAME
 from jobs.scheduling.observe import ENDS, STARTS, Queue, View, view
@@ -63,7 +64,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "kind": step["kind"],
         "state": state.value,
         "reason": reason.splitlines()[0] if reason else "",
-        "cause": record.failure["cause"] if record.failure and state is State.FAILED else "",
+        "cause": cause_in(reason),
         "remedies": sum(event["event"] == "remedy" for event in record.events),
         "job": latest.job or (job.job if job else "") if latest else "",
         "submissions": len(record.tries),

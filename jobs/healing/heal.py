@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.causes import CAUSES
 from jobs.errors import Superseded
 from jobs.fence import Attempt, Fence
 from jobs.healing import remedies
@@ -22,6 +23,7 @@ from lact_asr.utils.errors import DataError
 
 AGAIN = 86  # exit status that asks the batch script to run the step once more
 SAVED = 75  # exit status of a step that saved and left (EX_TEMPFAIL)
+PAGE = "docs/when-things-go-wrong.md"
 _TAIL = 1 << 14  # bytes at the end of a log that are looked at
 
 
@@ -102,8 +104,11 @@ def _give_up(step: StepDir, attempt: Attempt, failure: Mapping[str, Any], tried:
         step.forget_failure()
         step.write_failure({**failure, "message": said})
         step.add_event("given_up", {"job": attempt.job, "cause": failure["cause"], "tried": tried})
+    cause = failure["cause"]
     if failure["rank"] is None or tried:  # a worker has said the rest itself
-        print(f"{step.name} failed: {failure['cause']}: {failure['message']} {tried}", flush=True)
+        print(f"{step.name} failed: {cause}: {failure['message']} {tried}", flush=True)
+    left = f"{CAUSES[cause].person} ({PAGE}#{cause})" if cause in CAUSES else PAGE
+    print(f"{step.name}: what is left to do: {left}", flush=True)
 
 
 def _begin_again(step: StepDir, attempt: Attempt, remedy: Remedy, position: float) -> None:
