@@ -69,6 +69,8 @@ def is_own(failure: Mapping[str, Any] | None, submission: Submission | None) -> 
     """Whether a submission failed like this by itself, and not because it was asked to end."""
     if failure is None or submission is None or failure["job"] != submission.job:
         return False
+    if not failure.get("decided", True):  # its job is looking whether it can begin again
+        return False
     asked = submission.cancel_requested
     return not asked or (number(failure.get("time")) or 0.0) < asked
 
@@ -174,10 +176,16 @@ class StepDir:
         return is_own(self.failure(), self.latest()) or self.result() is not None
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
-        """Record a failure; the first rank of a job to fail has the true reason and stays."""
+        """Record how a rank has failed; the first rank of a job to fail has the true reason and
+        stays. Whether the job begins again is decided when all ranks have ended.
+        """
         earlier = self.failure()
         if earlier is None or earlier["job"] != failure["job"]:
-            write_json(self.path / "failure.json", failure)
+            write_json(self.path / "failure.json", {**failure, "decided": False})
+
+    def decide_failure(self, failure: Mapping[str, Any]) -> None:
+        """Record how a step has failed, for good."""
+        write_json(self.path / "failure.json", {**failure, "decided": True})
 
     def set_aside(self) -> None:
         """Move what the step has done to `earlier.N`: it begins anew.

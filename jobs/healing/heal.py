@@ -8,7 +8,7 @@ rank has recorded, how srun ended, the last lines of the logs.
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,31 @@ def heal(step: StepDir, attempt: Attempt, status: int) -> int:
     except Superseded:
         return status
     failure = _failure(step, attempt, status)
+    events = step.events()
     try:
-        job = step.job()
-    except (OSError, ValueError, DataError):  # without it no worker has come far, and has said so
-        return status
-    events = [event for event in step.events() if event.get("job") in (None, attempt.job)]
-    settings = remedies.in_force(job["settings"], step.events())
-    try:
-        remedy = remedies.answer(
-            failure["cause"], failure["message"], settings, events, job.get("remedies")
-        )
+        remedy = _answer(step, attempt, failure, events)
     except GivenUp as tried:
         _give_up(step, attempt, failure, str(tried))
         return status
     _begin_again(step, attempt, remedy, remedies.position(events))
     return AGAIN
+
+
+def _answer(
+    step: StepDir,
+    attempt: Attempt,
+    failure: Mapping[str, Any],
+    events: Sequence[Mapping[str, Any]],
+) -> Remedy:
+    """The remedy for a failure; GivenUp where there is none."""
+    try:
+        job = step.job()
+    except (OSError, ValueError, DataError):
+        raise GivenUp from None  # the worker has not come far without it, and has said so
+    settings = remedies.in_force(job["settings"], events)
+    own = [event for event in events if event.get("job") in (None, attempt.job)]
+    declared = job.get("remedies")
+    return remedies.answer(failure["cause"], failure["message"], settings, own, declared)
 
 
 def _failure(step: StepDir, attempt: Attempt, status: int) -> dict[str, Any]:
@@ -79,8 +89,6 @@ def _failure(step: StepDir, attempt: Attempt, status: int) -> dict[str, Any]:
         "job": attempt.job,
         "time": time.time(),
     }
-    step.forget_failure()
-    step.write_failure(failure)
     step.add_event("failed", {"job": attempt.job, "cause": cause, "message": message})
     return failure
 
@@ -99,14 +107,13 @@ def _words(step: StepDir, attempt: Attempt) -> str:
 
 def _give_up(step: StepDir, attempt: Attempt, failure: Mapping[str, Any], tried: str) -> None:
     """The failure stays; what was tried against it becomes a part of it."""
+    said = f"{failure['message']} ({tried})" if tried else failure["message"]
+    step.decide_failure({**failure, "message": said})
     if tried:
-        said = f"{failure['message']} ({tried})"
-        step.forget_failure()
-        step.write_failure({**failure, "message": said})
         step.add_event("given_up", {"job": attempt.job, "cause": failure["cause"], "tried": tried})
     cause = failure["cause"]
     if failure["rank"] is None or tried:  # a worker has said the rest itself
-        print(f"{step.name} failed: {cause}: {failure['message']} {tried}", flush=True)
+        print(f"{step.name} failed: {cause}: {said}", flush=True)
     left = f"{CAUSES[cause].person} ({PAGE}#{cause})" if cause in CAUSES else PAGE
     print(f"{step.name}: what is left to do: {left}", flush=True)
 

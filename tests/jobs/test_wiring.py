@@ -287,7 +287,7 @@ def test_an_older_job_that_is_alive_is_ended_too_although_a_newer_try_has_failed
     run, queue = dying(tmp_path)
     run.step("one").add_submission("one.t2", job="200")
     queue.state["200"], queue.token["200"] = QueueState.FAILED, "one.t2"
-    run.step("one").write_failure({"cause": "error", "message": "it broke", "job": "200"})
+    run.step("one").decide_failure({"cause": "error", "message": "it broke", "job": "200"})
     assert submitted(run, queue) == ["one"]
     assert queue.ended == [["100"]]
     assert queue.asked[-1] == ("one", [], ["100"])
@@ -340,7 +340,7 @@ def test_cancel_says_which_jobs_are_still_there(tmp_path, monkeypatch):
 
 def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_path):
     run, queue = dying(tmp_path)
-    run.step("one").write_failure({"cause": "error", "message": "it broke", "job": "100"})
+    run.step("one").decide_failure({"cause": "error", "message": "it broke", "job": "100"})
     assert submitted(run, queue) == ["one"]
     assert queue.asked[-1] == ("one", [], ["100"])
 

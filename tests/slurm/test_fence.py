@@ -108,7 +108,7 @@ def test_a_job_that_slurm_starts_though_its_need_has_failed_does_not_run(
     job = make_step(tmp_path, "train", f"touch {tmp_path}/ran")
     step = StepDir(job.directory)
     step.upstream("corpus").write_job({})
-    step.upstream("corpus").write_failure({"cause": "command", "message": "", "job": "1"})
+    step.upstream("corpus").decide_failure({"cause": "command", "message": "", "job": "1"})
     step.write_job({**step.job(), "needs": ["corpus"]})
     found = backend.submit(job, [])
     slurm.wait_for(lambda: slurm.state(found) == "FAILED")
