@@ -26,7 +26,7 @@ CAUSES: dict[str, Cause] = {
         3,
     ),
     "out_of_memory_host": Cause(
-        "the node has ended it for taking more memory than it had asked for",
+        "it needs more memory than it may take on its node",
         "halves training.batch_seconds and doubles training.accumulate: the audio of a step stays",
         "`resume RUN --set STEP.resources.memory_gb=N`; `ledger RUN` says how much",
         2,

@@ -128,8 +128,13 @@ def _out_of_memory(error: BaseException) -> bool:
 def sentence(error: BaseException) -> str:
     """What an exception says, with what to do where that is known."""
     said = str(error).strip() or type(error).__name__
+    if isinstance(error, (Failed, DataError, UserError)):
+        return said
     number, told = _disk_trouble(error)
-    return f"{told}: {_ADVICE[number]}" if number and not isinstance(error, Failed) else said
+    if number:
+        return f"{told}: {_ADVICE[number]}"
+    cause = cause_of(error)
+    return said if cause == "error" else f"{CAUSES[cause].meaning}: {said.splitlines()[0]}"
 
 
 def _disk_trouble(error: BaseException) -> tuple[int, str]:
