@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 FLOORS = {
     "": "trainyard, launch -> jobs -> distill -> lact_asr",
     "jobs": "cli -> status -> logs, render -> one_step, scheduling -> backends -> worker -> "
-    "cluster, fence -> reading, store -> arguments, kinds, locks, snapshot -> errors, failures, "
+    "cluster, fence -> reading, store -> arguments, kinds, snapshot -> errors, failures, "
     "gate, job, pipeline, printing, program",
     "jobs.backends": "slurm -> local -> base",
     "distill": "objective -> cache -> language_model, teachers -> losses, models -> config",
