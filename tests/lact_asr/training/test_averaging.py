@@ -44,7 +44,9 @@ def test_other_weights_are_there_inside_only_even_if_something_fails():
         assert model.running_mean.tolist() == [0.0, 0.0]  # not given: the model's own
         raise ValueError("in between")
     assert torch.equal(model.weight, own) and model.weight is parameter
-    with Average(model).in_force():
+    nothing = Average(model)
+    assert nothing.values == {}
+    with nothing.in_force():
         assert torch.equal(model.weight, own)
 
 

@@ -177,6 +177,12 @@ def test_what_a_step_came_to_is_summed_over_its_micro_batches_and_divided_once()
     assert objective.trainable.weight.item() == pytest.approx(0.0), "moved by the mean gradient"
 
 
+def test_a_data_parallel_wrapper_sees_all_that_an_objective_learns():
+    objective = Linear()
+    (found,) = train_step.ObjectiveModule(objective).parameters()
+    assert found is objective.trainable.weight
+
+
 def test_the_step_after_clipping_has_the_norm_that_is_allowed():
     outcome, objective = step_of(Numbers(["a"], slope=40.0, labels=2.0), clip_norm=0.25)
     assert outcome.grad_norm == pytest.approx(20.0)
