@@ -21,6 +21,7 @@ from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.local import LocalBackend
 from jobs.cli import main
 from jobs.errors import ClusterError, SubmitRefused, UserError
+from jobs.pipeline import Resources
 from jobs.scheduling import cancel, recover, submit
 from jobs.scheduling.observe import Queue, view
 from jobs.store import Run, RunStore, StepDir, user
@@ -128,6 +129,16 @@ def test_each_step_is_submitted_behind_its_needs_with_its_intent_and_its_id_on_r
     assert [[each.job for each in some] for some in tries] == [["100"], ["101"], ["102"]]
     assert len({each.token for some in tries for each in some}) == 3
     assert submitted(run, queue) == [], "all are under way"
+
+
+def test_a_job_has_the_folder_the_code_and_the_resources_of_its_run(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    run.next_code().symlink_to(tmp_path)  # mended since it was made
+    job = recover.step_job(run, run.steps()[0], "one.t1")
+    step = run.step("one")
+    assert (job.step, job.token, job.directory, job.logs) == ("one", "one.t1", step.path, step.logs)
+    assert job.code == run.codes()[1] != run.codes()[0] and job.cwd == tmp_path
+    assert job.resources == Resources.model_validate(RESOURCES)
 
 
 def test_after_a_refusal_nothing_more_is_asked_and_it_is_on_record(tmp_path):
