@@ -10,7 +10,7 @@ A pass of the loop is: stop if asked, validate if due, save if due, end if done,
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,15 @@ from lact_asr.data.batch_plan import Position
 from lact_asr.data.manifest import Utterance
 from lact_asr.distributed import fsdp, processes
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training import checkpoint, early_stopping, guard, memory_probe, optim, train_step
+from lact_asr.training import (
+    checkpoint,
+    early_stopping,
+    guard,
+    memory_probe,
+    optim,
+    quarantine,
+    train_step,
+)
 from lact_asr.training.averaging import Average, mean
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
@@ -225,17 +233,15 @@ class _Run:
     def _step(self, stop: bool) -> bool:
         """One step; whether some rank was asked to stop."""
         state, config = self.state, self.config
-        torch.manual_seed(step_seed(config.seed, state.step, self.world.rank))
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
-        batches = [self.material.prepared(self.feed.take()) for _ in range(config.accumulate)]
-        self.objective.begin_step(batches, self.world.all_sum)
-        progress = state.step / config.max_steps
-        highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
-        setting = train_step.Setting(config, self.world, self.device, highest)
-        outcome = train_step.take_step(
-            self.module, self.optimizer, batches, progress, setting, stop, state.unreadable
-        )
+        taken = [self.feed.take() for _ in range(config.accumulate)]
+        outcome = self._attempt(taken, stop)
+        if not outcome.finite and (bad := self._find_faulty(taken)) is not None:
+            most = self.material.max_unreadable
+            guard.note_quarantined(state, most, self.logger, bad)
+            outcome = self._attempt(taken, outcome.stop)
+            self.logger.retried(state.step + 1, outcome)
         state.step, state.averaged = state.step + 1, False
         if outcome.taken:
             self.average.follow(state.step)
@@ -251,6 +257,33 @@ class _Run:
             rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
             self.logger.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
+
+    def _attempt(self, taken: Sequence[Any], stop: bool) -> Outcome:
+        """Take the step with these batches of the feed, or leave the model as it is.
+
+        A second time everything random is as it was the first time.
+        """
+        state, config = self.state, self.config
+        batches = self._prepared(taken)
+        self.objective.begin_step(batches, self.world.all_sum)
+        progress = state.step / config.max_steps
+        highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
+        setting = train_step.Setting(config, self.world, self.device, highest)
+        return train_step.take_step(
+            self.module, self.optimizer, batches, progress, setting, stop, state.unreadable
+        )
+
+    def _prepared(self, taken: Sequence[Any]) -> list[Any]:
+        """The batches as they are heard in this step, without quarantined utterances."""
+        torch.manual_seed(step_seed(self.config.seed, self.state.step, self.world.rank))
+        kept = [quarantine.without(batch, self.state.quarantined) for batch in taken]
+        return [self.material.prepared(batch) for batch in kept]
+
+    def _find_faulty(self, taken: Sequence[Any]) -> dict[str, str] | None:
+        """What of a step that came to nothing finite is to be left out; None: drop the step."""
+        progress = self.state.step / self.config.max_steps
+        setting = train_step.Setting(self.config, self.world, self.device)
+        return quarantine.find_faulty(self.module, self._prepared(taken), progress, setting)
 
     def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
