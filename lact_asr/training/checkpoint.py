@@ -206,8 +206,11 @@ def load_model(
             f"{path} holds a model of the family {config['family']!r}; "
             f"known here: {', '.join(sorted(families))}"
         )
-    vocabulary = load_vocabulary(config["vocabulary"])
-    model = families[config["family"]](config["model"], len(vocabulary))
+    try:
+        vocabulary = load_vocabulary(config["vocabulary"])
+        model = families[config["family"]](config["model"], len(vocabulary))
+    except (LookupError, TypeError, ValueError) as error:
+        raise Damaged(path / CONFIG, f"no model can be made from it: {error}") from error
     restore(model, path / WEIGHTS)
     return model.eval(), vocabulary, config
 

@@ -282,8 +282,8 @@ class _Run:
 
     def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
-        self.launcher.fence()
         self.saver.wait()  # for one that may be of no use either
+        self.launcher.fence()
         aside, where = retreat(self.folder, self.state, outcome)
         for path in aside:
             self.logger.event("put_aside", checkpoint=path.name, now=checkpoint.DIVERGED)
