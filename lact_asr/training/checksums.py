@@ -2,7 +2,8 @@
 
 A weight that is off by a power of two loads without a word, and so does the half of a file that
 somebody has copied over the other. state.json holds one of itself too: what else stands in it.
-Checkpoints from before there were checksums hold none, and nothing but numbers and words.
+Checkpoints from before there were checksums hold none, and nothing but numbers and words. Who has
+changed a file on purpose removes them: `checksums` in state.json.
 
 sha256, because processors have it: 256 MB took 1.6 s on a busy core, blake2b 2.6 s.
 """

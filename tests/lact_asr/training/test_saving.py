@@ -1,6 +1,7 @@
 """Checkpoints are written aside: true copies, in order, one step's at a time, and no error lost."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -23,10 +24,11 @@ class Reported(RecordedEvents):
 
     def __init__(self, step: int) -> None:
         super().__init__()
-        self.step, self.taken = step, threading.Event()
+        self.step, self.newest, self.taken = step, 0, threading.Event()
         self.metrics = self
 
     def append(self, line: dict) -> None:
+        self.newest = line["step"]
         if line["step"] == self.step:
             self.taken.set()
 
@@ -118,6 +120,31 @@ def test_half_a_checkpoint_takes_no_room_on_a_full_disk(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_waits_for_the_checkpoint_of_an_earlier_step_before_it_copies_the_next(tmp_path):
+    sixth, seen = Reported(6), []
+
+    def fence() -> None:
+        if not seen:
+            assert sixth.taken.wait(PATIENCE)
+            time.sleep(0.5)  # for steps that should not be taken
+            seen.append(sixth.newest)
+
+    run(tmp_path, tones(tmp_path, 2), recorded=sixth, fence=fence, max_steps=60)
+    assert seen == [6]
+
+
+def test_the_mean_of_the_last_checkpoints_waits_for_the_one_that_is_being_written(tmp_path, capsys):
+    last, folder = Reported(9), tmp_path / "checkpoints"
+
+    def fence() -> None:
+        if (folder / "00000003").exists() and not (folder / "00000006").exists():
+            assert last.taken.wait(PATIENCE)
+
+    run(tmp_path, tones(tmp_path, 2), recorded=last, fence=fence, max_steps=9, valid_every=9,
+        average={"last": 3})  # fmt: skip
+    assert "The mean of the weights of 3 checkpoints" in capsys.readouterr().out
+
+
 class Ending(Poisoned):
     """Says when it is called for the last time."""
 
@@ -143,6 +170,18 @@ def test_an_error_aside_does_not_hide_why_the_run_ended_and_is_told(tmp_path, ca
         run(tmp_path, tones(tmp_path, 6), objective, fence=fence, max_steps=60, checkpoint_every=2,
             valid_every=60)  # fmt: skip
     assert "A checkpoint was not written: [Errno 28] No space left" in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_waits_for_the_checkpoint_that_is_being_written(tmp_path):
+    objective = Ending(tiny())
+
+    def fence() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert objective.ended.wait(PATIENCE)
+
+    with pytest.raises(Failed, match="No checkpoint is from before the weights that do this"):
+        run(tmp_path, tones(tmp_path, 6), objective, fence=fence, max_steps=60, checkpoint_every=2,
+            valid_every=60)  # fmt: skip
 
 
 def test_checkpoints_of_a_later_step_wait_for_those_of_an_earlier_one():
