@@ -10,8 +10,10 @@ A pass of the loop is: stop if asked, validate if due, save if due, end if done,
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from lact_asr.distributed import fsdp, processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import (
     checkpoint,
+    checksums,
     early_stopping,
     guard,
     memory_probe,
@@ -39,9 +42,9 @@ from lact_asr.training.objective import Objective, SpeechObjective
 from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
 from lact_asr.training.retreat import retreat
+from lact_asr.training.saving import Saver, copied
 from lact_asr.training.speech import Speech
-from lact_asr.utils.errors import Failed, Interrupted
-from lact_asr.utils.files import read_json
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.locks import no_fence
 
 
@@ -120,8 +123,9 @@ def learn(
     folder, terms = directory / "checkpoints", material.terms
     run = _Run(objective, material, vocabulary, config, folder, launcher, world, device)
     try:
-        run.prepare()
-        return run.loop()
+        with run.saver:
+            run.prepare()
+            return run.loop()
     except torch.OutOfMemoryError as error:
         raise Failed(
             "out_of_memory_gpu",
@@ -150,6 +154,7 @@ class _Run:
         self.logger = TrainingLogger(
             launcher.report, launcher.event, config.max_steps, material.terms, loud=world.main
         )
+        self.saver = Saver(self.logger.say)
         self.state, self.saved = State(), 0
 
     def prepare(self) -> None:
@@ -179,10 +184,10 @@ class _Run:
             )
 
     def _resume(self) -> Position:
-        """Go on from the newest checkpoint, if there is one; rank 0 says which."""
-        if self.world.main:
-            checkpoint.recover(self.folder)
-        path = self.world.gather(checkpoint.latest(self.folder))[0]
+        """Go on from the newest checkpoint that is whole, if there is one; rank 0 says which."""
+        path, trouble = self.world.gather(self._newest() if self.world.main else (None, ""))[0]
+        if trouble:
+            raise DataError(trouble)
         if path is None:
             return Position()
         fingerprint = self.material.fingerprint()
@@ -190,7 +195,7 @@ class _Run:
             path, self.objective, self.vocabulary, self.optimizer, fingerprint, self.average
         )
         self.saved = self.state.step
-        before = read_json(path / "config.json")["training"]
+        before = checkpoint.read_config(path)["training"]
         changed = changes(before, self.config.model_dump(mode="json"))
         if changed:  # dropped steps say nothing of other settings; a requeued job keeps its own
             self.state = judged_anew(self.state)
@@ -201,12 +206,28 @@ class _Run:
         )
         return position
 
+    def _newest(self) -> tuple[Path | None, str]:
+        """The checkpoint to go on from, and why there is none; damaged ones are put aside."""
+        checkpoint.recover(self.folder)
+        try:
+            path, flaws = checkpoint.newest_whole(self.folder)
+        except DataError as error:
+            return None, str(error)
+        for flaw in flaws:
+            self.launcher.fence()
+            aside = checkpoint.put_damaged_aside(flaw.path.parent)
+            facts = {"file": str(flaw.path), "reason": flaw.why, "now": aside.name}
+            self.logger.event("damaged_checkpoint", **facts)
+            self.logger.say(f"Damaged: {flaw.path}: {flaw.why}; its folder is now {aside.name}")
+        return path, ""
+
     def loop(self) -> FitResult:
         """Train from where the state is."""
         state, config, stop = self.state, self.config, False
         self.objective.trainable.train()
         self.logger.begin(state.step)
         while not stop:
+            self.saver.check()
             ended = state.step >= config.max_steps
             due = state.step > 0 and state.step % config.valid_every == 0
             if (due or ended) and state.validated != state.step:
@@ -222,7 +243,7 @@ class _Run:
                 return self._result()
             stop = self._step(self.launcher.should_stop())
         self._save()
-        self.world.gather(None)  # no rank leaves before rank 0 has written
+        self._settle()
         raise Interrupted(state.step)
 
     def _due(self) -> bool:
@@ -287,6 +308,7 @@ class _Run:
 
     def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
+        self.saver.wait()  # for one that may be of no use either
         self.launcher.fence()
         aside, where = retreat(self.folder, self.state, outcome)
         for path in aside:
@@ -295,10 +317,14 @@ class _Run:
 
     def _validate_mean(self) -> None:
         """Measure the mean of the last checkpoints and the present weights."""
+        self._settle()
         steps_back = self.config.average.last - 1
         model, present = self.objective.model, f"{self.state.step:08d}"
         before = [path for path in checkpoint.by_step(self.folder) if path.name < present]
-        states = [checkpoint.load(path / checkpoint.WEIGHTS) for path in before[::-1][:steps_back]]
+        taken = before[::-1][:steps_back]
+        for path in taken:
+            checksums.require_same(path, checkpoint.WEIGHTS)
+        states = [checkpoint.load(path / checkpoint.WEIGHTS) for path in taken]
         weights = mean([*states, fsdp.whole(model.state_dict())])
         self.logger.say(f"The mean of the weights of {len(states) + 1} checkpoints:")
         self.state.averaged = True
@@ -345,27 +371,43 @@ class _Run:
         )
         facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
-        self.logger.event("checkpoint", step=state.step)
-        if self.world.main:
-            checkpoint.prune(
-                self.folder, max(self.config.keep_checkpoints, self.config.average.last)
-            )
 
     def _write(self, name: str, facts: dict[str, Any], more: dict[str, Any]) -> None:
-        """A checkpoint, by rank 0, of what all ranks have."""
+        """A checkpoint, by rank 0, of what all ranks have; written aside."""
+        began = time.monotonic()
         model, main = self.objective.model, self.world.main
+        self.saver.room(self.state.step)
+        waited = time.monotonic() - began
         tensors = fsdp.whole({checkpoint.WEIGHTS: model.state_dict(), **more}, keep=main)
-        if main:
-            described = checkpoint.describe(model, self.vocabulary, self.config)
-            files = {**tensors, "config.json": described, checkpoint.STATE: facts}
-            checkpoint.save(self.folder, name, files, self.launcher.fence)
+        if not main:
+            return
+        described = checkpoint.describe(model, self.vocabulary, self.config)
+        files = copied({**tensors, "config.json": described, checkpoint.STATE: facts})
+        took = {"wait_seconds": waited, "copy_seconds": time.monotonic() - began - waited}
+        self.saver.put(partial(self._keep, name, files, took))
+
+    def _keep(self, name: str, files: dict[str, Any], took: dict[str, float]) -> None:
+        """What the other thread does with a checkpoint."""
+        began = time.monotonic()
+        checkpoint.save(self.folder, name, files, self.launcher.fence)
+        if name == checkpoint.BEST:
+            return
+        seconds = {**took, "write_seconds": time.monotonic() - began}
+        rounded = {what: round(value, 3) for what, value in seconds.items()}
+        self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
+        checkpoint.prune(self.folder, max(self.config.keep_checkpoints, self.config.average.last))
+
+    def _settle(self) -> None:
+        """Wait, on every rank, until rank 0 has written all."""
+        self.saver.finish()
+        self.world.gather(None)
 
     def _result(self) -> FitResult:
         """The result on every rank, once rank 0 has written what it names."""
-        self.world.gather(None)
+        self._settle()
         state, path = self.state, self.folder / checkpoint.BEST
         if not checkpoint.complete(path):
             newest = self.folder / f"{state.step:08d}"
             return FitResult(state.step, newest, {}, state.skipped)
-        known = {n: v for n, v in read_json(path / checkpoint.STATE).items() if n != "step"}
+        known = {name: value for name, value in checksums.facts(path).items() if name != "step"}
         return FitResult(state.step, path, known, state.skipped)
