@@ -24,6 +24,7 @@ from lact_asr.distributed import fsdp, processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint, early_stopping, guard, memory_probe, optim, train_step
 from lact_asr.training.averaging import Average, mean
+from lact_asr.training.clock import SAVING, STALLED, VALIDATING
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.material import Material
@@ -209,11 +210,15 @@ class _Run:
             if ended and config.average.last and not state.averaged:
                 self._validate_mean()
             if ended or self._due():
-                self._save()
+                with self.logger.clock.phase(SAVING):
+                    self._save()
             if ended:
+                self.logger.end(state.step)
                 return self._result()
             stop = self._step(self.launcher.should_stop())
-        self._save()
+        with self.logger.clock.phase(SAVING):
+            self._save()
+        self.logger.end(state.step)
         self.world.gather(None)  # no rank leaves before rank 0 has written
         raise Interrupted(state.step)
 
@@ -228,7 +233,7 @@ class _Run:
         torch.manual_seed(step_seed(config.seed, state.step, self.world.rank))
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
-        batches = [self.material.prepared(self.feed.take()) for _ in range(config.accumulate)]
+        batches = [self.material.prepared(self._take()) for _ in range(config.accumulate)]
         self.objective.begin_step(batches, self.world.all_sum)
         progress = state.step / config.max_steps
         highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
@@ -252,6 +257,11 @@ class _Run:
             self.logger.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
 
+    def _take(self) -> Any:
+        """The next batch."""
+        with self.logger.clock.phase(STALLED):
+            return self.feed.take()
+
     def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
         self.launcher.fence()
@@ -273,7 +283,7 @@ class _Run:
 
     def _validate(self, average: Average) -> None:
         """Measure the model with other weights, and keep these if they are the best."""
-        with average.in_force():
+        with self.logger.clock.phase(VALIDATING), average.in_force():
             self._measure()
 
     def _measure(self) -> None:
@@ -292,7 +302,8 @@ class _Run:
         if best:
             state.best = list(measure.order)
             facts = {"step": state.step, **measure.figures, "loss": measure.loss}
-            self._write(checkpoint.BEST, facts, {})
+            with self.logger.clock.phase(SAVING):
+                self._write(checkpoint.BEST, facts, {})
 
     def _save(self) -> None:
         """Save all that is needed to go on, once per step."""
@@ -312,7 +323,8 @@ class _Run:
         )
         facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
-        self.logger.event("checkpoint", step=state.step)
+        took = round(self.logger.clock.elapsed, 3)  # the loop stood still so long
+        self.logger.event("checkpoint", step=state.step, seconds=took)
         if self.world.main:
             checkpoint.prune(
                 self.folder, max(self.config.keep_checkpoints, self.config.average.last)
