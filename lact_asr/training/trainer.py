@@ -323,8 +323,8 @@ class _Run:
         )
         facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
-        took = round(self.logger.clock.elapsed, 3)  # the loop stood still so long
-        self.logger.event("checkpoint", step=state.step, seconds=took)
+        took = round(self.logger.clock.elapsed, 3)
+        self.logger.event("checkpoint", step=state.step, write_seconds=took)
         if self.world.main:
             checkpoint.prune(
                 self.folder, max(self.config.keep_checkpoints, self.config.average.last)
