@@ -21,7 +21,7 @@ from jobs.program import NAME
 if TYPE_CHECKING:
     from jobs.backends.base import Backend
     from jobs.cluster import Cluster
-    from jobs.healing.ledger import Accounts
+    from jobs.healing.stays import Accounts
     from jobs.pipeline import Pipeline
     from jobs.scheduling.cancel import Cancelled
     from jobs.scheduling.plan import Submit
@@ -274,7 +274,8 @@ def _status(given: argparse.Namespace) -> int:
 def _ledger(given: argparse.Namespace) -> int:
     import time
 
-    from jobs.healing.ledger import lines, make
+    from jobs.healing.ledger import make
+    from jobs.healing.statement import lines
     from jobs.printing import print_json
     from jobs.store import RunStore
 
@@ -289,7 +290,7 @@ def _ledger(given: argparse.Namespace) -> int:
 
 def _accounts(run: "Run") -> "Accounts":
     """What the cluster is asked once, about all jobs of a run."""
-    from jobs.healing.ledger import Accounts
+    from jobs.healing.stays import Accounts
 
     tries = [each for name in run.names() for each in run.step(name).submissions()]
     jobs = {each.token: each.job for each in tries if each.job}

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs import logs
+from jobs.healing.spans import ENDS, STARTS
 from jobs.printing import duration, one_line
 from jobs.program import NAME
-from jobs.scheduling.observe import ENDS, STARTS, Queue, View, view
+from jobs.scheduling.observe import Queue, View, view
 from jobs.scheduling.plan import ACTIVE, State
 from jobs.store import Run
 from lact_asr.utils.files import number

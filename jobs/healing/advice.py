@@ -22,9 +22,8 @@ class Advice(NamedTuple):
 
 
 def time_limit(used: float) -> int:
-    """Minutes to ask for, for work that took so many seconds; in steps of five above ten."""
-    minutes = max(1, math.ceil(ROOM * used / 60))
-    return minutes if minutes <= 10 else 5 * math.ceil(minutes / 5)
+    """Minutes to ask for, for work that took so many seconds; in fives."""
+    return 5 * max(1, math.ceil(ROOM * used / 300))
 
 
 def memory(used_gb: float) -> float:

@@ -31,6 +31,10 @@ class Allocation(NamedTuple):
     memory_gb: float | None = None  # most that one of its processes had
     cpu_seconds: float | None = None  # processor time of all its processes
 
+    def until(self, now: float) -> float:
+        """When it ended, or the present."""
+        return max(self.begin, now if self.end is None else self.end)
+
 
 class Mark(NamedTuple):
     """A line of metrics with time records: what the seconds before it were spent on."""
@@ -67,7 +71,8 @@ class Recovery(NamedTuple):
 
     faults: tuple[str, ...]  # how each start in between had ended
     step: int  # the last one before
-    seconds: float
+    begin: float
+    end: float
     replayed: int  # steps computed again
 
 
@@ -158,20 +163,24 @@ def spans(
     `timed`: the step is a training that says where its time goes, so that a start without a word
     of that never came to its first step.
     """
-    end = now if allocation.end is None else allocation.end
     pieces: list[_Piece] = []
     before = STARTING
     for start, frontier in held:
         pieces += [_Piece(start.time, {}, before), *_pieces_of(start, frontier, timed)]
         before = STARTING if start.end else IDLE
-    living = allocation.end is None and bool(held) and not held[-1][0].end
-    after = _unheard(held[-1][0], timed) if living else IDLE if held else UNKNOWN
-    return [*_cut(allocation.begin, max(end, allocation.begin), [*pieces, _Piece(end, {}, after)])]
+    end = allocation.until(now)
+    pieces.append(_Piece(end, {}, _after(allocation, [start for start, _ in held], timed)))
+    return [*_cut(allocation.begin, end, pieces)]
 
 
-def _unheard(start: Start, timed: bool) -> str:
-    """What a living start has been doing since its last record."""
-    return STARTING if timed and not start.marks else UNKNOWN
+def _after(allocation: Allocation, held: Sequence[Start], timed: bool) -> str:
+    """What an allocation was spent on after the last word of its last start."""
+    living = allocation.end is None
+    if not held:
+        return STARTING if living else UNKNOWN
+    if not living or held[-1].end:
+        return IDLE
+    return STARTING if timed and not held[-1].marks else UNKNOWN
 
 
 def _pieces_of(start: Start, frontier: int, timed: bool) -> Iterator[_Piece]:
@@ -237,8 +246,8 @@ def recoveries(history: Sequence[Start]) -> list[Recovery]:
         for mark in start.marks:
             if mark.step > reached:
                 if faults:
-                    seconds = _moment(mark, before, reached + 1) - when
-                    found.append(Recovery(tuple(faults), reached, seconds, replayed))
+                    again = _moment(mark, before, reached + 1)
+                    found.append(Recovery(tuple(faults), reached, when, again, replayed))
                     faults, replayed = [], 0
                 reached, when = mark.step, mark.time
             before = mark.step
