@@ -79,9 +79,7 @@ def _of_step(
         "ettr": _share(seconds[USEFUL], allocated),
         "steps_replayed": _replayed(facts.histories),
         "recoveries": [
-            _recovery(each, stays, now)
-            for each in map(recoveries, facts.histories)
-            for each in each
+            _recovery(each, stays, now) for starts in facts.histories for each in recoveries(starts)
         ],
         "measured": measured,
         "advice": [each._asdict() for each in advise(facts, stays, measured)],

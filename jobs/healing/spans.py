@@ -90,7 +90,7 @@ def starts(
     """The starts of a step, oldest first. A clock that was set back stands still here."""
     times = _rising(event["time"] for event in events)
     begins = [i for i, event in enumerate(events) if event["event"] in STARTS and "host" in event]
-    limits = [*begins[1:], len(events)]
+    limits = [*begins[1:], len(events)][: len(begins)]
     lines = [line for line in metrics if number(line.get("time")) is not None]
     moments = _rising(line["time"] for line in lines)
     found = []
