@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from jobs.healing.spans import Start, starts
 from jobs.store import Run, StepDir, Submission
-from lact_asr.utils.errors import DataError
 
 
 class Facts(NamedTuple):
@@ -51,8 +50,7 @@ def read(run: Run, step: Mapping[str, Any]) -> Facts:
     histories = [
         starts(happened, each.metrics()) for each, happened in zip(folders, events, strict=True)
     ]
-    job, flaw = _job(folder)
-    tries, result = folder.submissions(), folder.result() is not None
+    tries, result, job = folder.submissions(), folder.result() is not None, folder.described()
     return Facts(
         name=step["name"],
         kind=step["kind"],
@@ -62,7 +60,7 @@ def read(run: Run, step: Mapping[str, Any]) -> Facts:
         result=result,
         job=job,
         events=[event for happened in events for event in happened],
-        flaws=[flaw for each in folders for flaw in each.flaws.values()] + ([flaw] if flaw else []),
+        flaws=[flaw for each in folders for flaw in each.flaws.values()],
     )
 
 
@@ -70,14 +68,6 @@ def _earlier(folder: Path) -> list[Path]:
     """What the step had done before it began anew, oldest first."""
     found = [path for path in folder.glob("earlier.*") if path.suffix[1:].isdigit()]
     return sorted(found, key=lambda path: int(path.suffix[1:]))
-
-
-def _job(folder: StepDir) -> tuple[Mapping[str, Any], str]:
-    """job.json, and why it cannot be read."""
-    try:
-        return _object(folder.job()), ""
-    except (OSError, ValueError, DataError) as error:
-        return {}, f"{folder.path / 'job.json'} cannot be read: {error}"
 
 
 def _object(value: object) -> Mapping[str, Any]:

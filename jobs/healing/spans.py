@@ -18,6 +18,7 @@ REPLAYED = "replayed"  # steps that an earlier start had computed already
 IDLE = "idle"  # held, and nothing came of it: killed since the last record, hung, leaving
 UNKNOWN = "unknown"  # nothing on record says what it was spent on
 SPENT = (STARTING, USEFUL, REPLAYED, STALLED, VALIDATING, SAVING, IDLE, UNKNOWN)
+_LATE = 1.0  # s that a line of metrics may be written after its seconds were counted
 STARTS, ENDS = ("started", "resumed"), ("interrupted", "finished", "failed")
 
 
@@ -29,7 +30,6 @@ class Allocation(NamedTuple):
     end: float | None = None  # None: it still holds them
     state: str = ""  # Slurm's word; empty where nobody was asked
     memory_gb: float | None = None  # most that one of its processes had
-    cpu_seconds: float | None = None  # processor time of all its processes
 
     def until(self, now: float) -> float:
         """When it ended, or the present."""
@@ -218,6 +218,8 @@ def _cut(begin: float, end: float, pieces: Iterable[_Piece]) -> Iterator[Span]:
         until = min(max(piece.until, at), end)
         known = sum(piece.shares.values())
         rest = max(0.0, until - at - known)
+        if known and piece.rest == IDLE and rest < _LATE:
+            rest = 0.0
         scale = (until - at - rest) / known if known else 0.0
         parts = [(piece.rest, rest), *((what, scale * s) for what, s in piece.shares.items())]
         parts = [(what, seconds) for what, seconds in parts if seconds > 0]

@@ -95,7 +95,7 @@ def _guessed(folder: StepDir, group: Sequence[tuple[Start, int]], alive: bool) -
         return Allocation(first.job, first.time)
     silent = [last.last]
     for path in [] if last.end else folder.logs_of(last.job):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: no name that a file could have
             silent.append(path.stat().st_mtime)
     return Allocation(first.job, first.time, max(silent))
 

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
-from jobs.backends.slurm.client import call, seconds
+from jobs.backends.slurm.client import call
 from jobs.errors import ClusterError
 from jobs.healing.spans import Allocation
 
-_FIELDS = "JobIDRaw,State,Start,End,TotalCPU,MaxRSS,JobName"  # a name may hold a |
+_FIELDS = "JobIDRaw,State,Start,End,MaxRSS,JobName"  # a name may hold a |
 _KIB = {"": 2**-10, "K": 1, "M": 2**10, "G": 2**20, "T": 2**30}
 
 
@@ -25,38 +25,25 @@ def allocations(jobs: Mapping[str, str]) -> tuple[list[Allocation], str]:
         said = call("sacct", *asked)
     except ClusterError as error:
         return [], str(error)
-    return [*_read(said.splitlines(), known)], ""
+    return [*read(said.splitlines(), known)], ""
 
 
-def _read(lines: Iterable[str], known: Mapping[str, str]) -> Iterator[Allocation]:
-    """The lines of jobs, each with what those of its steps say about memory."""
-    fields = [line.split("|", 6) for line in lines if line.count("|") >= 6]
-    memory: dict[tuple[str, str], float] = {}  # by job and end of the stay: steps end with it
-    for job, _, begin, _, _, most, _ in fields:
-        if "." in job and (size := _gigabytes(most)) is not None:
-            key = job.partition(".")[0], begin
-            memory[key] = max(size, memory.get(key, 0.0))
-    for job, state, begin, end, processor, _, name in fields:
-        began = _time(begin)
+def read(lines: Iterable[str], known: Mapping[str, str]) -> Iterator[Allocation]:
+    """The stays in what sacct prints, of these jobs (id -> token), each with the most memory that
+    one of its steps had.
+    """
+    rows = [line.split("|", 5) for line in lines if line.count("|") >= 5]
+    sizes = [(row[0].partition(".")[0], _time(row[2]), _gigabytes(row[4])) for row in rows]
+    for job, state, begin, end, _, name in rows:
+        began, ended = _time(begin), _time(end)
         if known.get(job) == name and began is not None:
-            ended = _time(end)
-            sizes = [
+            mine = [
                 size
-                for (other, at), size in memory.items()
-                if other == job and _within(_time(at), began, ended)
+                for other, at, size in sizes
+                if other == job and size and at and began <= at <= (ended or at)
             ]
-            yield Allocation(
-                job,
-                began,
-                ended,
-                state.partition(" ")[0],  # CANCELLED by 1234
-                max(sizes, default=None),
-                seconds(processor.partition(".")[0]) or None,
-            )
-
-
-def _within(moment: float | None, begin: float, end: float | None) -> bool:
-    return moment is not None and begin <= moment and (end is None or moment <= end)
+            word = state.partition(" ")[0]  # CANCELLED by 1234
+            yield Allocation(job, began, ended, word, max(mine, default=None))
 
 
 def _time(text: str) -> float | None:

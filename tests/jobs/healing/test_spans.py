@@ -139,6 +139,17 @@ def test_two_starts_in_one_allocation_lie_side_by_side() -> None:
     assert recoveries([first, second])[0].faults == ("diverged",)
 
 
+def test_seconds_between_two_lines_that_no_phase_claims_were_idle_where_they_are_many() -> None:
+    """A moment passes between the count and the line; minutes are those of a sleeping machine."""
+    soon, late = line(120.8, 10, useful=5), line(180.8, 15, useful=5)
+    (start,) = starts([started(103.0)], [line(115.0, 5, useful=5), soon, late])
+    assert nonzero(spans(Allocation("7", 103.0, 180.8), [(start, 0)], True, 0.0)) == {
+        "starting": 7.0,
+        "useful": pytest.approx(5 + 5.8 + 5),
+        "idle": pytest.approx(55.0),
+    }
+
+
 ONE = Allocation("7", 0.0, 10.0)
 
 
