@@ -127,6 +127,10 @@ class StepDir:
         job: dict[str, Any] = read_json(self.path / "job.json")
         return job
 
+    def described(self) -> dict[str, Any]:
+        """The same, for those who only look: what cannot be read is empty, and a flaw."""
+        return self._object("job.json") or {}
+
     def upstream(self, name: str) -> "StepDir":
         """Another step of the same run."""
         return StepDir(self.path.parent / name)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from lact_asr.training.clock import Clock
 from lact_asr.training.loss import Outcome, Part, shown
 from lact_asr.training.material import Material, Measure, Terms
 from lact_asr.utils.progress import clock
@@ -27,6 +28,7 @@ class TrainingLogger:
     ) -> None:
         self._report, self._event, self._total, self._loud = report, event, total_steps, loud
         self._terms = terms
+        self.clock = Clock()
         self._first = 0  # step at which this process began
         self._started = self._since = time.monotonic()
         self._window: list[Outcome] = []
@@ -53,6 +55,11 @@ class TrainingLogger:
         """The loop starts, at a step: times count from here."""
         self._first, self._started = step, time.monotonic()
         self._since = self._started
+        self.clock.restart()
+
+    def end(self, step: int) -> None:
+        """The loop has ended, saved: where the time since the last line went."""
+        self._numbers(step, {})
 
     def count_step(self, outcome: Outcome) -> None:
         """One more step."""
@@ -113,9 +120,12 @@ class TrainingLogger:
         self._window, self._since = [], now
 
     def _numbers(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics for the launcher; JSON has no NaN, so what is not finite is null."""
+        """Metrics for the launcher, with where the time since the last ones went; JSON has no NaN,
+        so what is not finite is null.
+        """
         if self._loud:
-            finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+            everything = {**metrics, **self.clock.take()}
+            finite = {name: v if math.isfinite(v) else None for name, v in everything.items()}
             self._report({"step": step, **finite})
 
     def _means(self) -> dict[str, float]:

@@ -35,6 +35,7 @@ from lact_asr.training import (
     train_step,
 )
 from lact_asr.training.averaging import Average, mean
+from lact_asr.training.clock import SAVING, STALLED, VALIDATING
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.material import Material
@@ -237,14 +238,23 @@ class _Run:
             )
             if ended and config.average.last and not state.averaged:
                 self._validate_mean()
-            if ended or self._due():
-                self._save()
             if ended:
+                self._finish()
                 return self._result()
+            if self._due():
+                with self.logger.clock.phase(SAVING):
+                    self._save()
             stop = self._step(self.launcher.should_stop())
-        self._save()
-        self._settle()
+        self._finish()
         raise Interrupted(state.step)
+
+    def _finish(self) -> None:
+        """The last checkpoint, whole on every rank's return."""
+        with self.logger.clock.phase(SAVING):
+            self._save()
+            self.saver.finish()
+            self.world.gather(None)
+        self.logger.end(self.state.step)
 
     def _due(self) -> bool:
         """Whether to save: not while steps are dropped, with the weights that may be the reason."""
@@ -256,7 +266,7 @@ class _Run:
         state, config = self.state, self.config
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
-        taken = [self.feed.take() for _ in range(config.accumulate)]
+        taken = [self._take() for _ in range(config.accumulate)]
         outcome = self._attempt(taken, stop)
         if not outcome.finite and (bad := self._find_faulty(taken)) is not None:
             most = self.material.max_unreadable
@@ -278,6 +288,11 @@ class _Run:
             rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
             self.logger.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
+
+    def _take(self) -> Any:
+        """The next batch."""
+        with self.logger.clock.phase(STALLED):
+            return self.feed.take()
 
     def _attempt(self, taken: Sequence[Any], stop: bool) -> Outcome:
         """Take the step with these batches of the feed, or leave the model as it is.
@@ -332,7 +347,7 @@ class _Run:
 
     def _validate(self, average: Average) -> None:
         """Measure the model with other weights, and keep these if they are the best."""
-        with average.in_force():
+        with self.logger.clock.phase(VALIDATING), average.in_force():
             self._measure()
 
     def _measure(self) -> None:
@@ -351,7 +366,8 @@ class _Run:
         if best:
             state.best = list(measure.order)
             facts = {"step": state.step, **measure.figures, "loss": measure.loss}
-            self._write(checkpoint.BEST, facts, {})
+            with self.logger.clock.phase(SAVING):
+                self._write(checkpoint.BEST, facts, {})
 
     def _save(self) -> None:
         """Save all that is needed to go on, once per step."""
@@ -397,14 +413,8 @@ class _Run:
         self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
         checkpoint.prune(self.folder, max(self.config.keep_checkpoints, self.config.average.last))
 
-    def _settle(self) -> None:
-        """Wait, on every rank, until rank 0 has written all."""
-        self.saver.finish()
-        self.world.gather(None)
-
     def _result(self) -> FitResult:
-        """The result on every rank, once rank 0 has written what it names."""
-        self._settle()
+        """The result on every rank; rank 0 has written what it names."""
         state, path = self.state, self.folder / checkpoint.BEST
         if not checkpoint.complete(path):
             newest = self.folder / f"{state.step:08d}"

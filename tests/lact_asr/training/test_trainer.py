@@ -17,6 +17,7 @@ from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import processes
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import checkpoint
+from lact_asr.training.clock import PHASES, metric
 from lact_asr.training.guard import BREAKER
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
@@ -158,7 +159,8 @@ def test_a_run_leaves_its_newest_and_best_checkpoints_and_says_how_it_goes(tmp_p
     assert keys | {"audio_seconds_per_second", "seconds_per_step"} <= line.keys()
     validations = [line for line in recorded.metrics if "wer" in line]
     assert [line["step"] for line in validations] == [3, 6, 9]
-    assert validations[0].keys() == {"step", "valid_loss", "wer", "cer"}
+    spent = {metric(phase) for phase in PHASES}
+    assert validations[0].keys() == {"step", "valid_loss", "wer", "cer"} | spent
     json.dumps(recorded.metrics, allow_nan=False)
     printed = capsys.readouterr().out
     assert printed.count("Step 1/9 | Loss: ") == 1
