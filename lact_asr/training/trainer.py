@@ -45,6 +45,7 @@ from lact_asr.training.resume import State, judged_anew, resume, step_seed, trai
 from lact_asr.training.retreat import retreat
 from lact_asr.training.saving import Saver, copied
 from lact_asr.training.speech import Speech
+from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.locks import no_fence
 
@@ -57,6 +58,8 @@ class Launcher:
     event: Callable[..., None]
     should_stop: Callable[[], bool]
     fence: Callable[[], None] = no_fence  # before a write: raises where a newer process has begun
+    # before a step: its number, what learns, the optimizer, the micro-batches of this rank
+    disturb: Callable[..., None] = undisturbed
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def fit(
     event: Callable[..., None],
     should_stop: Callable[[], bool],
     fence: Callable[[], None] = no_fence,
+    disturb: Callable[..., None] = undisturbed,
     device: torch.device | None = None,
 ) -> FitResult:
     """Train on speech for max_steps, until the dev WER stops falling, or until asked to stop.
@@ -102,7 +106,7 @@ def fit(
     world = processes.start()
     device = device or world.device()
     speech = Speech(objective, train, dev, vocabulary, config, world, device)
-    launcher = Launcher(report, event, should_stop, fence)
+    launcher = Launcher(report, event, should_stop, fence, disturb)
     return learn(objective, speech, vocabulary, config, directory, launcher, world, device)
 
 
@@ -252,8 +256,7 @@ class _Run:
         """The last checkpoint, whole on every rank's return."""
         with self.logger.clock.phase(SAVING):
             self._save()
-            self.saver.finish()
-            self.world.gather(None)
+            self._settle()
         self.logger.end(self.state.step)
 
     def _due(self) -> bool:
@@ -267,6 +270,7 @@ class _Run:
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
         taken = [self._take() for _ in range(config.accumulate)]
+        self.launcher.disturb(state.step + 1, self.objective.trainable, self.optimizer, taken)
         outcome = self._attempt(taken, stop)
         if not outcome.finite and (bad := self._find_faulty(taken)) is not None:
             most = self.material.max_unreadable
@@ -412,6 +416,11 @@ class _Run:
         rounded = {what: round(value, 3) for what, value in seconds.items()}
         self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
         checkpoint.prune(self.folder, max(self.config.keep_checkpoints, self.config.average.last))
+
+    def _settle(self) -> None:
+        """Wait, on every rank, until rank 0 has written all."""
+        self.saver.finish()
+        self.world.gather(None)
 
     def _result(self) -> FitResult:
         """The result on every rank; rank 0 has written what it names."""
