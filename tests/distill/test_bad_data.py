@@ -1,4 +1,4 @@
-"""Bad data and the original recipes, whose BatchNorm remembers what it hears: nothing of it stays."""
+"""Bad data and the original recipes, whose BatchNorm remembers what it hears: nothing stays."""
 
 from dataclasses import replace
 from pathlib import Path
