@@ -57,7 +57,7 @@ def find_faulty(
 def _of_this_rank(
     module: ObjectiveModule, batches: Sequence[MicroBatch], progress: float, setting: Setting
 ) -> dict[str, str] | None:
-    faulty = {}
+    faulty: dict[str, str] = {}
     for batch in batches:
         spoiled = batch.not_finite()
         rest = [row for row in range(len(batch.ids)) if row not in spoiled]

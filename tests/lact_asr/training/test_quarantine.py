@@ -38,8 +38,7 @@ class Overflowing(CTCObjective):
 def unread(folder: Path, utterances: list[Utterance], name: str) -> list[Utterance]:
     """The same, one of them without its file."""
     return [
-        replace(each, audio=folder / "gone.wav") if each.id == name else each
-        for each in utterances
+        replace(each, audio=folder / "gone.wav") if each.id == name else each for each in utterances
     ]
 
 
@@ -74,7 +73,9 @@ def test_an_utterance_in_quarantine_stays_there_after_resumption(tmp_path):
 def test_more_utterances_in_quarantine_than_allowed_are_bad_data(tmp_path):
     train = tones(tmp_path, 10)
     loud = train[4].id
-    with pytest.raises(Failed, match=f"(?s)1 utterances have no .* is 0.*{loud}: its loss") as caught:
+    with pytest.raises(
+        Failed, match=f"(?s)1 utterances have no .* is 0.*{loud}: its loss"
+    ) as caught:
         run(tmp_path, train, Overflowing(tiny(), loud), max_unreadable=0, **SHORT)
     assert caught.value.failure_class == "bad_data"
 
