@@ -146,7 +146,9 @@ def note_step(vitals: Vitals, step: int, outcome: Outcome, seconds: float, rate:
     vitals.loss.add(loss, QUICK)
     vitals.level.add(loss, STEADY)
     vitals.norm.add(outcome.grad_norm, QUICK)
-    vitals.usual_norm.add(outcome.grad_norm, LONG)
+    usual = vitals.usual_norm
+    highest = STEEP * usual.value if usual.count >= WARM else math.inf
+    usual.add(min(outcome.grad_norm, highest), LONG)
     if vitals.apart.count < START:
         shares = relative(outcome.parts)
         vitals.apart.add(max(shares.get("ctc", 0.0), shares.get("kd", 0.0)), START)
