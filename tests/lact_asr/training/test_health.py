@@ -1,6 +1,7 @@
 """Health: what is wrong is found with its numbers, what is well is let alone, at no cost."""
 
 import math
+import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from lact_asr.training import health, optim
 from lact_asr.training.health import Scale, Vitals
 from lact_asr.training.loss import Loss, Outcome, Part
 from lact_asr.training.objective import CTCObjective
+from tests.conftest import REPOSITORY
 from tests.lact_asr.tiny_runs import VOCABULARY, RecordedEvents, run, settings, tiny, tones
 from tests.lact_asr.training.test_trainer import Poisoned
 
@@ -297,3 +299,10 @@ def test_watching_costs_microseconds_a_step() -> None:
         health.note_step(vitals, step, each, 0.1, 1e-3)
         health.of_step(vitals, SCALE, each, 1e-3)
     assert (time.process_time() - began) / 2000 < 1e-3  # 12 microseconds here
+
+
+def test_the_page_about_health_has_every_word_of_the_code() -> None:
+    told = set(re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "docs/health.md").read_text(), re.M))
+    sources = [Path(health.__file__), REPOSITORY / "distill/objective.py"]
+    code = "\n".join(path.read_text() for path in sources)
+    assert told == set(re.findall(r'Finding\(\s*"(\w+)"', code))
