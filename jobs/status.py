@@ -30,6 +30,7 @@ _COLOURS = {
     State.CANCELLED.value: "yellow",
     State.LOST.value: "bold magenta",
 }
+HEALTHY = "HEALTHY"  # what is said of a training with nothing wrong
 _POLL = 1.0  # seconds between two checks of the files
 _WIDEST = 400  # characters of a line about one step
 
@@ -71,11 +72,32 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "submissions": len(record.tries),
         "seconds": None if seconds is None else round(seconds, 1),
         "progress": progress,
+        "health": _health(record.events) if state is State.RUNNING else None,
         "result": record.result,
         "last_line": last_line,
         "more": f"{NAME} logs {run.name}/{step['name']}" if last_line else "",
         "unreadable": list(folder.flaws.values()),
     }
+
+
+def _health(events: list[dict[str, Any]]) -> str | None:
+    """HEALTHY, or what was found last and is not over; None for a start that watches nothing yet.
+
+    Every start of a training says what is still open from before.
+    """
+    found: dict[str, str] | None = None
+    for event in events:
+        word, sentence = str(event.get("word")), str(event.get("sentence"))
+        if event["event"] in STARTS and "host" in event:
+            found = None
+        elif event["event"] == "watched":
+            still = event.get("open")
+            found = {str(w): str(s) for w, s in still.items()} if isinstance(still, dict) else {}
+        elif found is not None and event["event"] == "finding":
+            found[word] = sentence
+        elif found is not None and event["event"] == "healthy":
+            found.pop(word, None)
+    return None if found is None else ([HEALTHY, *found.values()])[-1]
 
 
 def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
@@ -133,7 +155,7 @@ def summary(step: Mapping[str, Any]) -> str:
     if step["state"] == State.SUCCEEDED.value:
         said = [_headline(step["result"]), *step["unreadable"]]
     elif step["state"] == State.RUNNING.value:
-        said.insert(0, _progress(step["progress"]))
+        said[:0] = [_progress(step["progress"]), step["health"] or ""]
     if often := step["remedies"]:
         said.append(f"({often} {'remedy' if often == 1 else 'remedies'})")
     if step["last_line"]:

@@ -36,6 +36,7 @@ from lact_asr.training import (
 )
 from lact_asr.training.averaging import Average, mean
 from lact_asr.training.clock import SAVING, STALLED, VALIDATING
+from lact_asr.training.health import Scale
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.material import Material
@@ -156,8 +157,14 @@ class _Run:
         self.objective, self.material, self.vocabulary = objective, material, vocabulary
         self.config, self.folder, self.launcher = config, folder, launcher
         self.world, self.device = world, device
+        scale = Scale(
+            len(vocabulary),
+            config.max_steps,
+            config.optim.clip_norm,
+            f"{material.terms.budget} {material.budget:g}",
+        )
         self.logger = TrainingLogger(
-            launcher.report, launcher.event, config.max_steps, material.terms, loud=world.main
+            launcher.report, launcher.event, scale, material.terms, loud=world.main
         )
         self.saver = Saver(self.logger.say)
         self.state, self.saved = State(), 0
@@ -230,7 +237,7 @@ class _Run:
         """Train from where the state is."""
         state, config, stop = self.state, self.config, False
         self.objective.trainable.train()
-        self.logger.begin(state.step)
+        self.logger.begin(state.step, state.vitals)
         while not stop:
             self.saver.check()
             ended = state.step >= config.max_steps
@@ -280,7 +287,8 @@ class _Run:
         state.step, state.averaged = state.step + 1, False
         if outcome.taken:
             self.average.follow(state.step)
-        self.logger.count_step(outcome)
+        rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
+        self.logger.count_step(state.step, outcome, rate)
         self.objective.end_step(state.step, outcome, self.logger)
         guard.note_unreadable(state, self.material.max_unreadable, self.logger, outcome.unreadable)
         try:
@@ -289,7 +297,6 @@ class _Run:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
             raise Failed(error.cause, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
-            rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
             self.logger.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
 

@@ -1,4 +1,4 @@
-"""Bad data and the original recipes, whose BatchNorm remembers what it hears: nothing stays."""
+"""Bad data under the original recipes, whose BatchNorm remembers: nothing of it is remembered."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_an_utterance_1e30_times_too_loud_is_left_out_before_a_model_hears_it(sp
     train = list(utterances(speech))
     loud = train[2].id
     guard = TEACHER["emergency"]["training"]["guard"]
-    result, recorded = run(
+    _, recorded = run(
         tmp_path / "loud",
         amplified(tmp_path, train, 2),
         CTCObjective(emergency()),
