@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.backends.base import StepJob
 from jobs.cluster import TEMPLATES, Cluster
+from jobs.healing.heal import AGAIN
 from jobs.pipeline import Resources
 from jobs.snapshot import entry
 
@@ -103,6 +104,28 @@ def step_command(cluster: Cluster, step: Path) -> str:
     return f"{cluster.interpreter} -u -c {code} {shlex.quote(str(step))}"
 
 
+def _again(cluster: Cluster, step: Path) -> str:
+    """A function in the place of srun: after a bad end it asks whether to begin again.
+
+    The queue position and what depends on the job stay as they are.
+    """
+    heal = f"{cluster.interpreter} -c {shlex.quote(entry('jobs.healing.heal'))}"
+    return "\n".join(
+        [
+            "srun() {",
+            f"  local status={AGAIN}",
+            f"  while [ $status -eq {AGAIN} ]; do",
+            "    status=0",
+            '    command srun "$@" || status=$?',
+            "    [ $status -eq 0 ] && break",
+            f"    {heal} {shlex.quote(str(step))} $status && status=0 || status=$?",
+            "  done",
+            "  return $status",
+            "}",
+        ]
+    )
+
+
 def _directive(flag: str) -> str:
     key, equals, value = flag.partition("=")
     return f"#SBATCH {key}{equals}{shlex.quote(value) if equals else ''}"
@@ -134,4 +157,5 @@ def _setup(cluster: Cluster, job: StepJob) -> list[str]:
         f"[ -d {cwd} ] || {{ echo {shlex.quote(gone)} >&2; exit 1; }}",
         f"cd {cwd}",
         "trap - ERR",
+        _again(cluster, job.directory),
     ]
