@@ -159,9 +159,12 @@ def put_damaged_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove numbered checkpoints, and half-written ones, except the newest `keep`."""
+def prune(folder: Path, keep: int, spared: int | None = None) -> None:
+    """Remove numbered checkpoints, and half-written ones, except the newest `keep` and, where it is
+    older, the one of the step `spared`.
+    """
     kept = by_step(folder)[-keep:]
+    kept += [path for path in by_step(folder) if int(path.name) == spared]
     for path in [*folder.glob("[0-9]*"), *folder.glob(".new.*")]:
         if path not in kept:
             shutil.rmtree(path)

@@ -43,7 +43,7 @@ from lact_asr.training.material import Material
 from lact_asr.training.objective import Objective, SpeechObjective
 from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
-from lact_asr.training.retreat import retreat
+from lact_asr.training.retreat import retreat, sound_step
 from lact_asr.training.saving import Saver, copied
 from lact_asr.training.speech import Speech
 from lact_asr.utils.disturbance import undisturbed
@@ -157,14 +157,14 @@ class _Run:
         self.objective, self.material, self.vocabulary = objective, material, vocabulary
         self.config, self.folder, self.launcher = config, folder, launcher
         self.world, self.device = world, device
-        scale = Scale(
+        self.scale = Scale(
             len(vocabulary),
             config.max_steps,
             config.optim.clip_norm,
             f"{material.terms.budget} {material.budget:g}",
         )
         self.logger = TrainingLogger(
-            launcher.report, launcher.event, scale, material.terms, loud=world.main
+            launcher.report, launcher.event, self.scale, material.terms, loud=world.main
         )
         self.saver = Saver(self.logger.say)
         self.state, self.saved = State(), 0
@@ -293,6 +293,7 @@ class _Run:
         guard.note_unreadable(state, self.material.max_unreadable, self.logger, outcome.unreadable)
         try:
             guard.note_step(state, config, self.logger, outcome, self.objective.trainable)
+            guard.refuse_lost(state, self.scale, config.optim.learning_rate)
         except Failed as error:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
             raise Failed(error.cause, f"{error}. {where}") from None
@@ -422,7 +423,8 @@ class _Run:
         seconds = {**took, "write_seconds": time.monotonic() - began}
         rounded = {what: round(value, 3) for what, value in seconds.items()}
         self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
-        checkpoint.prune(self.folder, max(self.config.keep_checkpoints, self.config.average.last))
+        newest = max(self.config.keep_checkpoints, self.config.average.last)
+        checkpoint.prune(self.folder, newest, sound_step(self.folder, self.state.lowest_loss))
 
     def _settle(self) -> None:
         """Wait, on every rank, until rank 0 has written all."""
