@@ -120,6 +120,15 @@ def test_steps_that_take_many_times_as_long_for_a_minute_are_found() -> None:
     assert min(known) >= 300 + 60 / 3
 
 
+def test_another_process_has_times_of_its_own() -> None:
+    vitals, each = Vitals(), outcome(1.0)
+    for seconds in (0.5, 50.0):  # the second one on a slower machine
+        vitals.start_clock()
+        for step in range(1, 100):
+            health.note_step(vitals, step, each, seconds, 1e-3)
+            assert not health.of_step(vitals, SCALE, each, 1e-3).get("slow")
+
+
 def test_a_beginning_far_above_even_probabilities_is_found() -> None:
     for value, expected in ((9.41, True), (3.6, False)):
         vitals, each = Vitals(), outcome(9.0, kd=Part(value, 3.43), feature=Part(90.0, 2.0))
