@@ -13,6 +13,7 @@ reads without torch, and what else there is is read with weights_only: a checkpo
 cannot run code.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -160,11 +161,19 @@ def put_damaged_aside(path: Path) -> Path:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove numbered checkpoints, and half-written ones, except the newest `keep`."""
+    """Remove numbered checkpoints, and half-written ones, except the newest `keep`.
+
+    A process that reads audio, forked while one was written, has its files open, and NFS keeps such
+    a file under another name: the folder goes the next time.
+    """
     kept = by_step(folder)[-keep:]
     for path in [*folder.glob("[0-9]*"), *folder.glob(".new.*")]:
         if path not in kept:
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                    raise
 
 
 def put_aside(folder: Path, after: int) -> list[Path]:
