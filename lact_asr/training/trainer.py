@@ -29,6 +29,7 @@ from lact_asr.training import (
     checksums,
     early_stopping,
     guard,
+    interval,
     memory_probe,
     optim,
     quarantine,
@@ -166,7 +167,9 @@ class _Run:
         self.logger = TrainingLogger(
             launcher.report, launcher.event, self.scale, material.terms, loud=world.main
         )
-        self.saver = Saver(self.logger.say)
+        self.saver, self.meter = Saver(self.logger.say), interval.Meter()
+        every = config.checkpoint_every
+        self.every = 0 if every == "auto" else every
         self.state, self.saved = State(), 0
 
     def prepare(self) -> None:
@@ -255,7 +258,10 @@ class _Run:
             if self._due():
                 with self.logger.clock.phase(SAVING):
                     self._save()
+            began = time.monotonic()
             stop = self._step(self.launcher.should_stop())
+            self.meter.stepping += time.monotonic() - began
+            self.meter.steps += 1
         self._finish()
         raise Interrupted(state.step)
 
@@ -268,8 +274,8 @@ class _Run:
 
     def _due(self) -> bool:
         """Whether to save: not while steps are dropped, with the weights that may be the reason."""
-        every = self.config.checkpoint_every
-        return not self.state.in_a_row and self.state.step // every > self.saved // every
+        step, every = self.state.step, self.every or interval.FIRST
+        return not self.state.in_a_row and step // every > self.saved // every
 
     def _step(self, stop: bool) -> bool:
         """One step; whether some rank was asked to stop."""
@@ -399,6 +405,25 @@ class _Run:
         )
         facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
+        if self.config.checkpoint_every == "auto":
+            self._choose_interval()
+
+    def _choose_interval(self) -> None:
+        """Set how often all ranks save, from what rank 0 has measured; a new choice is told."""
+        meter = self.world.gather(self.meter)[0]
+        hours = self.config.failure_every
+        steps = interval.choose(meter, 3600 * hours, self.every)
+        if steps == self.every:
+            return
+        self.every = steps
+        each = meter.stepping / meter.steps
+        facts = {"save_seconds": meter.save, "write_seconds": meter.write, "step_seconds": each}
+        rounded = {name: round(value, 4) for name, value in facts.items()}
+        self.logger.event("checkpoint_interval", steps=steps, failure_every_hours=hours, **rounded)
+        self.logger.say(
+            f"A checkpoint every {steps} steps, {steps * each:.3g} s: one holds training up for "
+            f"{meter.save:.3g} s, and a run is taken to be cut every {hours:g} h"
+        )
 
     def _write(self, name: str, facts: dict[str, Any], more: dict[str, Any]) -> None:
         """A checkpoint, by rank 0, of what all ranks have; written aside."""
@@ -412,6 +437,7 @@ class _Run:
         described = checkpoint.describe(model, self.vocabulary, self.config)
         files = copied({**tensors, "config.json": described, checkpoint.STATE: facts})
         took = {"wait_seconds": waited, "copy_seconds": time.monotonic() - began - waited}
+        self.meter.save = took["copy_seconds"]
         self.saver.put(partial(self._keep, name, files, took))
 
     def _keep(self, name: str, files: dict[str, Any], took: dict[str, float]) -> None:
@@ -420,7 +446,8 @@ class _Run:
         checkpoint.save(self.folder, name, files, self.launcher.fence)
         if name == checkpoint.BEST:
             return
-        seconds = {**took, "write_seconds": time.monotonic() - began}
+        self.meter.write = time.monotonic() - began
+        seconds = {**took, "write_seconds": self.meter.write}
         rounded = {what: round(value, 3) for what, value in seconds.items()}
         self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
         newest = max(self.config.keep_checkpoints, self.config.average.last)
