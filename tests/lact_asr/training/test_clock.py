@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lact_asr.data.loader import Stream
-from lact_asr.training import checkpoint
+from lact_asr.training import checkpoint, optim
 from lact_asr.training.clock import PHASES, SAVING, STALLED, VALIDATING, Clock, metric
 from lact_asr.training.speech import Speech
 from tests.lact_asr.tiny_runs import RecordedEvents, run, tones
@@ -91,7 +91,7 @@ def test_the_phases_together_are_all_the_time_there_was(
 
 def slower(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> list[float]:
     """Make a function take longer; what each call took."""
-    original, took = getattr(owner, name), []
+    original, took = getattr(owner, name), list[float]()
 
     def slow(*given: Any, **named: Any) -> Any:
         began = time.monotonic()
@@ -108,15 +108,18 @@ def slower(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: floa
 def test_a_training_says_where_each_of_its_seconds_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: float
 ) -> None:
+    slower(monkeypatch, optim, "build", 1.0)  # before the loop: none of its time
     waits = slower(monkeypatch, Stream, "take", 0.05)
     validations = slower(monkeypatch, Speech, "measure", 0.2)
     saves = slower(monkeypatch, checkpoint, "save", 0.1)
     recorded, times = RecordedEvents(), []
     recorded.metrics = Stamped(times)
     train = tones(tmp_path, 4)
+    began = time.monotonic()
     run(tmp_path, train, recorded=recorded, stop_at=stop_at, log_every=2, valid_every=3)
     told = [sum(line[metric(phase)] for phase in PHASES) for line in recorded.metrics]
     ago = [after - before for before, after in pairwise(times)]
+    assert told[0] < times[0] - began - 0.8
     assert told[1:] == pytest.approx(ago, rel=0.01, abs=0.002)
     sums = {phase: sum(line[metric(phase)] for line in recorded.metrics) for phase in PHASES}
     slowed = {STALLED: waits, VALIDATING: validations, SAVING: saves}
