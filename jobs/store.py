@@ -10,6 +10,7 @@
         logs/                       one file per rank
         attempt.json                the newest start of the step: older ones do not write any more
         metrics.jsonl events.jsonl  progress and what happened
+        faults.jsonl                what was put in on purpose: `faults` of the pipeline file
         failure.json                cause, message, traceback, host, rank, job
         result.json                 written last, by rename; means success
         earlier.1/ ...              what the step had done before `resume --redo`
@@ -26,7 +27,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from jobs import locks
 from jobs.errors import UserError
 from jobs.program import NAME
 from lact_asr.utils.errors import Unreadable
@@ -40,8 +40,10 @@ from lact_asr.utils.files import (
     write_atomic,
     write_json,
 )
+from lact_asr.utils.locks import Busy, exclusive_lock, holder
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
+_PATIENCE = 1.0  # seconds: `holder` takes the lock for a moment to see whether it is free
 _SUBMISSIONS = "submissions.jsonl"
 _Fact = TypeVar("_Fact", str, bool)
 
@@ -270,6 +272,14 @@ class StepDir:
         """Append one event."""
         append_json(self.path / "events.jsonl", {"event": name, **facts}, sync=False)
 
+    def add_fault(self, facts: Mapping[str, object]) -> None:
+        """A fault is about to be put in: known even to a step that it kills."""
+        append_json(self.path / "faults.jsonl", facts)
+
+    def faults(self) -> list[dict[str, Any]]:
+        """The faults put into the step so far: as planned, at which step, on which rank."""
+        return self._lines("faults.jsonl")
+
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened to the step, oldest first."""
         lines = self._lines("events.jsonl")
@@ -355,17 +365,26 @@ class Run:
         count = len(self.codes())
         return self.path / (f"code.{count + 1}" if count else "code")
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Held while jobs are submitted or cancelled; UserError where somebody else holds it, and
         for a run of another user.
         """
         if (owner := self.info()["user"]) != user():
             raise UserError(f"{self.name} belongs to {owner}, and you are {user()}: ask {owner}")
-        return locks.exclusive(self.path / "lock")
+        path = self.path / "lock"
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(exclusive_lock(path, patience=_PATIENCE))
+            except Busy as busy:
+                raise UserError(f"{self.name} is being submitted or cancelled by {busy}") from None
+            except OSError as error:
+                raise UserError(f"{path} cannot be written: {error.strerror}") from None
+            yield
 
     def busy(self) -> str:
         """Who is submitting or cancelling at this moment; empty for nobody."""
-        return locks.holder(self.path / "lock")
+        return holder(self.path / "lock")
 
 
 def is_run(path: Path) -> bool:

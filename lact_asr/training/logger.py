@@ -71,6 +71,18 @@ class TrainingLogger:
         for identity, why in files.items():
             self.say(f"Left out utterance {identity}: {why}")
 
+    def quarantined(self, step: int, utterances: Mapping[str, str]) -> None:
+        """Utterances that spoil a step, found at this one and left out from now on: id -> why."""
+        for identity, why in utterances.items():
+            self.event("quarantined", step=step, id=identity, reason=why)
+            self.say(f"Quarantined utterance {identity} at step {step}: {why}")
+
+    def retried(self, step: int, outcome: Outcome) -> None:
+        """A step that came to nothing finite at first has been tried again."""
+        if outcome.taken:
+            self.event("step_retried", step=step, loss=outcome.loss, grad_norm=outcome.grad_norm)
+            self.say(f"Step {step} has been taken at the second try: loss {outcome.loss:.4f}")
+
     def dropped(self, step: int, outcome: Outcome) -> None:
         """A step that was not taken."""
         numbers = {"loss": repr(outcome.loss), "grad_norm": repr(outcome.grad_norm)}
