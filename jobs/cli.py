@@ -152,10 +152,23 @@ def _launch(
     pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool, **facts: Any
 ) -> "tuple[Run, int]":
     """Submit a new run; the run and the exit code. `facts` go into run.json."""
+    from jobs.scheduling.submit import submit_pending
+
+    run = _create(pipeline, text, cluster, facts)
+    print(run.path)
+    backend = _backend_of(run)
+    with _submitting(run), run.lock():
+        todo = submit_pending(run, backend)
+    return run, _report(run, backend, todo, wait)
+
+
+def _create(
+    pipeline: "Pipeline", text: str, cluster: "Cluster", facts: "Mapping[str, Any]"
+) -> "Run":
+    """A new run, whose files are written while the cluster answers the preflight."""
     from concurrent.futures import ThreadPoolExecutor
 
     from jobs.scheduling.create import create
-    from jobs.scheduling.submit import submit_pending
     from jobs.store import RunStore
 
     if cluster.backend == "slurm":
@@ -163,21 +176,15 @@ def _launch(
 
         load_early()
     store, backend = RunStore(), _backend(cluster.model_dump(mode="json"))
-    with ThreadPoolExecutor(1) as pool:  # the answers come while the run's files are written
+    with ThreadPoolExecutor(1) as pool:
         checked = pool.submit(_preflight, pipeline, cluster)
 
         def scheduler() -> str:
             checked.result()
             return backend.identity()
 
-        run = create(
-            store, pipeline, cluster, text, store.new_name(pipeline.name), scheduler, **facts
-        )
-    print(run.path)
-    backend = _backend_of(run)
-    with _submitting(run), run.lock():
-        todo = submit_pending(run, backend)
-    return run, _report(run, backend, todo, wait)
+        name = store.new_name(pipeline.name)
+        return create(store, pipeline, cluster, text, name, scheduler, **facts)
 
 
 def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool) -> int:

@@ -13,7 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 # about half of the time that tests/slurm takes
-SECOND_SLURM = ("test_exactly_once", "test_hostile_cancel", "test_hostile_resume", "test_looking")
+SECOND_SLURM = (
+    "test_exactly_once",
+    "test_fence",
+    "test_hostile_cancel",
+    "test_hostile_resume",
+    "test_looking",
+    "test_warned",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
