@@ -56,7 +56,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = str(item.path.relative_to(REPOSITORY))
         if group.startswith("tests/slurm"):
             group = "second slurm" if item.path.stem in SECOND_SLURM else "slurm"
-            item.add_marker(pytest.mark.timeout(1_000))  # more than the tests' own patience
         item.add_marker(pytest.mark.xdist_group(group))
 
 
