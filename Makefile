@@ -25,7 +25,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadgroup
 
 gpu: setup
 	$(BIN)/pytest tests/gpu

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm
 from tests.slurm.launcher import SOCKET_TIMED_OUT, UNTIL_GO, Launcher, chain, sh
 
 KILL = "kill -KILL $PPID"
@@ -111,7 +111,7 @@ def test_two_people_resuming_at_once_submit_once(launcher: Launcher) -> None:
     both = [launcher.start("resume"), launcher.start("resume")]
     launcher.slurm.wait_for(lambda: any(process.poll() is not None for process in both))
     launcher.touch("go")
-    said = [process.communicate(timeout=120)[0] for process in both]
+    said = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], said
     assert "is being submitted or cancelled by process" in said[0] + said[1]
     launcher.wait_for_states(two="succeeded")
