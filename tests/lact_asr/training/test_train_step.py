@@ -139,8 +139,9 @@ class Linear(Objective[Any, Any]):
     """One weight, which is 1, and a loss that shows what it is made of."""
 
     def __init__(self) -> None:
-        self.model = self.trainable = torch.nn.Linear(1, 1, bias=False)
+        self.model = self.trainable = torch.nn.Linear(1, 1)
         torch.nn.init.ones_(self.trainable.weight)
+        torch.nn.init.ones_(self.trainable.bias)  # takes no part in the loss
         self.told: list[float] = []
 
     def __call__(self, batch: Numbers, progress: float) -> Loss:
@@ -156,7 +157,8 @@ def step_of(*batches: Numbers, **given: Any) -> tuple[Outcome, Linear]:
     clipped = settings(optim={"clip_norm": given.pop("clip_norm", 1e9)})
     setting = train_step.Setting(clipped, ALONE, torch.device("cpu"), **given)
     optimizer = torch.optim.SGD(objective.trainable.parameters(), lr=1.0)
-    objective.trainable.weight.grad = torch.full((1, 1), 1000.0)  # of an earlier step
+    for parameter in objective.trainable.parameters():
+        parameter.grad = torch.full_like(parameter, 1000.0)  # of an earlier step
     module = train_step.ObjectiveModule(objective)
     outcome = train_step.take_step(module, optimizer, batches, progress, setting, stop, known)
     return outcome, objective
@@ -175,12 +177,13 @@ def test_what_a_step_came_to_is_summed_over_its_micro_batches_and_divided_once()
     assert outcome.stop is False and step_of(some, stop=True)[0].stop is True
     assert objective.told == [0.5, 0.5]
     assert objective.trainable.weight.item() == pytest.approx(0.0), "moved by the mean gradient"
+    assert objective.trainable.bias.grad is None, "of zeros an optimizer would take decay for it"
 
 
 def test_a_data_parallel_wrapper_sees_all_that_an_objective_learns():
     objective = Linear()
-    (found,) = train_step.ObjectiveModule(objective).parameters()
-    assert found is objective.trainable.weight
+    found = list(train_step.ObjectiveModule(objective).parameters())
+    assert [id(each) for each in found] == [id(each) for each in objective.trainable.parameters()]
 
 
 def test_the_step_after_clipping_has_the_norm_that_is_allowed():
