@@ -165,10 +165,10 @@ def step_of(*batches: Numbers, **given: Any) -> tuple[Outcome, Linear]:
 
 
 def test_what_a_step_came_to_is_summed_over_its_micro_batches_and_divided_once():
-    some = Numbers(["a", "b"], slope=3.0, labels=2.0, amount=0.25, unreadable=[("x", "torn")])
-    more = Numbers(["c"], slope=5.0, labels=6.0, amount=0.5, unreadable=[("y", "no such file")])
+    some = Numbers(["a", "b"], slope=3.0, labels=2.0, amount=0.1, unreadable=[("x", "torn")])
+    more = Numbers(["c"], slope=5.0, labels=6.0, amount=0.2, unreadable=[("y", "no such file")])
     outcome, objective = step_of(some, more, known={"x": "torn"})
-    assert (outcome.loss, outcome.weight, outcome.amount) == (1.0, 8.0, 0.75)
+    assert (outcome.loss, outcome.weight, outcome.amount) == (1.0, 8.0, 0.1 + 0.2)
     assert outcome.grad_norm == pytest.approx(1.0) and outcome.taken
     assert outcome.parts == {"first": Part(0.75), "second": Part(2.0, 2.0)}
     assert outcome.counts == {"rows": 3.0}
