@@ -1,5 +1,6 @@
 """One step: its gradient is that of one big batch, however the batch is split."""
 
+import contextlib
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,9 +144,11 @@ class Linear(Objective[Any, Any]):
         torch.nn.init.ones_(self.trainable.weight)
         torch.nn.init.ones_(self.trainable.bias)  # takes no part in the loss
         self.told: list[float] = []
+        self.half: list[bool] = []  # precision of each call
 
     def __call__(self, batch: Numbers, progress: float) -> Loss:
         self.told.append(progress)
+        self.half.append(torch.is_autocast_enabled("cpu"))
         total = batch.slope * self.trainable.weight.sum()
         seen = {"second": Part(2 * total.detach(), torch.tensor(8.0)), "first": Part(total * 0 + 3)}
         return Loss(total, torch.tensor(batch.labels), seen, {"rows": torch.tensor(len(batch))})
@@ -154,7 +157,8 @@ class Linear(Objective[Any, Any]):
 def step_of(*batches: Numbers, **given: Any) -> tuple[Outcome, Linear]:
     objective, known = Linear(), given.pop("known", {})
     stop, progress = given.pop("stop", False), given.pop("progress", 0.5)
-    clipped = settings(optim={"clip_norm": given.pop("clip_norm", 1e9)})
+    precision = given.pop("precision", "fp32")
+    clipped = settings(optim={"clip_norm": given.pop("clip_norm", 1e9)}, precision=precision)
     setting = train_step.Setting(clipped, ALONE, torch.device("cpu"), **given)
     optimizer = torch.optim.SGD(objective.trainable.parameters(), lr=1.0)
     for parameter in objective.trainable.parameters():
@@ -178,6 +182,19 @@ def test_what_a_step_came_to_is_summed_over_its_micro_batches_and_divided_once()
     assert objective.told == [0.5, 0.5]
     assert objective.trainable.weight.item() == pytest.approx(0.0), "moved by the mean gradient"
     assert objective.trainable.bias.grad is None, "of zeros an optimizer would take decay for it"
+
+
+def test_micro_batches_have_the_precision_asked_for_and_only_the_last_is_summed_over_all(
+    monkeypatch,
+):
+    alone = []
+    monkeypatch.setattr(
+        train_step, "no_sync", lambda module: alone.append(module) or contextlib.nullcontext()
+    )
+    some = Numbers(["a"])
+    assert step_of(some, some, some, precision="bf16")[1].half == [True] * 3
+    assert len(alone) == 2 and isinstance(alone[0], train_step.ObjectiveModule)
+    assert step_of(some)[1].half == [False] and len(alone) == 2
 
 
 def test_a_data_parallel_wrapper_sees_all_that_an_objective_learns():
