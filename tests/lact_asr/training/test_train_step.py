@@ -203,6 +203,12 @@ def test_a_data_parallel_wrapper_sees_all_that_an_objective_learns():
     assert [id(each) for each in found] == [id(each) for each in objective.trainable.parameters()]
 
 
+def test_labels_of_a_step_are_counted_in_float64():
+    """In float32 the next number behind 2 ** 24 is 2 ** 24 + 2."""
+    many, one = Numbers(["a"], labels=2.0**24), Numbers(["b"], labels=1.0)
+    assert step_of(many, one)[0].weight == 2**24 + 1
+
+
 def test_the_step_after_clipping_has_the_norm_that_is_allowed():
     outcome, objective = step_of(Numbers(["a"], slope=40.0, labels=2.0), clip_norm=0.25)
     assert outcome.grad_norm == pytest.approx(20.0)
