@@ -70,7 +70,7 @@ def test_checkpoints_with_weights_that_drop_every_step_are_put_aside(tmp_path):
     with pytest.raises(Failed, match="goes on from step 4"):
         run(tmp_path, train, broken, recorded=recorded, **LONG)
     assert numbered(tmp_path) == ["00000002", "00000004"], "others would push them out"
-    assert [facts["checkpoint"] for facts in recorded.named("put_aside")] == ["00000006"]
+    assert recorded.named("put_aside") == [{"checkpoint": "00000006", "now": "diverged"}]
     aside = tmp_path / "checkpoints" / "diverged"
     assert checkpoint.find(aside) == aside  # for `diagnose`
     assert checkpoint.find(tmp_path) != aside
