@@ -10,6 +10,7 @@
         logs/                       one file per rank
         attempt.json                the newest start of the step: older ones do not write any more
         metrics.jsonl events.jsonl  progress and what happened
+        faults.jsonl                what was put in on purpose: `faults` of the pipeline file
         failure.json                cause, message, traceback, host, rank, job
         result.json                 written last, by rename; means success
         earlier.1/ ...              what the step had done before `resume --redo`
@@ -265,6 +266,14 @@ class StepDir:
     def add_event(self, name: str, facts: Mapping[str, object]) -> None:
         """Append one event."""
         append_json(self.path / "events.jsonl", {"event": name, **facts}, sync=False)
+
+    def add_fault(self, facts: Mapping[str, object]) -> None:
+        """A fault is about to be put in: known even to a step that it kills."""
+        append_json(self.path / "faults.jsonl", facts)
+
+    def faults(self) -> list[dict[str, Any]]:
+        """The faults put into the step so far: as planned, at which step, on which rank."""
+        return self._lines("faults.jsonl")
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened to the step, oldest first."""

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from jobs.reading.paths import replace, walk
 from jobs.reading.references import fill_references
 from jobs.store import StepDir
 from lact_asr.distributed.place import from_environment
+from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
@@ -111,9 +112,9 @@ class _Process:
         given = resolve(self.step, settings)
         if described["kind"] == "command" and given == settings:
             # checked on the login node, by this very code: the 0.1 s of pydantic are saved
-            result = _external.run(SimpleNamespace(**given), self._job())
+            result = _external.run(SimpleNamespace(**given), self._job(described))
         else:
-            result = _checked_and_run(described["kind"], given, self._job())
+            result = _checked_and_run(described["kind"], given, self._job(described))
         if reason := gate.explain_miss(described["gate"], result):
             raise Failed("gate_missed", reason)
         return result
@@ -135,7 +136,7 @@ class _Process:
                 raise Interrupted(None)
             time.sleep(0.1)
 
-    def _job(self) -> Job:
+    def _job(self, described: Mapping[str, Any]) -> Job:
         return Job(
             directory=self.step.path,
             rank=self.rank,
@@ -146,7 +147,15 @@ class _Process:
             should_stop=lambda: self.received is not None,
             signal=lambda: self.received,
             fence=self.fence.check,
+            disturb=self._disturbance(described),
         )
+
+    def _disturbance(self, described: Mapping[str, Any]) -> Callable[..., None]:
+        if not (planned := described.get("faults")):
+            return undisturbed
+        from jobs.healing.faults import Faults
+
+        return Faults(planned, self.step, self.rank)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

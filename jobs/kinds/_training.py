@@ -347,6 +347,7 @@ def fit(
             event=job.event,
             should_stop=job.should_stop,
             fence=job.fence,
+            disturb=job.disturb,
         )
     require_best(done, settings.dev)
     return Trained(

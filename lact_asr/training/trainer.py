@@ -32,6 +32,7 @@ from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
 from lact_asr.training.retreat import retreat
 from lact_asr.training.speech import Speech
+from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.errors import Failed, Interrupted
 from lact_asr.utils.files import read_json
 from lact_asr.utils.locks import no_fence
@@ -45,6 +46,8 @@ class Launcher:
     event: Callable[..., None]
     should_stop: Callable[[], bool]
     fence: Callable[[], None] = no_fence  # before a write: raises where a newer process has begun
+    # before a step: its number, what learns, the optimizer, the micro-batches of this rank
+    disturb: Callable[..., None] = undisturbed
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def fit(
     event: Callable[..., None],
     should_stop: Callable[[], bool],
     fence: Callable[[], None] = no_fence,
+    disturb: Callable[..., None] = undisturbed,
     device: torch.device | None = None,
 ) -> FitResult:
     """Train on speech for max_steps, until the dev WER stops falling, or until asked to stop.
@@ -90,7 +94,7 @@ def fit(
     world = processes.start()
     device = device or world.device()
     speech = Speech(objective, train, dev, vocabulary, config, world, device)
-    launcher = Launcher(report, event, should_stop, fence)
+    launcher = Launcher(report, event, should_stop, fence, disturb)
     return learn(objective, speech, vocabulary, config, directory, launcher, world, device)
 
 
@@ -229,6 +233,7 @@ class _Run:
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
         batches = [self.material.prepared(self.feed.take()) for _ in range(config.accumulate)]
+        self.launcher.disturb(state.step + 1, self.objective.trainable, self.optimizer, batches)
         self.objective.begin_step(batches, self.world.all_sum)
         progress = state.step / config.max_steps
         highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
