@@ -1,0 +1,245 @@
+"""A rehearsal, decided: the user's own pipeline made small, the faults for it, and what came of one.
+
+`jobs.rehearse` carries it out. What a rehearsal does with each kind stands in `_DONE`, and is said
+before anything runs.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.errors import UserError, nearest
+from jobs.healing.faults import FAULTS
+from jobs.pipeline import Fault, Pipeline, Step
+from jobs.reading.paths import walk
+from jobs.reading.references import references
+from jobs.store import StepDir
+from lact_asr.utils.files import number
+
+STEPS = 30  # of each training
+SAVED_EVERY = 5
+AT = 18  # the fault comes after a checkpoint, and not right after it: some work is lost
+UTTERANCES = 64  # of each manifest
+MINUTES = 20  # the longest time limit
+USUAL = "kill,preempt,time_limit,out_of_memory_gpu,nan_gradient,nan_data,rate,disk_full"
+_EVERYWHERE = ("preempt", "time_limit")  # what Slurm does to every process of a job
+_LONGER = {"rate": 5}  # a single step at a thousand times the rate may be survived by luck
+_MANIFESTS = ("train", "dev", "manifest")
+_LEFT_OUT = {
+    "overfit": "left out: to learn by heart takes longer than a rehearsal",
+    "command": "left out: nobody knows what a program touches",
+}
+_DONE = {
+    "download": f"as it is, once; its manifests are cut to {UTTERANCES} utterances",
+    "training": f"{STEPS} steps, small batches, a checkpoint every {SAVED_EVERY}",
+    "other": f"as it is, on at most {UTTERANCES} utterances",
+}
+_SMALLEST = {  # settings of `training`, as far as a kind has them, and the largest value of each
+    "max_steps": STEPS,
+    "valid_every": STEPS // 2,
+    "checkpoint_every": SAVED_EVERY,
+    "log_every": 1,
+    "accumulate": 1,
+    "samples": 1,
+    "batch_tokens": 512,
+}
+
+
+class Small(NamedTuple):
+    """A pipeline made small, and a sentence on what became of each step."""
+
+    pipeline: Pipeline
+    done: dict[str, str]
+
+
+class Came(NamedTuple):
+    """What came of one fault."""
+
+    fault: str
+    injected: str  # "step 18, rank 0"; empty where it was never put in
+    cause: str  # as the run has named it; empty where it named none
+    did: str  # what the run did about it
+    ended: str  # the state of the step
+    seconds: float | None  # from the fault to the first step that was new; None: there was none
+    lost: int | None  # steps taken twice
+    weights: str  # "identical", or why not
+
+
+def shrink(pipeline: Pipeline, few: Callable[[Path], Path]) -> Small:
+    """The pipeline in minutes; `few` makes a small manifest of one. UserError if nothing trains."""
+    kept, done = _keep(pipeline.steps)
+    names = {step.name for step in kept}
+    steps = []
+    for step in kept:
+        settings, word = _smaller(step, few)
+        done[step.name] = _DONE[word]
+        resources = step.resources
+        if step.kind != "download":
+            shorter = {"time": min(resources.time, MINUTES)}
+            resources = resources.model_copy(update=shorter)
+        changed = {"settings": settings, "resources": resources, "gate": {}, "faults": ()}
+        needs = tuple(need for need in step.needs if need in names)
+        steps.append(step.model_copy(update={**changed, "needs": needs}))
+    if not any(map(trains, steps)):
+        said = "; ".join(f"{name}: {words}" for name, words in done.items())
+        raise UserError(f"{pipeline.name} has no step of training to rehearse: {said}")
+    return Small(pipeline.model_copy(update={"steps": tuple(steps)}), done)
+
+
+def trains(step: Step) -> bool:
+    """Whether faults can be put into a step."""
+    return "training" in step.settings
+
+
+def _keep(steps: Sequence[Step]) -> tuple[list[Step], dict[str, str]]:
+    """The steps that are rehearsed, and why each of the others is not."""
+    kept, gone = [], dict[str, str]()
+    for step in steps:
+        missing = [name for name in _asks(step) if name in gone]
+        if step.kind in _LEFT_OUT:
+            gone[step.name] = _LEFT_OUT[step.kind]
+        elif missing:
+            gone[step.name] = f"left out: it uses what {missing[0]} would have found"
+        else:
+            kept.append(step)
+    return kept, gone
+
+
+def _asks(step: Step) -> Iterator[str]:
+    """The steps whose results the settings of a step refer to."""
+    for _, value in walk(step.settings):
+        if isinstance(value, str):
+            yield from (reference.split(".")[0] for reference in references(value))
+
+
+def _smaller(step: Step, few: Callable[[Path], Path]) -> tuple[dict[str, Any], str]:
+    """The settings of a step for minutes, and which sentence of `_DONE` tells it."""
+    if step.kind == "download":
+        return step.settings, "download"
+    settings = dict(step.settings)
+    for key in _MANIFESTS:
+        value = settings.get(key)
+        if value is not None and "${" not in str(value):
+            settings[key] = few(Path(value))
+    if not trains(step):
+        return settings, "other"
+    if settings.get("vocabulary") == "bpe":
+        settings |= {"vocabulary": "characters"}  # so few texts have too few pieces
+    settings["training"] = _short_training(settings["training"])
+    return settings, "training"
+
+
+def _short_training(given: Mapping[str, Any]) -> dict[str, Any]:
+    limits = {name: min(given[name], most) for name, most in _SMALLEST.items() if name in given}
+    if "batch_seconds" in given:  # the smallest that holds the longest utterance
+        limits["batch_seconds"] = min(given["batch_seconds"], given["max_duration"])
+    optim = {**given["optim"], "warmup_steps": min(given["optim"]["warmup_steps"], STEPS // 5)}
+    return {**given, **limits, "optim": optim}
+
+
+def target(pipeline: Pipeline) -> Step:
+    """The step whose failure would cost most: faults are put into this one."""
+
+    def cost(step: Step) -> float:
+        return step.resources.time * step.resources.world_size
+
+    return max(filter(trains, pipeline.steps), key=cost)
+
+
+def planned(words: str, world_size: int) -> list[Fault]:
+    """The faults of a list such as `kill,nan_data` (UserError for a name that there is not)."""
+    names = [word.strip() for word in words.split(",") if word.strip()]
+    unknown = [f"--faults {name}: {nearest(name, FAULTS)}" for name in names if name not in FAULTS]
+    if unknown:
+        raise UserError("\n".join(unknown))
+    return [_fault(name, world_size) for name in names]
+
+
+def _fault(name: str, world_size: int) -> Fault:
+    """A fault for a rehearsal; of several ranks it is the last that meets it, not the first."""
+    rank = None if name in _EVERYWHERE else world_size - 1
+    facts = {"fault": name, "at_step": AT, "rank": rank, "times": _LONGER.get(name, 1)}
+    return Fault.model_validate(facts)
+
+
+def judge(fault: str, quiet: StepDir, step: StepDir, state: str) -> Came:
+    """What came of a fault: from the files of the step, and of the same step undisturbed."""
+    lines = step.faults()
+    first = lines[0] if lines else None
+    return Came(
+        fault=fault,
+        injected=f"step {first['step']}, rank {first['rank']}" if first else "",
+        cause=", ".join(dict.fromkeys(_causes(step))),
+        did=", ".join(dict.fromkeys(_deeds(step))) or "nothing",
+        ended=state,
+        seconds=_recovery(step, lines[-1]) if lines else None,
+        lost=_taken_twice(step) if step.result() else None,
+        weights=_compare(quiet, step),
+    )
+
+
+def _causes(step: StepDir) -> Iterator[str]:
+    """The causes that the run has named, oldest first."""
+    for event in step.events():
+        if cause := event.get("cause"):
+            yield str(cause)
+        elif event["event"] == "interrupted":
+            yield {"SIGUSR2": "time_limit", "SIGTERM": "preempted"}.get(event["signal"], "")
+        elif event["event"] == "step_dropped":
+            yield "step_dropped"
+    if failure := step.failure():
+        yield failure["cause"]
+
+
+def _deeds(step: StepDir) -> Iterator[str]:
+    for event in step.events():
+        if event["event"] == "step_dropped":
+            yield "dropped the step"
+        elif event["event"] == "remedy":
+            yield _told(event.get("changes") or {}) or "started again"
+        elif event["event"] == "resumed" and "checkpoint" in event:
+            yield f"went on from step {event['step']}"
+    if failure := step.failure():
+        yield f"gave up: {failure['message'].splitlines()[0][:100]}"
+
+
+def _told(changes: Mapping[str, Sequence[Any]]) -> str:
+    """`training.batch_seconds 14 -> 7`."""
+    return ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changes.items())
+
+
+def _recovery(step: StepDir, fault: Mapping[str, Any]) -> float | None:
+    """Seconds from a fault to the end of the step of training that it has kept from being taken."""
+    for line in step.metrics():
+        at = number(line.get("time"))
+        if "learning_rate" in line and at and at > fault["time"] and line["step"] >= fault["step"]:
+            return round(at - fault["time"], 1)
+    return None
+
+
+def _taken_twice(step: StepDir) -> int:
+    steps = [line["step"] for line in step.metrics() if "learning_rate" in line]
+    return len(steps) - len(set(steps))
+
+
+def _compare(quiet: StepDir, step: StepDir) -> str:
+    """Whether the last weights are bit for bit those of the undisturbed run, else why not."""
+    if step.result() is None:
+        return "none: it has not ended well"
+    if _digest(quiet) == _digest(step):
+        return "identical"
+    dropped = [event for event in step.events() if event["event"] == "step_dropped"]
+    remedies = [event for event in step.events() if event["event"] == "remedy"]
+    changed = [text for event in remedies if (text := _told(event.get("changes") or {}))]
+    if changed:
+        return f"other settings: {'; '.join(changed)}"
+    if dropped:
+        return f"{len(dropped)} steps dropped"
+    return "DIFFERENT, and nothing on record says why"
+
+
+def _digest(step: StepDir) -> str:
+    """Of the weights of the newest checkpoint."""
+    found = sorted((step.path / "checkpoints").glob("[0-9]*/model.safetensors"))
+    return hashlib.sha256(found[-1].read_bytes()).hexdigest() if found else ""
