@@ -23,6 +23,30 @@ RUN is a folder, a run's name, a unique beginning of it, or nothing for the newe
 in $TRAINYARD_RUNS (default ./runs). Where Slurm is not installed, steps run on this machine.
 """
 
+_REHEARSAL = f"""\
+The pipeline is made small: every step of training takes 30 steps in small batches, on 64 utterances
+of your own data, with a checkpoint every 5. `download` runs once, and what is there is not brought
+again; `overfit` and `command` are left out, gates too. It runs on the cluster, through its queue,
+with the nodes and GPUs that you ask for. Then the step of training that asks for most meets one
+fault after the other, at step 18:
+
+  kill                the last rank gets SIGKILL
+  preempt             its job is put back into the queue, as a preemption does
+  time_limit          the warning that comes before the time limit
+  out_of_memory_gpu, out_of_memory_host
+  nan_gradient, nan_data, nan_weight
+  rate                the learning rate times 1000, for five steps
+  disk_full, missing_file, import_error, port_in_use, bug
+  hang                a rank waits for ever, until the time limit
+
+The table says for each: the cause that the run has named, what it did, seconds until a step that is
+new was taken, steps taken twice, and whether the last weights are bit for bit those of the
+undisturbed run. Exit 1 where something was not survived that should be. All files lie in
+$TRAINYARD_RUNS/rehearsal-TIME-HEX, each run in a folder of its own; your runs are not touched.
+
+example: {NAME} rehearse jobs/pipelines/demo.yaml --faults kill,nan_data
+"""
+USUAL = "kill,preempt,time_limit,out_of_memory_gpu,nan_gradient,nan_data,rate,disk_full"
 _FILE = "pipeline file, or the name of one that comes with trainyard: demo"
 
 
@@ -97,6 +121,19 @@ def _add_for_runs(add: _Add) -> None:
     logs.add_argument(
         "--lines", type=_amount, default=100, metavar="N", help="how many (default 100)"
     )
+
+    rehearse = add(
+        "rehearse",
+        "run a pipeline in minutes, once undisturbed and once with each of some faults",
+        _REHEARSAL,
+    )
+    rehearse.add_argument("file", metavar="FILE", help=_FILE)
+    _add_cluster(rehearse)
+    _add_set(rehearse)
+    rehearse.add_argument(
+        "--faults", default=USUAL, metavar="LIST", help=f"which, with commas (default: {USUAL})"
+    )
+    rehearse.add_argument("--json", action="store_true", help="the table as data")
 
     cancel = add("cancel", "cancel a run, or a step and all behind it")
     cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="named always: no default")

@@ -10,7 +10,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jobs.pipeline import Pipeline
     from jobs.scheduling.cancel import Cancelled
     from jobs.scheduling.plan import Submit
-    from jobs.store import Run
+    from jobs.store import Run, RunStore
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,17 +152,31 @@ def _launch(
     pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool, **facts: Any
 ) -> "tuple[Run, int]":
     """Submit a new run; the run and the exit code. `facts` go into run.json."""
+    from jobs.scheduling.submit import submit_pending
+    from jobs.store import RunStore
+
+    store = RunStore()
+    run = _create(pipeline, text, cluster, store, store.new_name(pipeline.name), **facts)
+    print(run.path)
+    backend = _backend_of(run)
+    with _submitting(run), run.lock():
+        todo = submit_pending(run, backend)
+    return run, _report(run, backend, todo, wait)
+
+
+def _create(
+    pipeline: "Pipeline", text: str, cluster: "Cluster", store: "RunStore", name: str, **facts: Any
+) -> "Run":
+    """A new run, nothing of which is submitted yet, on a cluster that would take it."""
     from concurrent.futures import ThreadPoolExecutor
 
     from jobs.scheduling.create import create
-    from jobs.scheduling.submit import submit_pending
-    from jobs.store import RunStore
 
     if cluster.backend == "slurm":
         from jobs.backends.slurm.backend import load_early
 
         load_early()
-    store, backend = RunStore(), _backend(cluster.model_dump(mode="json"))
+    backend = _backend(cluster.model_dump(mode="json"))
     with ThreadPoolExecutor(1) as pool:  # the answers come while the run's files are written
         checked = pool.submit(_preflight, pipeline, cluster)
 
@@ -170,14 +184,41 @@ def _launch(
             checked.result()
             return backend.identity()
 
-        run = create(
-            store, pipeline, cluster, text, store.new_name(pipeline.name), scheduler, **facts
-        )
-    print(run.path)
-    backend = _backend_of(run)
-    with _submitting(run), run.lock():
-        todo = submit_pending(run, backend)
-    return run, _report(run, backend, todo, wait)
+        return create(store, pipeline, cluster, text, name, scheduler, **facts)
+
+
+def _rehearse(given: argparse.Namespace) -> int:
+    from jobs import rehearse
+    from jobs.healing.rehearsal import planned, target
+    from jobs.printing import print_json
+    from jobs.scheduling.submit import submit_pending
+    from jobs.store import RunStore
+
+    (pipeline, text), cluster = _read(given), _cluster(given)
+    store = RunStore()
+    store = RunStore(store.root / store.new_name("rehearsal"))
+    store.root.mkdir(mode=0o700, parents=True)
+
+    def launch(
+        small: "Pipeline", name: str, prepare: "Callable[[Run], None]"
+    ) -> "tuple[Run, Backend]":
+        run = _create(small, text, cluster, store, name, overrides=given.set)
+        prepare(run)
+        backend = _backend_of(run)
+        with run.lock():
+            submit_pending(run, backend)
+        return run, backend
+
+    faults = planned(given.faults, target(pipeline))
+    rehearse.tell(f"rehearsal of {pipeline.name} on {cluster.name}: {store.root}")
+    stopped = f"stopped; what is in the queue stays there: {NAME} cancel {store.root}/RUN"
+    with _when_stopped(stopped):
+        rows = rehearse.rehearse(pipeline, faults, store.root, launch)
+    if given.json:
+        print_json([row._asdict() for row in rows])
+    else:
+        print(rehearse.table(rows))
+    return int(not all(row.as_expected for row in rows))
 
 
 def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool) -> int:
@@ -422,6 +463,7 @@ _COMMANDS = {
     "logs": _logs,
     "cancel": _cancel,
     "resume": _resume,
+    "rehearse": _rehearse,
     "render": _render,
     "infer": _infer,
     "diagnose": _diagnose,

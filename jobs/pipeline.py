@@ -114,9 +114,10 @@ class Fault(Frozen):
         "port_in_use",
         "bug",
     ] = Field(
-        description="what happens: a process gets SIGKILL (kill), SIGTERM (preempt) or the warning "
-        "of the time limit; memory runs out; NaN in a weight, a gradient or a batch; the learning "
-        "rate times 1000; a rank that hangs; a full disk; or what else ends a program"
+        description="what happens: a process gets SIGKILL (kill) or the warning of the time limit; "
+        "the job goes back into the queue (preempt); memory runs out; NaN in a weight, a gradient "
+        "or a batch; the learning rate times 1000; a rank that hangs; a full disk; or what else "
+        "ends a program"
     )
     at_step: int = Field(ge=1, description="training step before which it happens first")
     rank: int | None = Field(0, ge=0, description="the process it happens to; null is all of them")

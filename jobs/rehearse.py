@@ -11,28 +11,23 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jobs import status
 from jobs.backends.base import Backend
 from jobs.errors import ClusterError
 from jobs.healing.rehearsal import UTTERANCES, Came, judge, shrink, target
 from jobs.pipeline import Fault, Pipeline, Step
-from jobs.scheduling.observe import Queue
+from jobs.scheduling.cancel import alive
+from jobs.scheduling.observe import Queue, view
 from jobs.scheduling.plan import ACTIVE, State, restrict, with_all_behind
 from jobs.store import Run
 
 _POLL = 1.0  # seconds
 
 
-class Launched(NamedTuple):
-    """A run that has been submitted, and whom to ask about it."""
-
-    run: Run
-    backend: Backend
-
-
-Launch = Callable[[Pipeline, str, Callable[[Run], None]], Launched]  # pipeline, name, preparation
+# submits a pipeline as a run of that name, once it is prepared
+Launch = Callable[[Pipeline, str, Callable[[Run], None]], tuple[Run, Backend]]
 
 
 def rehearse(
@@ -40,7 +35,7 @@ def rehearse(
 ) -> list[Came]:
     """Run the small pipeline, then each fault; ClusterError where it does not even run undisturbed.
 
-    `folder` is there. What happens is told on standard error.
+    The small manifests go into `folder`; what happens is told on standard error.
     """
     small = shrink(pipeline, lambda manifest: cut(manifest, folder / "few"))
     for name, done in small.done.items():
@@ -77,9 +72,7 @@ def _disturb(
     there = {name: results[name] for name in wanted if name not in behind}
     small = pipeline.model_copy(update={"steps": tuple(steps)})
     run, ended = _run(small, fault.fault, launch, there)
-    return judge(
-        fault.fault, quiet.step(step.name), run.step(step.name), ended[step.name].value
-    )
+    return judge(fault.fault, quiet.step(step.name), run.step(step.name), ended[step.name].value)
 
 
 def _results_of_downloads(
@@ -139,9 +132,14 @@ def _run(
             if step["step"] not in there and known.get(step["step"]) != step["state"]:
                 known[step["step"]] = step["state"]
                 tell(f"{time.strftime('%H:%M:%S')}{line}")
-        if not any(state in ACTIVE for state in states.values()):
+        if not any(state in ACTIVE for state in states.values()) and not _goes_on(run, backend):
             return run, states
         time.sleep(_POLL)
+
+
+def _goes_on(run: Run, backend: Backend) -> bool:
+    """Whether a job is still there: one that has recorded a failure may begin again."""
+    return bool(alive(view(run, Queue(backend), thorough=True), run.names()))
 
 
 def tell(line: str) -> None:

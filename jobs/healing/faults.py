@@ -14,6 +14,7 @@ that is started again does not meet it again. Faults go with kinds that train.
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,14 @@ class Faults:
 
 def _signal(number: int) -> Callable[[Reach], None]:
     return lambda reach: os.kill(os.getpid(), number)
+
+
+def _preempt(reach: Reach) -> None:
+    """Back into the queue, as Slurm does with a job whose nodes it needs; SIGTERM without Slurm."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _out_of_memory_gpu(reach: Reach) -> None:
@@ -135,7 +144,7 @@ def _bug(reach: Reach) -> None:
 
 FAULTS: dict[str, Callable[[Reach], None]] = {
     "kill": _signal(signal.SIGKILL),
-    "preempt": _signal(signal.SIGTERM),
+    "preempt": _preempt,
     "time_limit": _signal(signal.SIGUSR2),
     "out_of_memory_gpu": _out_of_memory_gpu,
     "out_of_memory_host": _out_of_memory_host,
@@ -150,3 +159,5 @@ FAULTS: dict[str, Callable[[Reach], None]] = {
     "port_in_use": _port_in_use,
     "bug": _bug,
 }
+# what no change of settings mends: the step fails, and says why
+FATAL = ("disk_full", "missing_file", "import_error", "bug")

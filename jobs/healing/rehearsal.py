@@ -1,4 +1,4 @@
-"""A rehearsal, decided: the user's own pipeline made small, the faults for it, and what came of one.
+"""A rehearsal, decided: a pipeline made small, the faults for it, and what came of each.
 
 `jobs.rehearse` carries it out. What a rehearsal does with each kind stands in `_DONE`, and is said
 before anything runs.
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.errors import UserError, nearest
-from jobs.healing.faults import FAULTS
+from jobs.healing.faults import FATAL, FAULTS
+from jobs.healing.remedies import EVENT, changes_of, in_words
 from jobs.pipeline import Fault, Pipeline, Step
 from jobs.reading.paths import walk
 from jobs.reading.references import references
@@ -22,9 +23,9 @@ SAVED_EVERY = 5
 AT = 18  # the fault comes after a checkpoint, and not right after it: some work is lost
 UTTERANCES = 64  # of each manifest
 MINUTES = 20  # the longest time limit
-USUAL = "kill,preempt,time_limit,out_of_memory_gpu,nan_gradient,nan_data,rate,disk_full"
-_EVERYWHERE = ("preempt", "time_limit")  # what Slurm does to every process of a job
+_EVERYWHERE = ("time_limit",)  # a warning that every process of a job gets
 _LONGER = {"rate": 5}  # a single step at a thousand times the rate may be survived by luck
+_SIGNALS = {"SIGUSR2": "time_limit", "SIGTERM": "preempted"}
 _MANIFESTS = ("train", "dev", "manifest")
 _LEFT_OUT = {
     "overfit": "left out: to learn by heart takes longer than a rehearsal",
@@ -64,10 +65,11 @@ class Came(NamedTuple):
     seconds: float | None  # from the fault to the first step that was new; None: there was none
     lost: int | None  # steps taken twice
     weights: str  # "identical", or why not
+    as_expected: bool  # it was put in, and the run has survived what a run should
 
 
 def shrink(pipeline: Pipeline, few: Callable[[Path], Path]) -> Small:
-    """The pipeline in minutes; `few` makes a small manifest of one. UserError if nothing trains."""
+    """The pipeline in minutes; `few` makes a small manifest of one."""
     kept, done = _keep(pipeline.steps)
     names = {step.name for step in kept}
     steps = []
@@ -81,9 +83,6 @@ def shrink(pipeline: Pipeline, few: Callable[[Path], Path]) -> Small:
         changed = {"settings": settings, "resources": resources, "gate": {}, "faults": ()}
         needs = tuple(need for need in step.needs if need in names)
         steps.append(step.model_copy(update={**changed, "needs": needs}))
-    if not any(map(trains, steps)):
-        said = "; ".join(f"{name}: {words}" for name, words in done.items())
-        raise UserError(f"{pipeline.name} has no step of training to rehearse: {said}")
     return Small(pipeline.model_copy(update={"steps": tuple(steps)}), done)
 
 
@@ -139,21 +138,24 @@ def _short_training(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def target(pipeline: Pipeline) -> Step:
-    """The step whose failure would cost most: faults are put into this one."""
+    """The step that asks for most: faults are put into this one. UserError where none trains."""
 
     def cost(step: Step) -> float:
         return step.resources.time * step.resources.world_size
 
-    return max(filter(trains, pipeline.steps), key=cost)
+    found = [step for step in pipeline.steps if trains(step)]
+    if not found:
+        raise UserError(f"{pipeline.name} has no step of training to rehearse")
+    return max(found, key=cost)
 
 
-def planned(words: str, world_size: int) -> list[Fault]:
-    """The faults of a list such as `kill,nan_data` (UserError for a name that there is not)."""
+def planned(words: str, step: Step) -> list[Fault]:
+    """The faults of a list such as `kill,nan_data` for a step (UserError for one there is not)."""
     names = [word.strip() for word in words.split(",") if word.strip()]
     unknown = [f"--faults {name}: {nearest(name, FAULTS)}" for name in names if name not in FAULTS]
     if unknown:
         raise UserError("\n".join(unknown))
-    return [_fault(name, world_size) for name in names]
+    return [_fault(name, step.resources.world_size) for name in names]
 
 
 def _fault(name: str, world_size: int) -> Fault:
@@ -176,6 +178,7 @@ def judge(fault: str, quiet: StepDir, step: StepDir, state: str) -> Came:
         seconds=_recovery(step, lines[-1]) if lines else None,
         lost=_taken_twice(step) if step.result() else None,
         weights=_compare(quiet, step),
+        as_expected=bool(first) and (state == "succeeded") == (fault not in FATAL),
     )
 
 
@@ -185,9 +188,7 @@ def _causes(step: StepDir) -> Iterator[str]:
         if cause := event.get("cause"):
             yield str(cause)
         elif event["event"] == "interrupted":
-            yield {"SIGUSR2": "time_limit", "SIGTERM": "preempted"}.get(event["signal"], "")
-        elif event["event"] == "step_dropped":
-            yield "step_dropped"
+            yield _SIGNALS.get(event["signal"], event["signal"])
     if failure := step.failure():
         yield failure["cause"]
 
@@ -196,17 +197,12 @@ def _deeds(step: StepDir) -> Iterator[str]:
     for event in step.events():
         if event["event"] == "step_dropped":
             yield "dropped the step"
-        elif event["event"] == "remedy":
-            yield _told(event.get("changes") or {}) or "started again"
+        elif event["event"] == EVENT:
+            yield in_words(changes_of(event)) or "began again in the same job"
         elif event["event"] == "resumed" and "checkpoint" in event:
             yield f"went on from step {event['step']}"
     if failure := step.failure():
         yield f"gave up: {failure['message'].splitlines()[0][:100]}"
-
-
-def _told(changes: Mapping[str, Sequence[Any]]) -> str:
-    """`training.batch_seconds 14 -> 7`."""
-    return ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changes.items())
 
 
 def _recovery(step: StepDir, fault: Mapping[str, Any]) -> float | None:
@@ -214,7 +210,7 @@ def _recovery(step: StepDir, fault: Mapping[str, Any]) -> float | None:
     for line in step.metrics():
         at = number(line.get("time"))
         if "learning_rate" in line and at and at > fault["time"] and line["step"] >= fault["step"]:
-            return round(at - fault["time"], 1)
+            return round(at - float(fault["time"]), 1)
     return None
 
 
@@ -230,8 +226,7 @@ def _compare(quiet: StepDir, step: StepDir) -> str:
     if _digest(quiet) == _digest(step):
         return "identical"
     dropped = [event for event in step.events() if event["event"] == "step_dropped"]
-    remedies = [event for event in step.events() if event["event"] == "remedy"]
-    changed = [text for event in remedies if (text := _told(event.get("changes") or {}))]
+    changed = [text for event in step.events() if (text := in_words(changes_of(event)))]
     if changed:
         return f"other settings: {'; '.join(changed)}"
     if dropped:
