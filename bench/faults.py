@@ -75,12 +75,11 @@ class Case:
 class Disturbed:
     """A run of the matrix, in a folder of its own."""
 
-    def __init__(self, slurm: PrivateSlurm, folder: Path, case: Case, speech: Path) -> None:
+    def __init__(self, slurm: PrivateSlurm, folder: Path, case: Case, few: Path) -> None:
         self.slurm, self.folder, self.case = slurm, folder, case
         folder.mkdir()
         self.launcher = Launcher(folder, slurm)
-        utterances = sorted(scan(speech), key=lambda each: (each.duration, each.id))[:UTTERANCES]
-        write_manifest(folder / "few.jsonl", utterances)
+        write_manifest(folder / "few.jsonl", read_manifest(few))
         (folder / "site.yaml").write_text(case.cluster or "extra: {}\n")
 
     @property
@@ -130,9 +129,9 @@ class Disturbed:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if any("jobs.worker" in word for word in words) and words[-1] == place:
-                if "srun" not in words[0]:
-                    found.append(process)
+            ours = any("jobs.worker" in word for word in words) and words[-1] == place
+            if ours and "srun" not in words[0]:
+                found.append(process)
         return found
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -263,10 +262,10 @@ def fill_disk(run: Disturbed) -> None:
     run.until_step(AT // 2)
     run.note()
     ballast = run.launcher.newest().parent / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb") as file:
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free)
         while True:
             file.write(bytes(4096))
-            file.flush()
     run.wait_for(lambda: run.launcher.states()["train"] == "failed")
     (run.folder / "cause").write_text(run.launcher.status()["train"]["cause"])
     run.wait_for(lambda: not run.launcher.queued())
@@ -443,7 +442,7 @@ CASES = (
     Case("rate x 1000", "for five steps", "diverged", [fault("rate", times=5)]),
     Case(
         "disk full",
-        "runs on a tmpfs of 48 MB, filled to the last byte; a person makes room and resumes",
+        "runs on a tmpfs of 1.2 GB, filled to the last byte; a person makes room and resumes",
         "disk_full",
         act=fill_disk,
         person="made room, resume",
@@ -527,10 +526,10 @@ class Outcome:
         return done == self.case.survives and self.behind == int(done)
 
 
-def carry_out(slurm: PrivateSlurm, work: Path, case: Case, speech: Path) -> Outcome:
+def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome:
     """One run with its fault; what goes wrong with the matrix itself is told in the row."""
     began, name = time.time(), case.name.replace(" ", "_").replace(",", "")
-    run, outcome = Disturbed(slurm, work / name, case, speech), Outcome(case)
+    run, outcome = Disturbed(slurm, work / name, case, few), Outcome(case)
     quiet = (
         StepDir(next((work / case.like.replace(" ", "_")).glob("runs/*")) / "steps" / "train")
         if (case.name != case.like)
@@ -555,9 +554,9 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, speech: Path) -> Outc
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A disk of 48 MB at a folder; mounting takes root."""
+    """A disk of 1.2 GB at a folder, as much as the preflight asks for; mounting takes root."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=1200m", "tmpfs", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     try:
         yield
@@ -566,9 +565,13 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def speech_of(data: Path | None, work: Path) -> Path:
-    """Real speech where there is some."""
-    if data:
-        return data
+    """A manifest of the shortest utterances; of espeak-ng's where no real speech is given."""
+    utterances = sorted(scan(data or spoken(work)), key=lambda each: (each.duration, each.id))
+    write_manifest(work / "few.jsonl", utterances[:UTTERANCES])
+    return work / "few.jsonl"
+
+
+def spoken(work: Path) -> Path:
     made = synthesize(
         Synthetic(utterances=48, test_utterances=8, words=5, voices=8), work / "speech"
     )
@@ -674,11 +677,11 @@ def measure(
 ) -> list[Outcome]:
     """The undisturbed runs, then all others, those that touch daemons one after the other."""
     (work := folder / "work").mkdir()
-    speech = speech_of(data, folder)
+    few = speech_of(data, folder)
     outcomes: dict[str, Outcome] = {}
 
     def one(case: Case) -> None:
-        outcomes[case.name] = carry_out(slurm, work, case, speech)
+        outcomes[case.name] = carry_out(slurm, work, case, few)
         show(outcomes[case.name])
 
     for group in (quiet, [case for case in cases if not case.alone]):

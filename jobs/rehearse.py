@@ -18,8 +18,7 @@ from jobs.backends.base import Backend
 from jobs.errors import ClusterError
 from jobs.healing.rehearsal import UTTERANCES, Came, judge, shrink, target
 from jobs.pipeline import Fault, Pipeline, Step
-from jobs.scheduling.cancel import alive
-from jobs.scheduling.observe import Queue, view
+from jobs.scheduling.observe import Queue
 from jobs.scheduling.plan import ACTIVE, State, restrict, with_all_behind
 from jobs.store import Run
 
@@ -132,14 +131,9 @@ def _run(
             if step["step"] not in there and known.get(step["step"]) != step["state"]:
                 known[step["step"]] = step["state"]
                 tell(f"{time.strftime('%H:%M:%S')}{line}")
-        if not any(state in ACTIVE for state in states.values()) and not _goes_on(run, backend):
+        if not any(state in ACTIVE for state in states.values()):
             return run, states
         time.sleep(_POLL)
-
-
-def _goes_on(run: Run, backend: Backend) -> bool:
-    """Whether a job is still there: one that has recorded a failure may begin again."""
-    return bool(alive(view(run, Queue(backend), thorough=True), run.names()))
 
 
 def tell(line: str) -> None:

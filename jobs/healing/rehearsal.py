@@ -6,6 +6,7 @@ before anything runs.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,13 @@ UTTERANCES = 64  # of each manifest
 MINUTES = 20  # the longest time limit
 _EVERYWHERE = ("time_limit",)  # a warning that every process of a job gets
 _LONGER = {"rate": 5}  # a single step at a thousand times the rate may be survived by luck
+_OF_EVENT = {"unreadable": "bad_data", "quarantined": "bad_data"}
+_DEEDS = {
+    "unreadable": "left the utterance out",
+    "quarantined": "left the utterance out",
+    "step_retried": "took the step again",
+    "step_dropped": "dropped the step",
+}
 _SIGNALS = {"SIGUSR2": "time_limit", "SIGTERM": "preempted"}
 _MANIFESTS = ("train", "dev", "manifest")
 _LEFT_OUT = {
@@ -175,7 +183,7 @@ def judge(fault: str, quiet: StepDir, step: StepDir, state: str) -> Came:
         cause=", ".join(dict.fromkeys(_causes(step))),
         did=", ".join(dict.fromkeys(_deeds(step))) or "nothing",
         ended=state,
-        seconds=_recovery(step, lines[-1]) if lines else None,
+        seconds=recovery(step),
         lost=_taken_twice(step) if step.result() else None,
         weights=_compare(quiet, step),
         as_expected=bool(first) and (state == "succeeded") == (fault not in FATAL),
@@ -185,7 +193,7 @@ def judge(fault: str, quiet: StepDir, step: StepDir, state: str) -> Came:
 def _causes(step: StepDir) -> Iterator[str]:
     """The causes that the run has named, oldest first."""
     for event in step.events():
-        if cause := event.get("cause"):
+        if cause := event.get("cause") or _OF_EVENT.get(event["event"]):
             yield str(cause)
         elif event["event"] == "interrupted":
             yield _SIGNALS.get(event["signal"], event["signal"])
@@ -194,9 +202,10 @@ def _causes(step: StepDir) -> Iterator[str]:
 
 
 def _deeds(step: StepDir) -> Iterator[str]:
+    """What the run has done about it, oldest first."""
     for event in step.events():
-        if event["event"] == "step_dropped":
-            yield "dropped the step"
+        if event["event"] in _DEEDS:
+            yield _DEEDS[event["event"]]
         elif event["event"] == EVENT:
             yield in_words(changes_of(event)) or "began again in the same job"
         elif event["event"] == "resumed" and "checkpoint" in event:
@@ -205,13 +214,23 @@ def _deeds(step: StepDir) -> Iterator[str]:
         yield f"gave up: {failure['message'].splitlines()[0][:100]}"
 
 
-def _recovery(step: StepDir, fault: Mapping[str, Any]) -> float | None:
-    """Seconds from a fault to the end of the step of training that it has kept from being taken."""
-    for line in step.metrics():
-        at = number(line.get("time"))
-        if "learning_rate" in line and at and at > fault["time"] and line["step"] >= fault["step"]:
-            return round(at - float(fault["time"]), 1)
-    return None
+def recovery(step: StepDir) -> float | None:
+    """Seconds from a fault to the end of the next step of training that is new: of several faults
+    the longest. None where nothing new was done after one.
+    """
+    faults = [number(line.get("time")) or 0.0 for line in step.faults()]
+    times = [_recovery(step, at, end) for at, end in zip(faults, [*faults[1:], inf], strict=False)]
+    return max((each for each in times if each is not None), default=None)
+
+
+def _recovery(step: StepDir, fault: float, end: float) -> float | None:
+    """The same for one fault; what happens from `end` on belongs to the next."""
+    starts = [each["time"] for each in step.events() if "host" in each]
+    begun = next((at for at in starts if fault < at < end), fault)  # of a process that came after
+    taken = [(line["time"], line["step"]) for line in step.metrics() if "learning_rate" in line]
+    reached = max((number for at, number in taken if at <= begun), default=0)
+    ends = (at for at, number in taken if begun < at < end and number > reached)
+    return next((round(at - fault, 1) for at in ends), None)
 
 
 def _taken_twice(step: StepDir) -> int:
@@ -226,9 +245,12 @@ def _compare(quiet: StepDir, step: StepDir) -> str:
     if _digest(quiet) == _digest(step):
         return "identical"
     dropped = [event for event in step.events() if event["event"] == "step_dropped"]
+    left_out = [event for event in step.events() if event["event"] in _OF_EVENT]
     changed = [text for event in step.events() if (text := in_words(changes_of(event)))]
     if changed:
         return f"other settings: {'; '.join(changed)}"
+    if left_out:
+        return f"utterances left out: {len(left_out)}"
     if dropped:
         return f"{len(dropped)} steps dropped"
     return "DIFFERENT, and nothing on record says why"
