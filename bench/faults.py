@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import read_manifest, write_manifest
 from lact_asr.data.synthetic.corpus import synthesize
 from lact_asr.data.synthetic.sentences import Synthetic
+from lact_asr.utils.files import write_atomic, write_json
 from tests.slurm.cluster import PACKAGES, PrivateSlurm, die_with_parent, missing_programs
 from tests.slurm.launcher import Launcher, sh
 
@@ -541,7 +542,9 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome
             step = quiet or run.step
             outcome.came = judge(case.name, step, run.step, state)
     except Exception as error:
-        outcome.note = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        outcome.note = f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")
+        with contextlib.suppress(AssertionError, ValueError):
+            run.launcher("cancel", run.launcher.newest().name)
     outcome.behind = run.launcher.ran().count("behind")
     outcome.seconds = round(time.time() - began, 1)
     for file in ("note", "cause"):
@@ -652,7 +655,6 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="faults-") as name,
         PrivateSlurm(Path(name) / "slurm") as slurm,
     ):
-        outcomes = measure(slurm, Path(name), quiet, cases, given.data, given.at_once)
         about = {
             "commit": commit(),
             "slurm": slurm.run("sbatch", "--version").strip(),
@@ -660,11 +662,13 @@ def main() -> None:
             "load": round(os.getloadavg()[0], 1),
             "speech": "real speech" if given.data else "speech of espeak-ng",
         }
-    text = page(outcomes, about)
-    if only:
-        print(text)
-        return
-    write(text, outcomes, about)
+
+        def note(outcomes: Sequence[Outcome]) -> None:
+            if not only:
+                write(outcomes, about)
+
+        outcomes = measure(slurm, Path(name), quiet, cases, given.data, given.at_once, note)
+    print(page(outcomes, about))
 
 
 def measure(
@@ -674,8 +678,12 @@ def measure(
     cases: Sequence[Case],
     data: Path | None,
     at_once: int,
+    note: Callable[[Sequence[Outcome]], None],
 ) -> list[Outcome]:
-    """The undisturbed runs, then all others, those that touch daemons one after the other."""
+    """The undisturbed runs, then all others, those that touch daemons one after the other.
+
+    What is known after each is noted: a matrix that is cut short has its first rows.
+    """
     (work := folder / "work").mkdir()
     few = speech_of(data, folder)
     outcomes: dict[str, Outcome] = {}
@@ -683,6 +691,7 @@ def measure(
     def one(case: Case) -> None:
         outcomes[case.name] = carry_out(slurm, work, case, few)
         show(outcomes[case.name])
+        note([outcomes[each.name] for each in cases if each.name in outcomes])
 
     for group in (quiet, [case for case in cases if not case.alone]):
         with ThreadPoolExecutor(at_once) as pool:
@@ -693,17 +702,17 @@ def measure(
     return [outcomes[case.name] for case in cases]
 
 
-def write(text: str, outcomes: Sequence[Outcome], about: Mapping[str, Any]) -> None:
-    (RESULTS / "faults.md").write_text(text)
+def write(outcomes: Sequence[Outcome], about: Mapping[str, Any]) -> None:
+    """The page and the data behind it."""
+    write_atomic(RESULTS / "faults.md", page(outcomes, about))
     rows = []
     for each in outcomes:
         came = each.came._asdict() if each.came else None
-        facts = asdict(each)
+        facts = {name: getattr(each, name) for name in ("named_right", "behind", "seconds", "note")}
         facts["case"] = {"name": each.case.name, "how": each.case.how, "cause": each.case.cause}
         rows.append({**facts, "came": came, "good": each.good})
     value = {"benchmark": "faults", **about, "rows": rows}
-    (RESULTS / "faults.json").write_text(json.dumps(value, indent=1) + "\n")
-    print(f"written to {RESULTS / 'faults.md'}")
+    write_json(RESULTS / "faults.json", value)
 
 
 if __name__ == "__main__":
