@@ -268,7 +268,6 @@ def fill_disk(run: Disturbed) -> None:
         while True:
             file.write(bytes(4096))
     run.wait_for(lambda: run.launcher.states()["train"] == "failed")
-    (run.folder / "cause").write_text(run.launcher.status()["train"]["cause"])
     run.wait_for(lambda: not run.launcher.queued())
     ballast.unlink()
     run.launcher("resume", run.launcher.newest().name)
@@ -547,11 +546,10 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome
             run.launcher("cancel", run.launcher.newest().name)
     outcome.behind = run.launcher.ran().count("behind")
     outcome.seconds = round(time.time() - began, 1)
-    for file in ("note", "cause"):
-        if (run.folder / file).exists():
-            outcome.note += (run.folder / file).read_text()
+    if (run.folder / "note").exists():
+        outcome.note += (run.folder / "note").read_text()
     if case.cause and outcome.came:
-        outcome.named_right = case.cause in [*outcome.came.cause.split(", "), outcome.note]
+        outcome.named_right = outcome.came.cause == case.cause
     return outcome
 
 

@@ -191,12 +191,24 @@ def judge(fault: str, quiet: StepDir, step: StepDir, state: str) -> Came:
 
 
 def _causes(step: StepDir) -> Iterator[str]:
-    """The causes that the run has named, oldest first."""
+    """The causes that the run has named, oldest first.
+
+    What a rank says of its own end counts where nobody has judged it: it may have died of the death
+    of another one.
+    """
+    said = ""
     for event in step.events():
-        if cause := event.get("cause") or _OF_EVENT.get(event["event"]):
-            yield str(cause)
+        if event["event"] == "failed":
+            said = event["cause"]
+        elif event["event"] == EVENT:
+            yield event["cause"]
+            said = ""
+        elif "host" in event and said:
+            yield said
         elif event["event"] == "interrupted":
             yield _SIGNALS.get(event["signal"], event["signal"])
+        elif event["event"] in _OF_EVENT:
+            yield _OF_EVENT[event["event"]]
     if failure := step.failure():
         yield failure["cause"]
 

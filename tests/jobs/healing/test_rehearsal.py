@@ -116,6 +116,7 @@ def killed(folder: Path, weights: str = "w", **remedy: object) -> StepDir:
     plan = {"fault": "kill", "at_step": 18, "rank": 0, "times": 1}
     record(step, "faults", 100.0, planned=plan, step=18, rank=0)
     record(step, "events", 50.0, event="started", host="n1")
+    record(step, "events", 100.5, event="failed", cause="collective_timeout")
     record(step, "events", 101.0, event="remedy", cause="killed", **remedy)
     record(step, "events", 103.0, event="resumed", host="n1")
     record(step, "events", 104.0, event="resumed", step=15, checkpoint="00000015")
