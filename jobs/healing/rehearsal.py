@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jobs.arguments import USUAL
 from jobs.errors import UserError, nearest
 from jobs.healing.faults import FATAL, FAULTS
 from jobs.healing.remedies import EVENT, changes_of, in_words
@@ -25,6 +26,7 @@ AT = 18  # the fault comes after a checkpoint, and not right after it: some work
 UTTERANCES = 64  # of each manifest
 MINUTES = 20  # the longest time limit
 _EVERYWHERE = ("time_limit",)  # a warning that every process of a job gets
+_OF_QUEUES = ("preempt", "time_limit", "hang")
 _LONGER = {"rate": 5}  # a single step at a thousand times the rate may be survived by luck
 _OF_EVENT = {"unreadable": "bad_data", "quarantined": "bad_data"}
 _DEEDS = {
@@ -157,12 +159,22 @@ def target(pipeline: Pipeline) -> Step:
     return max(found, key=cost)
 
 
-def planned(words: str, step: Step) -> list[Fault]:
-    """The faults of a list such as `kill,nan_data` for a step (UserError for one there is not)."""
+def planned(words: str, step: Step, queue: bool) -> list[Fault]:
+    """The faults of a list such as `kill,nan_data` for a step; UserError for one there is not, and
+    where there is no queue for one that needs it. The usual ones are those that there can be.
+    """
     names = [word.strip() for word in words.split(",") if word.strip()]
-    unknown = [f"--faults {name}: {nearest(name, FAULTS)}" for name in names if name not in FAULTS]
-    if unknown:
-        raise UserError("\n".join(unknown))
+    mistakes = [f"--faults {name}: {nearest(name, FAULTS)}" for name in names if name not in FAULTS]
+    if not queue and words == USUAL:
+        names = [name for name in names if name not in _OF_QUEUES]
+    elif not queue:
+        mistakes += [
+            f"--faults {name}: this machine has no queue and no time limits: name a --cluster"
+            for name in names
+            if name in _OF_QUEUES
+        ]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     return [_fault(name, step.resources.world_size) for name in names]
 
 

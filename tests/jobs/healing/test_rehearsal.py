@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import kinds
+from jobs.arguments import USUAL
 from jobs.errors import UserError
 from jobs.healing.rehearsal import STEPS, UTTERANCES, judge, planned, shrink, target
 from jobs.pipeline import Pipeline
@@ -90,10 +91,14 @@ def test_faults_come_to_the_step_that_asks_for_most_and_to_its_last_rank(tmp_pat
     large = {**small, "resources": {"time": "3h", "gpus": 4}}
     step = target(pipeline(tmp_path, {"small": small, "large": large}))
     assert step.name == "large"
-    kill, limit = planned("kill, time_limit", step)
+    kill, limit = planned("kill, time_limit", step, queue=True)
     assert (kill.rank, limit.rank) == (3, None)
     with pytest.raises(UserError, match="--faults kil: did you mean 'kill'"):
-        planned("kil", step)
+        planned("kil", step, queue=True)
+    with pytest.raises(UserError, match="time_limit: this machine has no queue"):
+        planned("kill,time_limit", step, queue=False)
+    usual = [fault.fault for fault in planned(USUAL, step, queue=False)]
+    assert "kill" in usual and "time_limit" not in usual
 
 
 def make(folder: Path, weights: str) -> StepDir:
