@@ -113,6 +113,27 @@ def _add_for_runs(add: _Add) -> None:
     status.add_argument("--watch", action="store_true", help="redraw until nothing is active")
     status.add_argument("--json", action="store_true", help="the same as data")
 
+    ledger = add(
+        "ledger",
+        "where every second of a run went, and what to ask for next time",
+        "queued      could run, and was in the queue; not part of what was allocated\n"
+        "starting    Python, data, model: until the first training step begins\n"
+        "useful      training steps; in a step of another kind all work that led to its result\n"
+        "replayed    training steps that an earlier start had computed and not saved\n"
+        "stalled     waiting for data\n"
+        "validating  on the dev data\n"
+        "saving      standing still for a checkpoint\n"
+        "idle        allocated, and nothing came of it: killed since the last line of metrics, "
+        "hung, leaving\n"
+        "unknown     not on record, or not yet\n"
+        "ETTR        useful / allocated\n\n"
+        "Everything comes from the run's files; Slurm's accounts are asked once, for when jobs "
+        "began\nand ended and for memory. A run that goes on is shown as it is.\n\n"
+        f"example: {NAME} ledger RUN --json",
+    )
+    _add_run(ledger)
+    ledger.add_argument("--json", action="store_true", help="the same as data")
+
     logs = add("logs", "print or follow the log of a step")
     logs.add_argument("step", metavar="RUN/STEP", help="the step; /STEP means the newest run")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the step ends")

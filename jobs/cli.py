@@ -21,6 +21,7 @@ from jobs.program import NAME
 if TYPE_CHECKING:
     from jobs.backends.base import Backend
     from jobs.cluster import Cluster
+    from jobs.healing.stays import Accounts
     from jobs.pipeline import Pipeline
     from jobs.scheduling.cancel import Cancelled
     from jobs.scheduling.plan import Submit
@@ -313,6 +314,41 @@ def _status(given: argparse.Namespace) -> int:
     return status.exit_code(found)
 
 
+def _ledger(given: argparse.Namespace) -> int:
+    import time
+
+    from jobs.healing.ledger import make
+    from jobs.healing.statement import lines
+    from jobs.printing import print_json
+    from jobs.store import RunStore
+
+    run = RunStore().find(given.run)
+    made = make(run, _accounts(run), time.time())
+    if given.json:
+        print_json(made)
+    else:
+        print("\n".join(lines(made)))
+    return 0
+
+
+def _accounts(run: "Run") -> "Accounts":
+    """What the cluster is asked once, about all jobs of a run."""
+    from jobs.healing.stays import Accounts
+
+    tries = [each for name in run.names() for each in run.step(name).submissions()]
+    jobs = {each.token: each.job for each in tries if each.job}
+    if run.info()["cluster"]["backend"] == "slurm":
+        from jobs.backends.slurm.accounts import allocations
+
+        found, trouble = allocations(jobs)
+        return Accounts(found, trouble=f"Slurm's accounts: {trouble}" if trouble else "")
+    try:
+        states = _backend_of(run).states(jobs)
+    except ClusterError as error:  # another machine than the run's
+        return Accounts(trouble=str(error))
+    return Accounts(living={seen.job for seen in states.values() if seen.alive})
+
+
 def _logs(given: argparse.Namespace) -> int:
     from jobs.logs import logs
     from jobs.scheduling.observe import Queue
@@ -460,6 +496,7 @@ _COMMANDS = {
     "kinds": _kinds,
     "schema": _schema,
     "status": _status,
+    "ledger": _ledger,
     "logs": _logs,
     "cancel": _cancel,
     "resume": _resume,

@@ -27,7 +27,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from jobs import locks
 from jobs.errors import UserError
 from jobs.program import NAME
 from lact_asr.utils.errors import Unreadable
@@ -41,8 +40,10 @@ from lact_asr.utils.files import (
     write_atomic,
     write_json,
 )
+from lact_asr.utils.locks import Busy, exclusive_lock, holder
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
+_PATIENCE = 1.0  # seconds: `holder` takes the lock for a moment to see whether it is free
 _SUBMISSIONS = "submissions.jsonl"
 _Fact = TypeVar("_Fact", str, bool)
 
@@ -126,6 +127,10 @@ class StepDir:
         """Kind, settings, resources, gate and needs of the step."""
         job: dict[str, Any] = read_json(self.path / "job.json")
         return job
+
+    def described(self) -> dict[str, Any]:
+        """The same, for those who only look: what cannot be read is empty, and a flaw."""
+        return self._object("job.json") or {}
 
     def upstream(self, name: str) -> "StepDir":
         """Another step of the same run."""
@@ -360,17 +365,26 @@ class Run:
         count = len(self.codes())
         return self.path / (f"code.{count + 1}" if count else "code")
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Held while jobs are submitted or cancelled; UserError where somebody else holds it, and
         for a run of another user.
         """
         if (owner := self.info()["user"]) != user():
             raise UserError(f"{self.name} belongs to {owner}, and you are {user()}: ask {owner}")
-        return locks.exclusive(self.path / "lock")
+        path = self.path / "lock"
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(exclusive_lock(path, patience=_PATIENCE))
+            except Busy as busy:
+                raise UserError(f"{self.name} is being submitted or cancelled by {busy}") from None
+            except OSError as error:
+                raise UserError(f"{path} cannot be written: {error.strerror}") from None
+            yield
 
     def busy(self) -> str:
         """Who is submitting or cancelling at this moment; empty for nobody."""
-        return locks.holder(self.path / "lock")
+        return holder(self.path / "lock")
 
 
 def is_run(path: Path) -> bool:

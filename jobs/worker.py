@@ -89,13 +89,17 @@ class _Process:
         os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
         # threads that spin while they wait cost 4 times the time where cores are shared
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._event("resumed" if self.step.events() else "started", host=os.uname().nodename)
+        self._event(
+            "resumed" if self.step.events() else "started",
+            host=os.uname().nodename,
+            restart=self.attempt.restart,
+        )
         started = time.time()
         check_needs(self.step, described["needs"])
         result = self._result(described)
         self._join()
         if self.rank == 0:
-            self._event("finished", seconds=round(time.time() - started, 1))
+            self._event("finished", seconds=round(time.time() - started, 1), **used())
             self.step.write_result({**result, **self._remedies()})
 
     def _has_result(self) -> bool:
@@ -173,7 +177,7 @@ class _Process:
     def _leave(self, saved: Interrupted) -> None:
         """Record the interruption and go, through the queue where the time limit is the reason."""
         name = signal.Signals(self.received).name if self.received else "none"
-        self._event("interrupted", signal=name, position=saved.position)
+        self._event("interrupted", signal=name, position=saved.position, **used())
         print(f"{self.step.name} was told to stop by {name}: {saved}", flush=True)
         if self.received == WARNING and "SLURM_JOB_ID" in os.environ:
             if self.rank == 0:
@@ -226,7 +230,19 @@ class _Process:
                 "time": time.time(),
             }
         )
-        self._event("failed", cause=cause, message=message)
+        self._event("failed", cause=cause, message=message, **used())
+
+
+def used() -> dict[str, float]:
+    """Memory (GB as Slurm has them, 2^30 bytes) that this process has had at most, beside that of
+    its largest child, and the processor time of all of them that have ended, and of itself.
+    """
+    from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+
+    taken = [getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN)]
+    peak = sum(each.ru_maxrss for each in taken) / 2**20  # Linux counts in KiB
+    processor = sum(each.ru_utime + each.ru_stime for each in taken)
+    return {"peak_memory_gb": round(peak, 3), "cpu_seconds": round(processor, 2)}
 
 
 def unsuccessful(step: StepDir) -> str:

@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 FLOORS = {
     "": "trainyard, launch -> jobs -> distill -> lact_asr",
     "jobs": "cli -> rehearse -> status -> logs, render -> one_step, scheduling -> backends -> "
-    "worker -> healing -> cluster, fence -> reading, store -> arguments, kinds, locks, snapshot -> "
+    "worker -> healing -> cluster, fence -> reading, store -> arguments, kinds, snapshot -> "
     "causes, errors, gate, job, pipeline, printing, program",
     "jobs.backends": "slurm -> local -> base",
     "distill": "objective -> cache -> language_model, teachers -> losses, models -> config",

@@ -56,19 +56,18 @@ def test_every_fault_that_a_file_may_name_can_be_put_in() -> None:
 
 
 @pytest.mark.parametrize("name", ["nan_gradient", "nan_data"])
-def test_a_nan_costs_the_step_it_was_put_into_and_no_other(name: str, tmp_path: Path) -> None:
+def test_a_nan_costs_no_step(name: str, tmp_path: Path) -> None:
+    """A gradient is computed anew, an utterance left out: training goes on as if nothing was."""
     result, recorded = train(tmp_path, planned(name))
-    assert result.steps_skipped == 1
-    (dropped,) = recorded.named("step_dropped")
-    assert dropped["step"] == AT
-    assert all(math.isfinite(loss) for step, loss in recorded.losses().items() if step > AT)
+    assert result.steps_skipped == 0
+    assert all(math.isfinite(loss) for step, loss in recorded.losses().items() if step >= AT)
+    assert len(recorded.named("quarantined")) == (name == "nan_data")
     (line,) = StepDir(tmp_path).faults()
     assert (line["planned"]["fault"], line["step"], line["rank"]) == (name, AT, 0)
 
 
 def test_a_fault_meant_for_two_steps_is_put_into_two(tmp_path: Path) -> None:
-    result, _ = train(tmp_path, planned("nan_gradient", times=2))
-    assert result.steps_skipped == 2
+    train(tmp_path, planned("nan_gradient", times=2))
     assert [line["step"] for line in StepDir(tmp_path).faults()] == [AT, AT + 1]
 
 
@@ -133,7 +132,6 @@ def test_a_step_that_was_killed_on_purpose_is_not_killed_again_and_ends_as_if_no
         assert statuses == [*[-signal.SIGKILL] * len(faults), 0]
         assert len(step.faults()) == len(faults)
         weights.append((step.path / "checkpoints/00000006/model.safetensors").read_bytes())
-    assert [event["step"] for event in step.events() if "step" in event and "epoch" in event] == [3]
     assert weights[0] == weights[1]
 
 
