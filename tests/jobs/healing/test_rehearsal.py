@@ -5,7 +5,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jobs import kinds
 from jobs.arguments import USUAL
@@ -101,12 +103,14 @@ def test_faults_come_to_the_step_that_asks_for_most_and_to_its_last_rank(tmp_pat
     assert "kill" in usual and "time_limit" not in usual
 
 
-def make(folder: Path, weights: str) -> StepDir:
+def make(folder: Path, weights: float = 1.0, ranks: int = 1) -> StepDir:
     """What a training has left: checkpoints at 15 and 30."""
     step = StepDir(folder)
     for name in ("00000015", "00000030"):
         (folder / "checkpoints" / name).mkdir(parents=True)
-        (folder / "checkpoints" / name / "model.safetensors").write_text(weights)
+        file = folder / "checkpoints" / name / "model.safetensors"
+        save_file({"w": np.full(2, weights, np.float32)}, file)
+    step.write_job({"resources": {"nodes": ranks, "gpus": 0}})
     step.write_result({"steps": 30})
     return step
 
@@ -115,9 +119,9 @@ def record(folder: StepDir, name: str, at: float, **facts: object) -> None:
     append_json(folder.path / f"{name}.jsonl", {"time": at, **facts})
 
 
-def killed(folder: Path, weights: str = "w", **remedy: object) -> StepDir:
+def killed(folder: Path, weights: float = 1.0, ranks: int = 1, **remedy: object) -> StepDir:
     """A step that was killed at step 18, went on from 15 and took 17 and 18 again."""
-    step = make(folder, weights)
+    step = make(folder, weights, ranks)
     plan = {"fault": "kill", "at_step": 18, "rank": 0, "times": 1}
     record(step, "faults", 100.0, planned=plan, step=18, rank=0)
     record(step, "events", 50.0, event="started", host="n1")
@@ -132,7 +136,7 @@ def killed(folder: Path, weights: str = "w", **remedy: object) -> StepDir:
 
 
 def test_a_fault_is_judged_from_the_files_that_it_has_left(tmp_path: Path) -> None:
-    came = judge("kill", make(tmp_path / "quiet", "w"), killed(tmp_path / "k"), "succeeded")
+    came = judge("kill", make(tmp_path / "quiet"), killed(tmp_path / "k"), "succeeded")
     assert came == (
         "kill",
         "step 18, rank 0",
@@ -147,17 +151,21 @@ def test_a_fault_is_judged_from_the_files_that_it_has_left(tmp_path: Path) -> No
 
 
 def test_weights_that_differ_come_with_the_reason_on_record_or_with_none(tmp_path: Path) -> None:
-    quiet = make(tmp_path / "quiet", "w")
-    unknown = judge("kill", quiet, killed(tmp_path / "one", "v"), "succeeded")
-    assert unknown.weights == "DIFFERENT, and nothing on record says why"
+    quiet = make(tmp_path / "quiet")
+    unknown = judge("kill", quiet, killed(tmp_path / "one", 1.5), "succeeded")
+    assert unknown.weights == "DIFFERENT by 0.5, and nothing on record says why"
+    ranks = judge("kill", quiet, killed(tmp_path / "four", 1.001, ranks=4), "succeeded")
+    assert ranks.weights == "rounded otherwise, as the sums of many ranks are: by 0.001 at most"
+    wrong = judge("kill", quiet, killed(tmp_path / "wrong", 1.5, ranks=4), "succeeded")
+    assert wrong.weights.startswith("DIFFERENT by 0.5")
     changes = {"training.batch_seconds": [14, 7]}
-    mended = judge("kill", quiet, killed(tmp_path / "two", "v", changes=changes), "succeeded")
+    mended = judge("kill", quiet, killed(tmp_path / "two", 1.5, changes=changes), "succeeded")
     assert mended.weights == "other settings: training.batch_seconds: 14 -> 7"
 
 
 def test_a_fault_that_never_came_or_was_not_survived_is_not_as_expected(tmp_path: Path) -> None:
-    quiet = make(tmp_path / "quiet", "w")
-    never = judge("kill", quiet, make(tmp_path / "never", "w"), "succeeded")
+    quiet = make(tmp_path / "quiet")
+    never = judge("kill", quiet, make(tmp_path / "never"), "succeeded")
     assert (never.injected, never.seconds, never.as_expected) == ("", None, False)
     assert not judge("kill", quiet, killed(tmp_path / "k"), "failed").as_expected
     assert judge("bug", quiet, killed(tmp_path / "b"), "failed").as_expected
