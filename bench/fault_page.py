@@ -16,8 +16,8 @@ steps with a checkpoint every 5, with one step behind it: once undisturbed, then
 fault. *Right* is whether the run has named the cause that was put in, and no other. *Behind ran* is
 how often the step behind was run: once where the training ended well, else never. *Seconds to
 recover* run from the fault to the end of the next step of training that is new; of several faults
-the longest. *Steps lost* were taken twice. *Weights*: whether the last ones are bit for bit those of
-the undisturbed run.
+the longest. *Steps lost* were taken twice. *Weights*: whether the last ones are bit for bit those
+of the undisturbed run.
 """
 
 
