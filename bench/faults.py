@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 import soundfile
 
-from bench.harness import RESULTS
+from bench.fault_page import cells, known_rows, page, with_row, write
 from bench.launcher import commit
 from jobs.healing.rehearsal import Came, judge
 from jobs.store import StepDir
@@ -154,7 +154,7 @@ def kill_at_random_moments(run: Disturbed, times: int = 20, seed: int = 0) -> No
     for number in range(times):
         before = run.reached() if number else -1
         run.wait_for(lambda b=before: run.reached() > b or run.settled())
-        time.sleep(chance.uniform(0, 1.5))
+        time.sleep(chance.uniform(0, 1.0))
         if number % 2:
             with contextlib.suppress(AssertionError):
                 run.slurm.wait_for(lambda: list(run.checkpoints.glob(".new.*")), 5)
@@ -267,7 +267,6 @@ def fill_disk(run: Disturbed) -> None:
         while True:
             file.write(bytes(4096))
     run.wait_for(lambda: run.launcher.states()["train"] == "failed")
-    (run.folder / "cause").write_text(run.launcher.status()["train"]["cause"])
     run.wait_for(lambda: not run.launcher.queued())
     ballast.unlink()
     run.launcher("resume", run.launcher.newest().name)
@@ -344,8 +343,8 @@ QUIET = (
     Case("four ranks", "undisturbed, two on each of two nodes", step=FOUR, like="four ranks"),
     Case(
         "long",
-        "undisturbed, 150 steps with a checkpoint every 2",
-        training={"max_steps": 150, "checkpoint_every": 2, "valid_every": 75},
+        "undisturbed, 300 steps with a checkpoint every 2",
+        training={"max_steps": 300, "checkpoint_every": 2, "valid_every": 150},
         like="long",
     ),
 )
@@ -541,14 +540,15 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome
             step = quiet or run.step
             outcome.came = judge(case.name, step, run.step, state)
     except Exception as error:
-        outcome.note = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        outcome.note = f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")
+        with contextlib.suppress(AssertionError, ValueError):
+            run.launcher("cancel", run.launcher.newest().name)
     outcome.behind = run.launcher.ran().count("behind")
     outcome.seconds = round(time.time() - began, 1)
-    for file in ("note", "cause"):
-        if (run.folder / file).exists():
-            outcome.note += (run.folder / file).read_text()
+    if (run.folder / "note").exists():
+        outcome.note += (run.folder / "note").read_text()
     if case.cause and outcome.came:
-        outcome.named_right = case.cause in [*outcome.came.cause.split(", "), outcome.note]
+        outcome.named_right = outcome.came.cause == case.cause
     return outcome
 
 
@@ -578,60 +578,23 @@ def spoken(work: Path) -> Path:
     return made / "train"
 
 
-def show(outcome: Outcome) -> None:
-    print(" | ".join(cells(outcome)), flush=True)
-
-
-HEADS = ("fault", "how", "cause named", "right", "ended", "behind ran", "seconds to recover")
-HEADS += ("steps lost", "weights", "what the run did", "a person")
-
-
-def cells(outcome: Outcome) -> list[str]:
-    """A row of the page."""
+def described(outcome: Outcome, commit: str) -> dict[str, Any]:
+    """A row of the results, as data."""
     case, came = outcome.case, outcome.came
-    right = {None: "nothing to name", True: "yes", False: f"NO: it is {case.cause}"}
-    if came is None:
-        return [case.name, case.how, "", "", f"not measured: {outcome.note}", *[""] * 6]
-    return [
-        case.name,
-        f"{case.how} ({outcome.note})" if outcome.note else case.how,
-        came.cause or "none",
-        right[outcome.named_right],
-        came.ended if came.ended == "succeeded" or not case.survives else came.ended.upper(),
-        str(outcome.behind),
-        "" if came.seconds is None else f"{came.seconds:.1f}",
-        "" if came.lost is None else str(came.lost),
-        came.weights,
-        came.did,
-        case.person,
-    ]
-
-
-def page(outcomes: Sequence[Outcome], about: Mapping[str, Any]) -> str:
-    """The matrix in Markdown."""
-    named = [each for each in outcomes if each.named_right is not None]
-    right = sum(each.named_right is True for each in named)
-    should = [each for each in outcomes if each.case.survives]
-    same = [each for each in should if each.came and each.came.weights == "identical"]
-    ended = [each for each in should if each.came and each.came.ended == "succeeded"]
-    rows = [HEADS, ["---"] * len(HEADS), *map(cells, outcomes)]
-    lines = ["| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows]
-    return "\n".join(
-        [
-            "# The fault matrix\n",
-            "Written by `make test-faults`. " + " ".join((__doc__ or "").split("\n\n")[1].split()),
-            "",
-            f"- cause named right: {right} of {len(named)}",
-            f"- ended well of those that should: {len(ended)} of {len(should)}; with the very "
-            f"weights of the undisturbed run: {len(same)} (the others changed a setting or dropped "
-            "a step: the table says which)",
-            f"- measured: commit {about['commit']}, {about['slurm']}, {about['cores']} cores, load "
-            f"{about['load']}, {about['speech']}",
-            "",
-            *lines,
-            "",
-        ]
-    )
+    return {
+        "fault": case.name,
+        "how": case.how,
+        "right_cause": case.cause,
+        "survivable": case.survives,
+        "person": case.person,
+        "named_right": outcome.named_right,
+        "behind": outcome.behind,
+        "wall_seconds": outcome.seconds,
+        "note": outcome.note,
+        "good": outcome.good,
+        "came": came and came._asdict(),
+        "commit": commit,
+    }
 
 
 def main() -> None:
@@ -639,7 +602,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, help="speech in LibriSpeech layout")
-    parser.add_argument("--only", default="", help="cases, with commas; nothing is written")
+    parser.add_argument(
+        "--only", default="", help="these cases, with commas: their rows are made anew"
+    )
     parser.add_argument("--tiny", action="store_true", help="one case; nothing is written")
     parser.add_argument("--at-once", type=int, default=3, help="runs side by side (default 3)")
     given = parser.parse_args()
@@ -652,19 +617,22 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="faults-") as name,
         PrivateSlurm(Path(name) / "slurm") as slurm,
     ):
-        outcomes = measure(slurm, Path(name), quiet, cases, given.data, given.at_once)
         about = {
-            "commit": commit(),
             "slurm": slurm.run("sbatch", "--version").strip(),
             "cores": len(os.sched_getaffinity(0)),
             "load": round(os.getloadavg()[0], 1),
             "speech": "real speech" if given.data else "speech of espeak-ng",
         }
-    text = page(outcomes, about)
-    if only:
-        print(text)
-        return
-    write(text, outcomes, about)
+        version, rows = commit(), [] if given.tiny else known_rows()
+
+        def note(outcome: Outcome) -> None:
+            rows[:] = with_row(rows, described(outcome, version), [case.name for case in CASES])
+            print(" | ".join(cells(described(outcome, version))), flush=True)
+            if not given.tiny:
+                write(rows, about)
+
+        measure(slurm, Path(name), quiet, cases, given.data, given.at_once, note)
+    print(page(rows, about))
 
 
 def measure(
@@ -674,15 +642,17 @@ def measure(
     cases: Sequence[Case],
     data: Path | None,
     at_once: int,
-) -> list[Outcome]:
-    """The undisturbed runs, then all others, those that touch daemons one after the other."""
+    note: Callable[[Outcome], None],
+) -> None:
+    """The undisturbed runs, then all others, those that touch daemons one after the other.
+
+    What is known after each is noted: a matrix that is cut short has its first rows.
+    """
     (work := folder / "work").mkdir()
     few = speech_of(data, folder)
-    outcomes: dict[str, Outcome] = {}
 
     def one(case: Case) -> None:
-        outcomes[case.name] = carry_out(slurm, work, case, few)
-        show(outcomes[case.name])
+        note(carry_out(slurm, work, case, few))
 
     for group in (quiet, [case for case in cases if not case.alone]):
         with ThreadPoolExecutor(at_once) as pool:
@@ -690,20 +660,6 @@ def measure(
     for case in cases:
         if case.alone:
             one(case)
-    return [outcomes[case.name] for case in cases]
-
-
-def write(text: str, outcomes: Sequence[Outcome], about: Mapping[str, Any]) -> None:
-    (RESULTS / "faults.md").write_text(text)
-    rows = []
-    for each in outcomes:
-        came = each.came._asdict() if each.came else None
-        facts = asdict(each)
-        facts["case"] = {"name": each.case.name, "how": each.case.how, "cause": each.case.cause}
-        rows.append({**facts, "came": came, "good": each.good})
-    value = {"benchmark": "faults", **about, "rows": rows}
-    (RESULTS / "faults.json").write_text(json.dumps(value, indent=1) + "\n")
-    print(f"written to {RESULTS / 'faults.md'}")
 
 
 if __name__ == "__main__":

@@ -152,7 +152,10 @@ def _add_for_runs(add: _Add) -> None:
     _add_cluster(rehearse)
     _add_set(rehearse)
     rehearse.add_argument(
-        "--faults", default=USUAL, metavar="LIST", help=f"which, with commas (default: {USUAL})"
+        "--faults",
+        default=USUAL,
+        metavar="LIST",
+        help=f"which, with commas; default: {USUAL.replace(',', ', ')}, as far as there is a queue",
     )
     rehearse.add_argument("--json", action="store_true", help="the table as data")
 

@@ -210,7 +210,7 @@ def _rehearse(given: argparse.Namespace) -> int:
             submit_pending(run, backend)
         return run, backend
 
-    faults = planned(given.faults, target(pipeline))
+    faults = planned(given.faults, target(pipeline), cluster.backend == "slurm")
     rehearse.tell(f"rehearsal of {pipeline.name} on {cluster.name}: {store.root}")
     stopped = f"stopped; what is in the queue stays there: {NAME} cancel {store.root}/RUN"
     with _when_stopped(stopped):

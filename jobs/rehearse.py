@@ -142,18 +142,20 @@ def tell(line: str) -> None:
 
 
 def table(rows: Sequence[Came]) -> str:
-    """The rows in columns."""
-    heads = ("fault", "put in", "cause named", "ended", "seconds", "lost", "weights", "what it did")
+    """The rows in columns, below each what the run did."""
+    heads = ("fault", "cause named", "ended", "seconds", "lost", "weights")
     cells = [heads, *map(_cells, rows)]
     widths = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
-    return "\n".join(
+    lines = [
         "".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
-    )
+    ]
+    deeds = [f"\n    {row.did}" for row in rows]
+    return "\n".join(map("".join, zip(lines, ["", *deeds], strict=True)))
 
 
 def _cells(row: Came) -> tuple[str, ...]:
     seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
     lost = "" if row.lost is None else str(row.lost)
-    put_in, cause = row.injected or "never", row.cause or "none"
-    return row.fault, put_in, cause, row.ended, seconds, lost, row.weights, row.did
+    cause = row.cause or ("none" if row.injected else "never put in")
+    return row.fault, cause, row.ended, seconds, lost, row.weights

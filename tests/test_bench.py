@@ -85,6 +85,14 @@ def test_launcher_stands_beside_raw_sbatch_and_those_that_are_installed() -> Non
         assert f"{what}, beside submitit" in said
 
 
+@pytest.mark.skipif(bool(missing_programs()), reason="Slurm is not installed")
+def test_the_fault_matrix_tells_what_came_of_a_kill() -> None:
+    said = bench("faults")
+    (row,) = [line for line in said.splitlines() if line.startswith("| kill |")]
+    assert "| killed | yes | succeeded | 1 |" in row and "| identical |" in row
+    assert "cause named right: 1 of 1" in said
+
+
 def test_learn_trains_three_models_and_goes_on_where_it_was_stopped(
     speech: Path, tmp_path: Path
 ) -> None:

@@ -78,7 +78,8 @@ def cause_of(error: BaseException) -> str:
     if _out_of_memory(error):
         return "out_of_memory_gpu" if not isinstance(error, MemoryError) else "out_of_memory_host"
     if isinstance(error, DataError):
-        return "bad_data"
+        absent = any(isinstance(each, FileNotFoundError) for each in _chain(error))
+        return "missing_file" if absent else "bad_data"
     if number := _disk_trouble(error)[0]:
         return _OF_DISK.get(number, "disk_error")
     if isinstance(error, UserError):

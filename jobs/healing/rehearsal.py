@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jobs.arguments import USUAL
 from jobs.errors import UserError, nearest
 from jobs.healing.faults import FATAL, FAULTS
 from jobs.healing.remedies import EVENT, changes_of, in_words
@@ -25,6 +26,7 @@ AT = 18  # the fault comes after a checkpoint, and not right after it: some work
 UTTERANCES = 64  # of each manifest
 MINUTES = 20  # the longest time limit
 _EVERYWHERE = ("time_limit",)  # a warning that every process of a job gets
+_OF_QUEUES = ("preempt", "time_limit", "hang")
 _LONGER = {"rate": 5}  # a single step at a thousand times the rate may be survived by luck
 _OF_EVENT = {"unreadable": "bad_data", "quarantined": "bad_data"}
 _DEEDS = {
@@ -34,6 +36,7 @@ _DEEDS = {
     "step_dropped": "dropped the step",
 }
 _SIGNALS = {"SIGUSR2": "time_limit", "SIGTERM": "preempted"}
+_ROUNDING = 1e-2  # of weights; a few steps of AdamW carry a last bit that far
 _MANIFESTS = ("train", "dev", "manifest")
 _LEFT_OUT = {
     "overfit": "left out: to learn by heart takes longer than a rehearsal",
@@ -157,12 +160,22 @@ def target(pipeline: Pipeline) -> Step:
     return max(found, key=cost)
 
 
-def planned(words: str, step: Step) -> list[Fault]:
-    """The faults of a list such as `kill,nan_data` for a step (UserError for one there is not)."""
+def planned(words: str, step: Step, queue: bool) -> list[Fault]:
+    """The faults of a list such as `kill,nan_data` for a step; UserError for one there is not, and
+    where there is no queue for one that needs it. The usual ones are those that there can be.
+    """
     names = [word.strip() for word in words.split(",") if word.strip()]
-    unknown = [f"--faults {name}: {nearest(name, FAULTS)}" for name in names if name not in FAULTS]
-    if unknown:
-        raise UserError("\n".join(unknown))
+    mistakes = [f"--faults {name}: {nearest(name, FAULTS)}" for name in names if name not in FAULTS]
+    if not queue and words == USUAL:
+        names = [name for name in names if name not in _OF_QUEUES]
+    elif not queue:
+        mistakes += [
+            f"--faults {name}: this machine has no queue and no time limits: name a --cluster"
+            for name in names
+            if name in _OF_QUEUES
+        ]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     return [_fault(name, step.resources.world_size) for name in names]
 
 
@@ -191,12 +204,24 @@ def judge(fault: str, quiet: StepDir, step: StepDir, state: str) -> Came:
 
 
 def _causes(step: StepDir) -> Iterator[str]:
-    """The causes that the run has named, oldest first."""
+    """The causes that the run has named, oldest first.
+
+    What a rank says of its own end counts where nobody has judged it: it may have died of the death
+    of another one.
+    """
+    said = ""
     for event in step.events():
-        if cause := event.get("cause") or _OF_EVENT.get(event["event"]):
-            yield str(cause)
+        if event["event"] == "failed":
+            said = event["cause"]
+        elif event["event"] == EVENT:
+            yield event["cause"]
+            said = ""
+        elif "host" in event and said:
+            yield said
         elif event["event"] == "interrupted":
             yield _SIGNALS.get(event["signal"], event["signal"])
+        elif event["event"] in _OF_EVENT:
+            yield _OF_EVENT[event["event"]]
     if failure := step.failure():
         yield failure["cause"]
 
@@ -253,10 +278,35 @@ def _compare(quiet: StepDir, step: StepDir) -> str:
         return f"utterances left out: {len(left_out)}"
     if dropped:
         return f"{len(dropped)} steps dropped"
-    return "DIFFERENT, and nothing on record says why"
+    return _unexplained(quiet, step)
+
+
+def _unexplained(quiet: StepDir, step: StepDir) -> str:
+    """How far weights differ although nothing on record says why.
+
+    Three ranks or more add up their gradients in another order after a start, and round otherwise.
+    """
+    from safetensors.numpy import load_file
+
+    files = [_newest(each) for each in (quiet, step)]
+    if not all(files):
+        return "none to compare"
+    one, other = (load_file(file) for file in files if file)
+    if one.keys() != other.keys():
+        return "DIFFERENT: of another model"
+    largest = max(float(abs(one[name] - other[name]).max()) for name in one if one[name].size)
+    resources = step.job()["resources"]
+    if resources["nodes"] * max(1, resources["gpus"]) > 2 and largest < _ROUNDING:
+        return f"rounded otherwise, as the sums of many ranks are: by {largest:.1g} at most"
+    return f"DIFFERENT by {largest:.1g}, and nothing on record says why"
 
 
 def _digest(step: StepDir) -> str:
     """Of the weights of the newest checkpoint."""
+    newest = _newest(step)
+    return hashlib.sha256(newest.read_bytes()).hexdigest() if newest else ""
+
+
+def _newest(step: StepDir) -> Path | None:
     found = sorted((step.path / "checkpoints").glob("[0-9]*/model.safetensors"))
-    return hashlib.sha256(found[-1].read_bytes()).hexdigest() if found else ""
+    return found[-1] if found else None

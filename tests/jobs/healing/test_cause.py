@@ -2,6 +2,7 @@
 
 import errno
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from jobs.causes import CAUSES
 from jobs.errors import UserError
 from jobs.healing.cause import cause_of, cause_of_end, sentence
+from lact_asr.data.manifest import read_manifest
 from lact_asr.utils.errors import DataError, Failed
 
 
@@ -93,3 +95,15 @@ def test_a_full_disk_is_told_by_the_file_and_what_to_do() -> None:
 def test_every_cause_says_what_the_run_does_and_what_is_left_for_a_person() -> None:
     for name, about in CAUSES.items():
         assert name.isidentifier() and about.meaning and about.itself and about.person
+
+
+def test_a_manifest_that_is_gone_is_a_missing_file_and_one_that_is_wrong_is_bad_data(
+    tmp_path: Path,
+) -> None:
+    manifest = tmp_path / "m.jsonl"
+    for text, cause in ((None, "missing_file"), ("{}", "bad_data")):
+        if text is not None:
+            manifest.write_text(text)
+        with pytest.raises(DataError) as caught:
+            read_manifest(manifest)
+        assert cause_of(caught.value) == cause
