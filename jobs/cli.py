@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from jobs.store import Run
 
 
+_SUBMITTING = 20.0  # seconds for which `cancel` waits for a job that submits what follows it
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     gc.set_threshold(100_000)  # what imports make stays: looking for garbage in it takes 8 ms
@@ -184,7 +187,12 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
     for submit in todo:
         latest = run.step(submit.step).latest()
         print(f"  {submit.step}: job {latest.job.split('.')[0] if latest else ''}{_behind(submit)}")
-    if not todo:
+    if rest := run.following():
+        print(
+            f"  {', '.join(rest.steps)}: Slurm takes no more jobs of yours for now; they follow by "
+            "themselves as jobs of this run end"
+        )
+    elif not todo:
         print("nothing to submit: every step has succeeded or is under way")
     sys.stdout.flush()
     if not wait:
@@ -303,7 +311,7 @@ def _cancel(given: argparse.Namespace) -> int:
     run, step = store.find_step(given.run)
     backend = _backend_of(run)
     asked = f"stopped; what was asked to end may still be there: {NAME} status {run.name}"
-    with _when_stopped(asked), run.lock():
+    with _when_stopped(asked), run.lock(_SUBMITTING):
         done = cancel(run, backend, [step.name] if step else None)
     _tell(done, run, given.run)
     return 0
@@ -321,7 +329,9 @@ def _tell(done: "Cancelled", run: "Run", asked: str) -> None:
             f"{done.trouble}: it is not known whether these jobs will end; to ask again: "
             f"{NAME} cancel {asked}"
         )
-    if not done.ended and not done.ending:
+    if done.unsubmitted:
+        print(f"not submitted any more: {', '.join(done.unsubmitted)}")
+    if not done.ended and not done.ending and not done.unsubmitted:
         print("nothing to cancel: no job of it is in the queue")
 
 
@@ -341,6 +351,16 @@ def _resume(given: argparse.Namespace) -> int:
             copy_code(run.next_code())
         todo = submit_pending(run, backend)
     return _report(run, backend, todo, given.wait)
+
+
+def _follow(given: argparse.Namespace) -> int:
+    from jobs.scheduling.follow import Ending, follow
+    from jobs.store import Run, StepDir
+
+    step = StepDir(given.step.absolute())
+    run = Run(step.path.parents[1])
+    follow(run, _backend_of(run), Ending(step, os.environ.get("SLURM_JOB_ID", "")))
+    return 0
 
 
 def _mend(
@@ -420,6 +440,7 @@ _COMMANDS = {
     "logs": _logs,
     "cancel": _cancel,
     "resume": _resume,
+    "follow": _follow,
     "render": _render,
     "infer": _infer,
     "diagnose": _diagnose,

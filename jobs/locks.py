@@ -16,19 +16,21 @@ from pathlib import Path
 
 from jobs.errors import UserError
 
-_PATIENCE = 1.0  # seconds: `holder` takes the lock for a moment to see whether it is free
+PATIENCE = 1.0  # seconds: `holder` takes the lock for a moment to see whether it is free
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; UserError where another process holds it, or nobody can."""
+def exclusive(path: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold the lock file `path`; UserError where another process holds it for longer than so many
+    seconds, or nobody can.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     try:
-        with _hold_descriptor(path, descriptor):
+        with _hold_descriptor(path, descriptor, patience):
             yield
     finally:
         os.close(descriptor)
@@ -64,8 +66,8 @@ def holder(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _hold_descriptor(path: Path, descriptor: int) -> Iterator[None]:
-    end = time.monotonic() + _PATIENCE
+def _hold_descriptor(path: Path, descriptor: int, patience: float) -> Iterator[None]:
+    end = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +79,7 @@ def _hold_descriptor(path: Path, descriptor: int) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
-            with _hold_created_file(path):
+            with _hold_created_file(path, end):
                 yield
             return
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
@@ -87,23 +89,32 @@ def _hold_descriptor(path: Path, descriptor: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hold_created_file(path: Path) -> Iterator[None]:
+def _hold_created_file(path: Path, end: float) -> Iterator[None]:
     """Hold a file that only one process can create."""
     substitute = _substitute(path)
-    try:
-        descriptor = os.open(substitute, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        advice = (
-            f"wait for it, or delete {substitute} if that process is dead (this file system has "
-            "no flock, so nothing else can tell)"
-        )
-        raise UserError(_busy(path, _owner(substitute), advice)) from None
+    descriptor = _create(path, substitute, end)
     try:
         os.write(descriptor, _me().encode())
         os.close(descriptor)
         yield
     finally:
         substitute.unlink()
+
+
+def _create(path: Path, substitute: Path, end: float) -> int:
+    """The descriptor of a new file; UserError where it is there until the time `end`."""
+    while True:
+        try:
+            return os.open(substitute, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            if time.monotonic() <= end:
+                time.sleep(0.05)
+                continue
+            advice = (
+                f"wait for it, or delete {substitute} if that process is dead (this file system "
+                "has no flock, so nothing else can tell)"
+            )
+            raise UserError(_busy(path, _owner(substitute), advice)) from None
 
 
 def _substitute(path: Path) -> Path:

@@ -69,6 +69,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "progress": progress,
         "result": record.result,
         "last_line": last_line,
+        "follows": step["name"] in seen.follows,
         "more": f"{NAME} logs {run.name}/{step['name']}" if last_line else "",
         "unreadable": list(folder.flaws.values()),
     }
@@ -89,7 +90,7 @@ def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
 
 def exit_code(status: Mapping[str, Any]) -> int:
     """0 where all has succeeded, or goes on and nothing has ended otherwise; else 1."""
-    states = {State(step["state"]) for step in status["steps"]}
+    states = {State(step["state"]) for step in status["steps"] if not step["follows"]}
     good = {State.SUCCEEDED, *ACTIVE, *([State.NEW] if status["busy"] else [])}
     return int(not states <= good)
 
@@ -234,4 +235,5 @@ def _trouble(status: Mapping[str, Any]) -> str:
 
 def _active(status: Mapping[str, Any]) -> bool:
     """Whether anything may still change without anybody's doing."""
-    return any(State(step["state"]) in ACTIVE for step in status["steps"]) or bool(status["busy"])
+    going = (step["follows"] or State(step["state"]) in ACTIVE for step in status["steps"])
+    return any(going) or bool(status["busy"])

@@ -3,6 +3,7 @@
     runs/<name>-<time>-<hex>/       sortable, unique, typeable by prefix
       pipeline.yaml  run.json       as given; resolved steps, cluster, user, host, commit, versions
       code/  dirty.diff             the snapshot the jobs run from (code.2/ ... after --fresh-code)
+      following.json                what its jobs submit, where not all fitted into the queue
       steps/<step>/
         job.json                    kind, settings, resources: all the worker reads
         submissions.jsonl           the intent before each submission, the job's id right after it,
@@ -24,6 +25,7 @@ import pwd
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from jobs import locks
@@ -43,7 +45,7 @@ from lact_asr.utils.files import (
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
 _SUBMISSIONS = "submissions.jsonl"
-_Fact = TypeVar("_Fact", str, bool)
+_Fact = TypeVar("_Fact", str, bool, list[Any], dict[str, Any])
 
 
 class Submission(NamedTuple):
@@ -55,6 +57,16 @@ class Submission(NamedTuple):
     cancel_requested: float = 0.0  # when its end was asked for, seconds since 1970; 0: never
     ended: bool = False  # the cluster has said that its job, asked to end, is gone
     refused: str = ""  # what the cluster said when it refused it: nothing was queued
+
+
+class Following(NamedTuple):
+    """What the jobs of a run submit by themselves when they end, as Slurm takes more of them."""
+
+    steps: tuple[str, ...] = ()  # none while a launcher is at work and has met no limit
+    environment: Mapping[str, str] = MappingProxyType({})  # what that launcher submitted with
+    stopped: str = ""  # why the last try came to nothing
+    keeper: str = ""  # the job that stays in its place to try again
+    kept: float = 0.0  # when it has last tried, seconds since 1970
 
 
 def user() -> str:
@@ -331,13 +343,39 @@ class Run:
         count = len(self.codes())
         return self.path / (f"code.{count + 1}" if count else "code")
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held while jobs are submitted or cancelled; UserError where somebody else holds it, and
-        for a run of another user.
+    @property
+    def follows(self) -> Path:
+        """The file that is there while jobs of the run are to submit what is left of it."""
+        return self.path / "following.json"
+
+    def following(self) -> Following | None:
+        """What the jobs of the run submit; None for nothing, or where nobody can tell."""
+        with contextlib.suppress(Unreadable):
+            if (found := read_object(self.follows)) is not None:
+                return Following(
+                    tuple(str(step) for step in _of(found, "steps", [])),
+                    _of(found, "environment", {}),
+                    _of(found, "stopped", ""),
+                    _of(found, "keeper", ""),
+                    number(found.get("kept")) or 0.0,
+                )
+        return None
+
+    def write_following(self, following: Following | None) -> None:
+        """Store `following()`, while the lock is held."""
+        if following is None:
+            self.follows.unlink(missing_ok=True)
+        else:
+            environment = dict(following.environment)
+            write_json(self.follows, {**following._asdict(), "environment": environment}, PRIVATE)
+
+    def lock(self, patience: float = locks.PATIENCE) -> contextlib.AbstractContextManager[None]:
+        """Held while jobs are submitted or cancelled; UserError where somebody else holds it for
+        longer than so many seconds, and for a run of another user.
         """
         if (owner := self.info()["user"]) != user():
             raise UserError(f"{self.name} belongs to {owner}, and you are {user()}: ask {owner}")
-        return locks.exclusive(self.path / "lock")
+        return locks.exclusive(self.path / "lock", patience)
 
     def busy(self) -> str:
         """Who is submitting or cancelling at this moment; empty for nobody."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.slurm.client import TIMEOUT, ask, call, sacct, seconds
-from jobs.errors import ClusterError, Elsewhere, SubmitRefused
+from jobs.errors import ClusterError, Elsewhere, LimitReached, SubmitRefused
 from lact_asr.utils.files import PRIVATE
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ _REFUSED = (
     r"sbatch: (fatal|error: Invalid --|unrecognized option|invalid option|option )|"
     rf"Batch job submission failed: ({'|'.join(_VERDICTS)})"
 )
+# What it says of those that only count jobs. Slurm 22.05 names the limit on a line before its
+# verdict (AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, AssocGrpSubmitJobsLimit), and other
+# limits in the same way (QOSGrpCpuLimit); one that names none may mean either.
+_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w+Limit\b")
 _ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?")  # a whole line of it
 # Lines of squeue and sacct. Other jobs of the same user may have any name: "a|b", "two\nlines".
 _IN_QUEUE = re.compile(r"(\d+)\|([^|]+)\|([^|]+)\|(.*)\|([^|]*)")
@@ -191,10 +195,17 @@ def _sbatch(script: Path) -> str:
         raise SubmitUnclear(str(silence)) from silence
     complaints = complaints.strip() or "sbatch ended without a word"
     if status and re.search(_REFUSED, complaints):
-        raise SubmitRefused(complaints)
+        raise _refusal(complaints)
     if status:
         raise SubmitUnclear(complaints)
     return _job_id(said)
+
+
+def _refusal(complaints: str) -> SubmitRefused:
+    """What it means that sbatch has said this: too many jobs, or a job that is never taken."""
+    limits = _LIMIT.findall(complaints)
+    counts = any("Submit" in limit for limit in limits) if limits else "submit limit" in complaints
+    return LimitReached(complaints) if counts else SubmitRefused(complaints)
 
 
 def _job_id(said: str) -> str:

@@ -15,6 +15,7 @@ from jobs.backends.base import StepJob
 from jobs.cluster import TEMPLATES, Cluster
 from jobs.pipeline import Resources
 from jobs.snapshot import entry
+from jobs.store import Run
 
 
 def request(cluster: Cluster, resources: Resources) -> dict[str, Any]:
@@ -134,4 +135,16 @@ def _setup(cluster: Cluster, job: StepJob) -> list[str]:
         f"[ -d {cwd} ] || {{ echo {shlex.quote(gone)} >&2; exit 1; }}",
         f"cd {cwd}",
         "trap - ERR",
+        _srun(cluster, job),
     ]
+
+
+def _srun(cluster: Cluster, job: StepJob) -> str:
+    """A shell function in the place of srun: after it, the rest of a run that drives itself.
+
+    The job ends as its step has ended, whatever comes of that.
+    """
+    marker = shlex.quote(str(Run(job.directory.parents[1]).follows))
+    launch, step = shlex.quote(str(job.code / "launch.py")), shlex.quote(str(job.directory))
+    follow = f"[ ! -e {marker} ] || {cluster.interpreter} {launch} follow {step} || :"
+    return f'srun() {{ command srun "$@" && status=0 || status=$?; {follow}; return $status; }}'
