@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from jobs.store import Run
 
 
-_SUBMITTING = 20.0  # seconds for which `cancel` waits for a job that submits what follows it
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     gc.set_threshold(100_000)  # what imports make stays: looking for garbage in it takes 8 ms
@@ -311,7 +308,7 @@ def _cancel(given: argparse.Namespace) -> int:
     run, step = store.find_step(given.run)
     backend = _backend_of(run)
     asked = f"stopped; what was asked to end may still be there: {NAME} status {run.name}"
-    with _when_stopped(asked), run.lock(_SUBMITTING):
+    with _when_stopped(asked), run.lock():
         done = cancel(run, backend, [step.name] if step else None)
     _tell(done, run, given.run)
     return 0

@@ -44,6 +44,7 @@ from lact_asr.utils.files import (
 )
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
+_SUBMITTING = 20.0  # seconds for which a job that submits others is waited for
 _SUBMISSIONS = "submissions.jsonl"
 _Fact = TypeVar("_Fact", str, bool, list[Any], dict[str, Any])
 
@@ -369,10 +370,13 @@ class Run:
             environment = dict(following.environment)
             write_json(self.follows, {**following._asdict(), "environment": environment}, PRIVATE)
 
-    def lock(self, patience: float = locks.PATIENCE) -> contextlib.AbstractContextManager[None]:
+    def lock(self, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Held while jobs are submitted or cancelled; UserError where somebody else holds it for
-        longer than so many seconds, and for a run of another user.
+        longer than so many seconds, and for a run of another user. Jobs of the run that submit what
+        is left of it take it for seconds only.
         """
+        rest = self.following()
+        patience = patience or (_SUBMITTING if rest and rest.steps else locks.PATIENCE)
         if (owner := self.info()["user"]) != user():
             raise UserError(f"{self.name} belongs to {owner}, and you are {user()}: ask {owner}")
         return locks.exclusive(self.path / "lock", patience)

@@ -20,7 +20,7 @@ from jobs.scheduling.recover import look_closely
 from jobs.scheduling.submit import carry_out, leave_to_jobs, state_to_plan
 from jobs.store import Following, Run, StepDir
 
-_LONGEST = 60.0  # seconds that a job stays, in which others may leave the queue
+_LONGEST = 30.0  # seconds that a job stays, in which others may leave the queue
 _PAUSE = 2.0  # seconds between two tries
 _LOCKED = 120.0  # seconds for which a launcher that holds the lock is waited for
 _FRESH = 20.0  # seconds after a keeper's last try for which it counts as being there
