@@ -155,7 +155,7 @@ def _launch(
     from concurrent.futures import ThreadPoolExecutor
 
     from jobs.scheduling.create import create
-    from jobs.scheduling.submit import submit_pending
+    from jobs.scheduling.submit import submit_patiently
     from jobs.store import RunStore
 
     if cluster.backend == "slurm":
@@ -164,20 +164,23 @@ def _launch(
         load_early()
     store, backend = RunStore(), _backend(cluster.model_dump(mode="json"))
     with ThreadPoolExecutor(1) as pool:  # the answers come while the run's files are written
-        checked = pool.submit(_preflight, pipeline, cluster)
-
-        def scheduler() -> str:
-            checked.result()
-            return backend.identity()
-
-        run = create(
-            store, pipeline, cluster, text, store.new_name(pipeline.name), scheduler, **facts
-        )
-    print(run.path)
+        checked = pool.submit(_ask_first, pipeline, cluster, backend)
+        name = store.new_name(pipeline.name)
+        run = create(store, pipeline, cluster, text, name, checked.result, **facts)
+    print(run.path, flush=True)
     backend = _backend_of(run)
-    with _submitting(run), run.lock():
-        todo = submit_pending(run, backend)
+    with _submitting(run):
+        todo = submit_patiently(run, backend)
     return run, _report(run, backend, todo, wait)
+
+
+def _ask_first(pipeline: "Pipeline", cluster: "Cluster", backend: "Backend") -> str:
+    """Which scheduler answers, as soon as it does, and what it would refuse (ClusterError)."""
+    from jobs.scheduling.patience import patiently
+
+    home = patiently(backend.identity)
+    _preflight(pipeline, cluster)
+    return home
 
 
 def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool) -> int:
@@ -334,20 +337,28 @@ def _tell(done: "Cancelled", run: "Run", asked: str) -> None:
 
 def _resume(given: argparse.Namespace) -> int:
     from jobs.reading.shipped import find_pipeline
-    from jobs.scheduling.submit import submit_pending
-    from jobs.snapshot import copy_code
+    from jobs.scheduling.submit import submit_patiently
 
     run, backend = _open(given.run)
     file = find_pipeline(given.file).absolute() if given.file else None
-    with _submitting(run), run.lock():
-        backend.expect_home()  # where no job is left to ask about, nothing else would tell
+    with _submitting(run):
+        _prepare(run, backend, given, file)
+        todo = submit_patiently(run, backend)
+    return _report(run, backend, todo, given.wait)
+
+
+def _prepare(run: "Run", backend: "Backend", given: argparse.Namespace, file: Path | None) -> None:
+    """Make a run ready to go on with what is different about it."""
+    from jobs.scheduling.patience import patiently
+    from jobs.snapshot import copy_code
+
+    patiently(backend.expect_home)  # with no job left to ask about, nothing else would tell
+    with run.lock():
         if file or given.set or given.redo:
             with _when_stopped("stopped; nothing was submitted: the same command does the rest"):
                 _mend(run, backend, file, given.set, given.redo)
         if given.fresh_code:
             copy_code(run.next_code())
-        todo = submit_pending(run, backend)
-    return _report(run, backend, todo, given.wait)
 
 
 def _follow(given: argparse.Namespace) -> int:

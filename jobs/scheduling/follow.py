@@ -15,6 +15,7 @@ from jobs.errors import ClusterError, UserError
 from jobs.program import NAME
 from jobs.scheduling import environment
 from jobs.scheduling.observe import View
+from jobs.scheduling.patience import patiently
 from jobs.scheduling.plan import ACTIVE, State, Submit, plan_rest
 from jobs.scheduling.recover import look_closely
 from jobs.scheduling.submit import carry_out, leave_to_jobs, state_to_plan
@@ -37,7 +38,7 @@ def follow(run: Run, backend: Backend, ending: Ending) -> None:
     """Submit what fits of what is left, and say so in the log; what stops it is an event, too."""
     end = time.monotonic() + _LONGEST
     try:
-        while refused := _try(run, backend, ending):
+        while refused := patiently(lambda: _try(run, backend, ending)):
             if time.monotonic() > end:
                 raise ClusterError(refused)
             time.sleep(_PAUSE)

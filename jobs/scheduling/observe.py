@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jobs.backends.base import Backend, JobState
-from jobs.errors import ClusterError, Elsewhere, UserError
+from jobs.errors import ClusterError, Elsewhere, Unreachable, UserError
 from jobs.scheduling.plan import FOLLOWS, GRACE, Evidence, Observed, following, observe_all
 from jobs.store import Run, StepDir, Submission, is_own
 
@@ -96,6 +96,7 @@ class Queue:
         self.backend, self.every = backend, every
         self.asked = 0.0  # time of the last question, seconds since 1970
         self.trouble = ""
+        self.unreachable = False  # whether that may pass by itself
         self._pause = every  # seconds until the next question
         self._failed: set[str] = set()
         self._answer: dict[str, JobState] = {}
@@ -125,6 +126,7 @@ class Queue:
                 self._answer, self.trouble = {}, str(error)
             except ClusterError as error:
                 self._answer, self.trouble = {}, f"Slurm does not answer: {error}"
+                self.unreachable = isinstance(error, Unreachable)
             same = before == {token: seen.state for token, seen in self._answer.items()}
             self._pause = min(_RARER * self._pause, _RAREST * self.every) if same else self.every
         return {token: self._answer[token] for token in jobs if token in self._answer}

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.backends.base import Backend, StepJob, SubmitUnclear
-from jobs.errors import ClusterError, LimitReached, SubmitRefused, UserError
+from jobs.errors import ClusterError, LimitReached, SubmitRefused, Unreachable, UserError
 from jobs.program import NAME
 from jobs.scheduling import environment
 from jobs.scheduling.cancel import alive, end
 from jobs.scheduling.observe import View
+from jobs.scheduling.patience import patiently
 from jobs.scheduling.plan import ACTIVE, State, Submit, plan
 from jobs.scheduling.recover import look_closely, step_job
 from jobs.store import Following, Run
@@ -56,6 +57,35 @@ def submit_pending(run: Run, backend: Backend) -> list[Submit]:
         raise
     leave_to_jobs(run, [submit.step for submit in todo if submit not in submitted])
     return submitted
+
+
+def submit_patiently(run: Run, backend: Backend) -> list[Submit]:
+    """`submit_pending`, for some minutes until Slurm answers; what was submitted.
+
+    Each try first looks for what an earlier one may have submitted. The lock is free meanwhile.
+    """
+
+    def submit() -> None:
+        with run.lock():
+            submit_pending(run, backend)
+
+    before = _tokens(run)
+    patiently(submit)
+    new = [name for name, token in _tokens(run).items() if token not in before.values()]
+    return [
+        Submit(
+            step["name"],
+            tuple(need for need in step["needs"] if run.step(need).result() is None),
+        )
+        for step in run.steps()
+        if step["name"] in new
+    ]
+
+
+def _tokens(run: Run) -> dict[str, str]:
+    """The newest submission of each step that has a job."""
+    tries = {name: run.step(name).latest() for name in run.names()}
+    return {name: latest.token for name, latest in tries.items() if latest and latest.job}
 
 
 def leave_to_jobs(run: Run, steps: Sequence[str], **facts: Any) -> None:
@@ -189,7 +219,7 @@ def _find_unclear(backend: Backend, job: StepJob, unclear: SubmitUnclear) -> str
         if found := backend.find(job):
             return found
         time.sleep(1)
-    raise ClusterError(
+    raise Unreachable(
         f"{job.step}: {unclear}; no job named {job.token} is in the queue. When the cluster "
         f"answers again: {NAME} resume {job.directory.parent.parent.name}"
     ) from None
