@@ -215,6 +215,7 @@ def _check(given: argparse.Namespace) -> int:
 
 def _kinds(given: argparse.Namespace) -> int:
     from jobs import kinds
+    from jobs.healing.remedies import defaults
     from jobs.reading.json_schema import describe, summary
 
     if not given.name:
@@ -226,7 +227,8 @@ def _kinds(given: argparse.Namespace) -> int:
         raise UserError(f"no kind {given.name!r}: {nearest(given.name, kinds.NAMES)}")
     from jobs.printing import print_kind
 
-    print_kind(describe(given.name, given.preset))
+    about = describe(given.name, given.preset)
+    print_kind({**about, "remedies": defaults([row["name"] for row in about["settings"]])})
     return 0
 
 

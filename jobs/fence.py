@@ -56,7 +56,12 @@ class Fence:
         with locks.turn(self.step.claim_lock):  # without flock two would have to meet in 10 ms
             self.check()
             host, now = os.uname().nodename, round(time.time(), 3)
-            self.step.write_claim({**self.attempt._asdict(), "host": host, "time": now})
+            logs = {
+                file.name: file.stat().st_size for file in self.step.logs_of_job(self.attempt.job)
+            }
+            self.step.write_claim(
+                {**self.attempt._asdict(), "host": host, "time": now, "log_sizes": logs}
+            )
 
     def check(self) -> None:
         """Called right before anything is written: Superseded where a newer attempt has begun."""

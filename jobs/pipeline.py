@@ -103,6 +103,7 @@ class Step(Frozen):
     resources: Resources
     needs: tuple[str, ...] = ()
     gate: dict[str, str] = Field({})
+    remedies: dict[str, int] | None = None  # cause -> how often it is answered; None: the defaults
 
 
 class Pipeline(Frozen):

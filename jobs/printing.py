@@ -36,6 +36,8 @@ def print_kind(kind: Mapping[str, Any]) -> None:
         console.print(drawn)
     wants = " ".join(f"{name}={value}" for name, value in kind["resources"].items())
     console.print(f"resources, unless the step says otherwise: {wants}", highlight=False)
+    heals = " ".join(f"{cause}={often}" for cause, often in kind["remedies"].items())
+    console.print(f"remedies, unless the step says otherwise: {heals}", highlight=False)
 
 
 def print_json(value: Any) -> None:

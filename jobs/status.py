@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs import logs
+from jobs.causes import cause_in
 from jobs.printing import one_line
 from jobs.program import NAME
 from jobs.scheduling.observe import ENDS, STARTS, Queue, View, view
@@ -63,6 +64,8 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "kind": step["kind"],
         "state": state.value,
         "reason": reason.splitlines()[0] if reason else "",
+        "cause": cause_in(reason),
+        "remedies": sum(event["event"] == "remedy" for event in record.events),
         "job": latest.job or (job.job if job else "") if latest else "",
         "submissions": len(record.tries),
         "seconds": None if seconds is None else round(seconds, 1),
@@ -131,6 +134,8 @@ def summary(step: Mapping[str, Any]) -> str:
         said = [_headline(step["result"]), *step["unreadable"]]
     elif step["state"] == State.RUNNING.value:
         said.insert(0, _progress(step["progress"]))
+    if often := step["remedies"]:
+        said.append(f"({often} {'remedy' if often == 1 else 'remedies'})")
     if step["last_line"]:
         said.append(f"its log ends: {step['last_line']} ({step['more']})")
     return one_line("; ".join(filter(None, said)), _WIDEST)

@@ -11,7 +11,7 @@
         logs/                       one file per rank
         attempt.json                the newest start of the step: older ones do not write any more
         metrics.jsonl events.jsonl  progress and what happened
-        failure.json                class, message, traceback, host, rank, job
+        failure.json                cause, message, traceback, host, rank, job
         result.json                 written last, by rename; means success
         earlier.1/ ...              what the step had done before `resume --redo`
 
@@ -81,6 +81,8 @@ def user() -> str:
 def is_own(failure: Mapping[str, Any] | None, submission: Submission | None) -> bool:
     """Whether a submission failed like this by itself, and not because it was asked to end."""
     if failure is None or submission is None or failure["job"] != submission.job:
+        return False
+    if not failure.get("decided", True):  # its job is looking whether it can begin again
         return False
     asked = submission.cancel_requested
     return not asked or (number(failure.get("time")) or 0.0) < asked
@@ -171,18 +173,32 @@ class StepDir:
         return len(list(self.logs.glob(f"{attempt}_*_done")))
 
     def failure(self) -> dict[str, Any] | None:
-        """How the step failed, where it has: class, message, traceback, host, rank, job."""
-        return self._object("failure.json", "class", "message", "job")
+        """How the step failed, where it has: cause, message, traceback, host, rank, job."""
+        found = self._object("failure.json", "message", "job")
+        if found is not None and not isinstance(found.get("cause"), str):
+            found["cause"] = str(found.get("class", "error"))  # a run from before the causes
+        return found
+
+    def forget_ranks_done(self, attempt: str) -> None:
+        """The step runs again, as the same attempt: every rank has its part before it again."""
+        for mark in self.logs.glob(f"{attempt}_*_done"):
+            mark.unlink()
 
     def has_ended(self) -> bool:
         """Whether the newest submission has recorded how it ended."""
         return is_own(self.failure(), self.latest()) or self.result() is not None
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
-        """Record a failure; the first rank of a job to fail has the true reason and stays."""
+        """Record how a rank has failed; the first rank of a job to fail has the true reason and
+        stays. Whether the job begins again is decided when all ranks have ended.
+        """
         earlier = self.failure()
         if earlier is None or earlier["job"] != failure["job"]:
-            write_json(self.path / "failure.json", failure)
+            write_json(self.path / "failure.json", {**failure, "decided": False})
+
+    def decide_failure(self, failure: Mapping[str, Any]) -> None:
+        """Record how a step has failed, for good."""
+        write_json(self.path / "failure.json", {**failure, "decided": True})
 
     def set_aside(self) -> None:
         """Move what the step has done to `earlier.N`: it begins anew.
@@ -281,6 +297,10 @@ class StepDir:
     def logs_of(self, job: str) -> list[Path]:
         """Where rank 0 of a job has written: standard error, then standard output."""
         return [self.logs / f"{job}_0_log.{ending}" for ending in ("err", "out")]
+
+    def logs_of_job(self, job: str) -> list[Path]:
+        """Where all ranks of a job, and Slurm's own programs, complain."""
+        return sorted({*self.logs.glob(f"{job}_*_log.err"), *self.logs.glob(f"{job}_*_log.out")})
 
     def ranks_with_log(self) -> list[str]:
         """The ranks that have a log."""

@@ -18,8 +18,8 @@ from tests.conftest import REPOSITORY
 FLOORS = {
     "": "trainyard, launch -> jobs -> distill -> lact_asr",
     "jobs": "cli -> status -> logs, render -> one_step, scheduling -> backends -> worker -> "
-    "cluster, fence -> reading, store -> arguments, kinds, locks, snapshot -> errors, failures, "
-    "gate, job, pipeline, printing, program",
+    "healing -> cluster, fence -> reading, store -> arguments, kinds, locks, snapshot -> causes, "
+    "errors, gate, job, pipeline, printing, program",
     "jobs.backends": "slurm -> local -> base",
     "distill": "objective -> cache -> language_model, teachers -> losses, models -> config",
     "lact_asr": "diagnosis -> training -> decoding -> model -> data -> distributed -> text -> "

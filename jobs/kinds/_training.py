@@ -318,7 +318,7 @@ def require_best(done: "FitResult", dev: Path) -> None:
     """Failed where training ended without a best model."""
     if not done.best:
         raise Failed(
-            "divergence",
+            "diverged",
             f"in {done.step} steps no validation has found a model to keep: each had a loss that "
             "is not finite. Lower training.optim.learning_rate, or look whether the utterances of "
             f"{dev} are long enough for their texts",

@@ -93,7 +93,7 @@ def run(settings: Settings, job: Job) -> Result:
         fence=job.fence,
     )
     if not filled.records:
-        raise Failed("data", f"none of {len(utterances)} utterances could be read")
+        raise Failed("bad_data", f"none of {len(utterances)} utterances could be read")
     return Result(
         cache=folder,
         utterances=len(utterances) - len(filled.unreadable),

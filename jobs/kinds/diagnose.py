@@ -102,5 +102,5 @@ def _batch(
     batch = Reader(whole_corpus(chosen, vocabulary, shape))[range(len(chosen))]
     if batch.unreadable:
         named = "; ".join(f"{identity}: {why}" for identity, why in batch.unreadable)
-        raise Failed("data", f"cannot read {named}")
+        raise Failed("bad_data", f"cannot read {named}")
     return batch

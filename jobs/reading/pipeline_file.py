@@ -13,9 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from jobs import gate, kinds
+from jobs.causes import CAUSES
 from jobs.errors import SpecError, nearest
 from jobs.pipeline import NAME, Pipeline, Present, Resources, Step
 from jobs.program import NAME as PROGRAM
@@ -37,6 +38,32 @@ def _condition(text: object) -> object:
 Condition = Annotated[str, BeforeValidator(_condition)]
 
 
+def _causes(value: object) -> object:
+    """`none` is no remedy at all; anything else names causes (ValueError for what is none)."""
+    unknown = [str(name) for name in value if name not in CAUSES] if isinstance(value, dict) else []
+    if unknown:
+        raise ValueError("; ".join(f"no cause {n!r}: {nearest(n, CAUSES)}" for n in unknown))
+    return {} if value == "none" else value
+
+
+Remedies = Annotated[
+    dict[str, Annotated[int, Field(ge=0)]],
+    BeforeValidator(_causes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "none"},
+                {
+                    "type": "object",
+                    "propertyNames": {"enum": list(CAUSES)},
+                    "additionalProperties": {"type": "integer", "minimum": 0},
+                },
+            ]
+        }
+    ),
+]
+
+
 class StepFile(Frozen):
     """A step as the file writes it."""
 
@@ -45,6 +72,11 @@ class StepFile(Frozen):
     resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
     needs: list[str] = Field([], description="steps that must have succeeded before this one")
     gate: dict[str, Condition] = Field({}, description='conditions on the result: {wer: "<= 0.1"}')
+    remedies: Remedies | None = Field(
+        None,
+        description="how often the step heals itself, by cause: {diverged: 1, program_failed: 2}; "
+        "what is not named keeps its default; none is never",
+    )
 
 
 class PipelineFile(Frozen):
@@ -260,6 +292,7 @@ class _Steps:
             resources=resources.model_dump(mode="json"),
             needs=tuple(file.needs),
             gate=file.gate,
+            remedies=file.remedies,
         )
 
     def _gate(self, name: str, kind: ModuleType) -> None:

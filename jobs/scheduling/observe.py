@@ -33,6 +33,13 @@ class Record(NamedTuple):
         return is_own(self.failure, self.latest)
 
     @property
+    def _is_undecided(self) -> bool:
+        """Whether a rank of the newest try has failed, and nobody has said yet what comes of it."""
+        failure, latest = self.failure, self.latest
+        own = failure is not None and is_own({**failure, "decided": True}, latest)
+        return own and not self.has_own_failure
+
+    @property
     def latest(self) -> Submission | None:
         """The newest try, or None for a step never submitted."""
         return self.tries[-1] if self.tries else None
@@ -54,6 +61,7 @@ class Record(NamedTuple):
             succeeded=self.result is not None,
             tried=True,
             failure=_in_words(failure) if failure and self.has_own_failure else "",
+            undecided=_in_words(failure) if failure and self._is_undecided else "",
             token=latest.token,
             job=latest.job,
             age=now - latest.time,
@@ -73,7 +81,7 @@ class Record(NamedTuple):
 
 
 def _in_words(failure: Mapping[str, Any]) -> str:
-    return f"{failure['class']}: {failure['message']}"
+    return f"{failure['cause']}: {failure['message']}"
 
 
 class View(NamedTuple):

@@ -45,7 +45,8 @@ class Evidence(NamedTuple):
     tried: bool = False  # an intent to submit is on record, and was not refused
     refused: str = ""  # what the cluster said against it
     unreadable: str = ""  # why nobody can tell whether it was tried
-    failure: str = ""  # "class: message"
+    failure: str = ""  # "cause: message"
+    undecided: str = ""  # a failure after which the job may begin again
     token: str = ""  # the name of its job
     job: str = ""  # id of its job; empty where the answer to its submission was never recorded
     age: float = 0.0  # seconds since the submission
@@ -95,6 +96,8 @@ def observe(evidence: Evidence, queue: JobState | None, asked: float = 0.0) -> O
         queue = queue._replace(state=QueueState.RUNNING, reason="")
     if evidence.asked_to_end is not None:
         return _ending(evidence.asked_to_end, queue)
+    if evidence.undecided:
+        return _undecided(evidence.undecided, queue)
     if queue.state is QueueState.UNKNOWN:
         return _unknown(evidence, queue.reason)
     if queue.state is QueueState.SUCCEEDED:
@@ -107,6 +110,13 @@ def _by_files(evidence: Evidence) -> Observed:
     asked = "" if evidence.asked_to_end is None else "; it was asked to end"
     state = State.RUNNING if evidence.began else State.QUEUED
     return Observed(state, f"as far as the files say{asked}")
+
+
+def _undecided(failure: str, queue: JobState) -> Observed:
+    """A worker has failed: its job begins again, or ends."""
+    if queue.alive:
+        return Observed(_STATES[queue.state], f"looks whether it can begin again after {failure}")
+    return Observed(State.FAILED, failure)
 
 
 def has_ended(queue: JobState, asked_to_end: float) -> bool:

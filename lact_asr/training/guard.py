@@ -102,7 +102,7 @@ def _give_up(state: State, config: LoopConfig, outcome: Outcome, trainable: nn.M
             "the learning rate"
         )
     raise Failed(
-        "divergence",
+        "diverged",
         f"{often}, up to step {state.step}, had {why}, now {config.optim.learning_rate:g}, or "
         f"look at {', '.join(outcome.suspects)}",
     )
@@ -112,7 +112,7 @@ def refuse_broken(step: int, rate: float, trainable: nn.Module) -> None:
     """Failed in place of a checkpoint from which nothing could go on."""
     if broken := non_finite(trainable):
         raise Failed(
-            "divergence",
+            "diverged",
             f"after step {step} weights are not finite, and not saved: {', '.join(broken[:3])}. "
             f"Lower the learning rate, now {rate:g}",
         )

@@ -116,7 +116,7 @@ def learn(
         return run.loop()
     except torch.OutOfMemoryError as error:
         raise Failed(
-            "out_of_memory",
+            "out_of_memory_gpu",
             f"memory ran out at step {run.state.step + 1} with {terms.budget} "
             f"{material.budget:g}; halve {terms.budget} and double accumulate ({error})",
         ) from error
@@ -246,7 +246,7 @@ class _Run:
             guard.note_step(state, config, self.logger, outcome, self.objective.trainable)
         except Failed as error:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
-            raise Failed(error.failure_class, f"{error}. {where}") from None
+            raise Failed(error.cause, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
             rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
             self.logger.progress(state.step, self.feed.position.epoch, rate, state.skipped)

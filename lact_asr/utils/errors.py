@@ -3,7 +3,7 @@
 `DataError` is the user's to mend: a file, an utterance, a character; the message names it. One of
 them, `Misfit`, is a checkpoint that does not fit the settings.
 `Interrupted` is a stop on request with the work saved. `Failed` is work that cannot go on as
-configured; its class is what a remedy answers.
+configured; its cause is what a remedy answers to.
 """
 
 from pathlib import Path
@@ -40,8 +40,8 @@ class Interrupted(Exception):
 
 
 class Failed(Exception):
-    """Work that cannot go on: `failure_class` names why, in one word (`divergence`, `gate`)."""
+    """Work that cannot go on: `cause` names why, in one word (`diverged`, `gate_missed`)."""
 
-    def __init__(self, failure_class: str, message: str) -> None:
+    def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
-        self.failure_class = failure_class
+        self.cause = cause

@@ -90,10 +90,10 @@ def test_the_first_failure_of_a_job_stays_and_that_of_a_later_job_replaces_it(
     tmp_path: Path,
 ) -> None:
     step = StepDir(tmp_path)
-    step.write_failure({"job": "1", "rank": 3, "class": "data", "message": "x"})
-    step.write_failure({"job": "1", "rank": 0, "class": "error", "message": "connection lost"})
+    step.write_failure({"job": "1", "rank": 3, "cause": "data", "message": "x"})
+    step.write_failure({"job": "1", "rank": 0, "cause": "error", "message": "connection lost"})
     assert step.failure()["rank"] == 3
-    step.write_failure({"job": "2", "rank": 0, "class": "error", "message": "y"})
+    step.write_failure({"job": "2", "rank": 0, "cause": "error", "message": "y"})
     assert step.failure()["job"] == "2"
 
 

@@ -287,7 +287,7 @@ def test_an_older_job_that_is_alive_is_ended_too_although_a_newer_try_has_failed
     run, queue = dying(tmp_path)
     run.step("one").add_submission("one.t2", job="200")
     queue.state["200"], queue.token["200"] = QueueState.FAILED, "one.t2"
-    run.step("one").write_failure({"class": "error", "message": "it broke", "job": "200"})
+    run.step("one").decide_failure({"cause": "error", "message": "it broke", "job": "200"})
     assert submitted(run, queue) == ["one"]
     assert queue.ended == [["100"]]
     assert queue.asked[-1] == ("one", [], ["100"])
@@ -340,7 +340,7 @@ def test_cancel_says_which_jobs_are_still_there(tmp_path, monkeypatch):
 
 def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_path):
     run, queue = dying(tmp_path)
-    run.step("one").write_failure({"class": "error", "message": "it broke", "job": "100"})
+    run.step("one").decide_failure({"cause": "error", "message": "it broke", "job": "100"})
     assert submitted(run, queue) == ["one"]
     assert queue.asked[-1] == ("one", [], ["100"])
 
@@ -436,7 +436,7 @@ def test_a_worker_judges_the_gate_and_a_result_that_misses_it_is_no_result(tmp_p
     write = "printf '{\"wer\": 0.5}' > $TRAINYARD_RESULT"
     step = make_step(tmp_path, ["sh", "-c", write], gate={"wer": "<= 0.1"})
     assert start(step).returncode == 1
-    assert step.result() is None and step.failure()["class"] == "gate"
+    assert step.result() is None and step.failure()["cause"] == "gate_missed"
     assert "wer is 0.5" in step.failure()["message"]
 
 

@@ -108,13 +108,13 @@ def test_a_job_that_slurm_starts_though_its_need_has_failed_does_not_run(
     job = make_step(tmp_path, "train", f"touch {tmp_path}/ran")
     step = StepDir(job.directory)
     step.upstream("corpus").write_job({})
-    step.upstream("corpus").write_failure({"class": "command", "message": "", "job": "1"})
+    step.upstream("corpus").decide_failure({"cause": "command", "message": "", "job": "1"})
     step.write_job({**step.job(), "needs": ["corpus"]})
     found = backend.submit(job, [])
     slurm.wait_for(lambda: slurm.state(found) == "FAILED")
-    assert step.failure()["class"] == "needs"
+    assert step.failure()["cause"] == "needs_missing"
     assert "corpus: it has no result.json" in step.failure()["message"]
-    assert last_line(job.logs, found).startswith("train failed: needs: corpus")
+    assert last_line(job.logs, found).startswith("train failed: needs_missing: corpus")
     assert not (tmp_path / "ran").exists()
 
 

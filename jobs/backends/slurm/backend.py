@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.slurm.client import TIMEOUT, ask, call, sacct, seconds
+from jobs.causes import told
 from jobs.errors import ClusterError, Elsewhere, LimitReached, SubmitRefused
 from lact_asr.utils.files import PRIVATE
 
@@ -76,10 +77,10 @@ _STATES = {word: state for state, words in _OF_STATE.items() for word in words.s
 _WORDS = {  # Slurm's -> ours, where Slurm's alone would not tell a person what happened
     "None": "",
     "Dependency": "",
-    "TIMEOUT": "time limit reached",
-    "OUT_OF_MEMORY": "out of memory (resources.memory_gb)",
-    "NODE_FAIL": "its node failed",
-    "PREEMPTED": "preempted",
+    "TIMEOUT": told("time_limit"),
+    "OUT_OF_MEMORY": told("out_of_memory_host"),
+    "NODE_FAIL": told("node_failed"),
+    "PREEMPTED": told("preempted"),
     "SUSPENDED": "suspended",
     "DEADLINE": "deadline passed",
     "NonZeroExitCode": "exit status not 0",

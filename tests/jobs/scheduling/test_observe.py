@@ -51,7 +51,7 @@ def test_after_a_failure_the_queue_is_asked_soon_and_once(tmp_path: Path) -> Non
     view(run, queue)
     view(run, queue)
     assert backend.asked == 1 and not queue.is_due
-    run.step("second").write_failure({"class": "error", "message": "it broke", "job": JOB})
+    run.step("second").decide_failure({"cause": "error", "message": "it broke", "job": JOB})
     view(run, queue)
     while not queue.is_due:
         assert time.monotonic() < end

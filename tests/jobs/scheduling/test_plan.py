@@ -162,6 +162,12 @@ def test_every_state_comes_with_its_reason() -> None:
     for evidence, queue, expected in (
         (TRIED._replace(unreadable="it is empty"), ALIVE, (State.LOST, "it is empty")),
         (TRIED._replace(failure="data: none"), ALIVE, (State.FAILED, "data: none")),
+        (
+            TRIED._replace(undecided="killed: x"),
+            ALIVE,
+            (State.RUNNING, "looks whether it can begin again after killed: x"),
+        ),
+        (TRIED._replace(undecided="killed: x"), UNKNOWN, (State.FAILED, "killed: x")),
         (TRIED._replace(ended=True), ALIVE, (State.CANCELLED, "by launch.py cancel")),
         (TRIED, held, (State.QUEUED, "held by its user")),
         (TRIED, UNKNOWN, (State.LOST, "sacct is off")),

@@ -128,7 +128,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, asked):
     train = tones(tmp_path, 6)
     with pytest.raises(Failed, match="after step 3 weights are not finite") as caught:
         run(tmp_path, train, Breaking(tiny(), at=3), stop_at=asked, max_steps=9, valid_every=9)
-    assert caught.value.failure_class == "divergence"
+    assert caught.value.cause == "diverged"
     assert numbered(tmp_path) == []
     assert isinstance(run(tmp_path, train)[0], FitResult)
 

@@ -86,7 +86,7 @@ def test_a_loss_that_stays_nan_ends_the_run_as_diverged_with_whole_weights(tmp_p
     recorded, train = RecordedEvents(), tones(tmp_path, 4)
     with pytest.raises(Failed, match=f"{BREAKER} steps in a row, up to step 22") as caught:
         run(tmp_path, train, objective, recorded=recorded, max_steps=99, valid_every=99)
-    assert caught.value.failure_class == "divergence"
+    assert caught.value.cause == "diverged"
     assert [step for step, loss in recorded.losses().items() if loss is None] == list(range(3, 22))
     json.dumps(recorded.metrics, allow_nan=False)
     after = objective.model.state_dict()
@@ -101,7 +101,7 @@ def test_memory_that_runs_out_is_a_failure_of_its_own_class(tmp_path):
 
     with pytest.raises(Failed, match="halve batch_seconds") as caught:
         run(tmp_path, tones(tmp_path, 4), Greedy(tiny()))
-    assert caught.value.failure_class == "out_of_memory"
+    assert caught.value.cause == "out_of_memory_gpu"
 
 
 def test_training_stops_early_when_validation_no_longer_improves(tmp_path):
