@@ -184,6 +184,8 @@ def _ask_first(pipeline: "Pipeline", cluster: "Cluster", backend: "Backend") -> 
 
 
 def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool) -> int:
+    from jobs.healing.nodes import explain, nodes_to_exclude
+
     for submit in todo:
         latest = run.step(submit.step).latest()
         print(f"  {submit.step}: job {latest.job.split('.')[0] if latest else ''}{_behind(submit)}")
@@ -194,6 +196,8 @@ def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool
         )
     elif not todo:
         print("nothing to submit: every step has succeeded or is under way")
+    if excluded := nodes_to_exclude(run.path.parent, run.info().get("scheduler", "")):
+        print(f"  {explain(excluded)}")
     sys.stdout.flush()
     if not wait:
         print(f"look: {NAME} status {run.name}\n      {NAME} logs {run.name}/STEP -f")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import logs
 from jobs.causes import cause_in
+from jobs.healing.nodes import explain, nodes_to_exclude
 from jobs.printing import one_line
 from jobs.program import NAME
 from jobs.scheduling.observe import ENDS, STARTS, Queue, View, view
@@ -43,6 +44,7 @@ def describe(run: Run, queue: Queue) -> dict[str, Any]:
         "cluster": info["cluster"]["name"],
         "created": info["created"],
         "trouble": seen.trouble,
+        "excluded": nodes_to_exclude(run.path.parent, info.get("scheduler", "")),
         "busy": seen.busy,
         "steps": [_describe_step(run, step, seen) for step in info["steps"]],
     }
@@ -117,8 +119,9 @@ def _pieces(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"\n{step}{kind}", ""
         yield state, _COLOURS.get(row[2], "")
         yield "".join(rest).rstrip(), ""
-    if trouble := _trouble(status):
-        yield f"\n{trouble}", "yellow"
+    for line in (_trouble(status), explain(status["excluded"]) if _active(status) else ""):
+        if line:
+            yield f"\n{line}", "yellow"
 
 
 def _row(step: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.slurm.client import TIMEOUT, ask, call, sacct, seconds
 from jobs.causes import told
 from jobs.errors import ClusterError, Elsewhere, LimitReached, SubmitRefused
+from jobs.healing.nodes import nodes_to_exclude
 from lact_asr.utils.files import PRIVATE
 
 if TYPE_CHECKING:
@@ -116,15 +117,22 @@ class SlurmBackend:
         return _identity(call("scontrol", "show", "config"))
 
     def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
-        """Queue one step; SubmitRefused where Slurm refuses, SubmitUnclear where nobody knows."""
+        """Queue one step; SubmitRefused where Slurm refuses, SubmitUnclear where nobody knows.
+
+        It does not go to nodes that fail again and again, unless it could go nowhere else.
+        """
         from jobs.cluster import Cluster
 
-        script = job.logs / f"{_SCRIPT}{job.token}.sh"
-        script.touch(PRIVATE)  # it has the cluster's environment in it
-        script.write_text(_script(Cluster.model_validate(self.cluster), job, after, behind))
-        found = _sbatch(script)
-        script.rename(job.logs / f"{found}_submission.sh")
-        return found
+        cluster = Cluster.model_validate(self.cluster)
+        excluded = nodes_to_exclude(job.directory.parents[2], self.home)
+        try:
+            return _queue(_without(cluster, excluded), job, after, behind)
+        except LimitReached:
+            raise
+        except SubmitRefused:
+            if not excluded:
+                raise
+        return _queue(cluster, job, after, behind)
 
     def find(self, job: StepJob) -> str | None:
         """The id of the newest job that carries the token, in the queue or in the accounts."""
@@ -175,6 +183,24 @@ def load_early() -> None:
     """
     sys.setswitchinterval(0.0005)
     threading.Thread(target=importlib.import_module, args=["submitit.slurm.slurm"]).start()
+
+
+def _without(cluster: "Cluster", nodes: Iterable[str]) -> "Cluster":
+    """The cluster without some nodes, beside those that its own file leaves out."""
+    excluded = [str(cluster.extra["exclude"])] if cluster.extra.get("exclude") else []
+    names = ",".join([*excluded, *nodes])
+    extra = {**cluster.extra, **({"exclude": names} if names else {})}
+    return cluster.model_copy(update={"extra": extra})
+
+
+def _queue(cluster: "Cluster", job: StepJob, after: Sequence[str], behind: Sequence[str]) -> str:
+    """Submit a step's script; the job's id."""
+    script = job.logs / f"{_SCRIPT}{job.token}.sh"
+    script.touch(PRIVATE)  # it has the cluster's environment in it
+    script.write_text(_script(cluster, job, after, behind))
+    found = _sbatch(script)
+    script.rename(job.logs / f"{found}_submission.sh")
+    return found
 
 
 def _script(cluster: "Cluster", job: StepJob, after: Sequence[str], behind: Sequence[str]) -> str:
