@@ -6,6 +6,7 @@ runs of one folder share the record. Node names are Slurm's.
 """
 
 import os
+import re
 import subprocess
 import time
 from collections import Counter
@@ -70,15 +71,23 @@ def note_earlier(step: StepDir, attempt: Attempt) -> None:
 
 def _of_job(job: str) -> Iterator[Failure]:
     """Nodes that failed under a job; none where the site keeps no accounts."""
-    command = ["sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", "State,FailedNode,End"]
+    for line in _ask("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", "State,End,NodeList"):
+        state, end, nodes = line.split("|", 2)  # NODE_FAIL|2026-01-01T12:00:00|n[1-2]
+        if state == "NODE_FAIL":
+            # which of several it was, sacct says from Slurm 23.02 on only (FailedNode)
+            several = re.search(r"[\[,]", nodes)
+            down = ("sinfo", "-h", "-N", "-n", nodes, "-t", "down,fail,no_respond", "-o", "%N")
+            for node in {*_ask(*down)} if several else [nodes]:
+                yield Failure(node, datetime.fromisoformat(end).timestamp(), job)
+
+
+def _ask(*command: str) -> list[str]:
+    """The lines that a program of Slurm's prints; none where it does not answer."""
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return
-    for line in said.splitlines():  # NODE_FAIL|n1|2026-01-01T12:00:00
-        state, node, end = [*line.split("|"), "", ""][:3]
-        if state == "NODE_FAIL" and node not in ("", "None assigned"):
-            yield Failure(node, datetime.fromisoformat(end).timestamp(), job)
+        return []
+    return said.splitlines()
 
 
 def _failures(runs: Path, scheduler: str) -> list[Failure]:

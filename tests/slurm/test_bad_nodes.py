@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.slurm.cluster import PrivateSlurm
@@ -29,12 +30,9 @@ def where(launcher: Launcher) -> list[str]:
 
 def fail(launcher: Launcher, node: str) -> None:
     launcher.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    launcher.slurm.wait_for(lambda: "down" in state(launcher, node))
-    launcher.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
-
-
-def state(launcher: Launcher, node: str) -> str:
-    return launcher.slurm.run("sinfo", "-h", "-n", node, "-o", "%T")
+    launcher.slurm.wait_for(lambda: launcher.states()["one"] == "queued")
+    with contextlib.suppress(RuntimeError):  # it has come back by itself
+        launcher.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
 
 
 def on_record(launcher: Launcher) -> list[tuple[str, str]]:
@@ -63,6 +61,23 @@ def test_a_node_that_fails_twice_under_a_step_is_on_record_and_gets_no_new_one(
     launcher.touch("go")
     launcher.wait_for_states(one="succeeded")
     assert where(launcher) == ["n2"]
+
+
+def test_of_several_nodes_the_one_that_is_down_has_failed(launcher: Launcher) -> None:
+    wide = {"time": "5m", "memory_gb": 0.25, "nodes": 2}
+    script = f"{WHERE}; test -e go || {{ touch begun; {UNTIL_GO}; sleep 600; }}"
+    launcher("run", launcher.write({"one": sh(script, resources=wide)}))
+    launcher.slurm.wait_for(lambda: len(where(launcher)) == 2)
+    pid = launcher.slurm.directory / "run" / "slurmd.n2.pid"
+    daemon = psutil.Process(int(pid.read_text()))
+    daemon.suspend()  # else it would say at once that it is well
+    try:
+        launcher.slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+        launcher.touch("go")
+        launcher.wait_for_states(one="succeeded")
+    finally:
+        daemon.resume()
+    assert on_record(launcher) == [("n2", "node_failed")]
 
 
 def record(launcher: Launcher, *nodes: str) -> None:

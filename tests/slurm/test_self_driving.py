@@ -210,19 +210,17 @@ def test_where_a_job_has_the_only_place_it_says_so_and_resume_does_the_rest(
     assert launcher.ran() == ["one", "two", "three"] and waiting(launcher) == []
 
 
-def test_a_step_that_follows_has_the_variables_of_the_launcher_and_not_those_of_a_job(
+def test_a_step_that_follows_has_the_variables_of_the_launcher_and_none_of_the_job_before(
     launcher: Launcher, limit: Callable[[int], None]
 ) -> None:
     limit(1)
-    shown = "env | grep -v ^SLURM | sed 's/=.*//' | sort | tr '\\n' ' ' > env.$TRAINYARD_STEP"
+    shown = "env -0 | sort -z | grep -azv '^SLURM\\|^TRAINYARD' > "
     launcher.environment["GREETING"] = "hello \udcff you"
-    steps = {
-        "one": sh(f"{shown}; export STRAY=1; echo $GREETING > said.one; {UNTIL_GO}"),
-        "two": sh(f"{shown}; echo $GREETING > said.two"),
-    }
-    launcher("run", launcher.write(steps))
+    launcher(
+        "run", launcher.write(chain(one=f"{shown} env.one; {UNTIL_GO}", two=f"{shown} env.two"))
+    )
     limit(2)
     launcher.touch("go")
     launcher.wait_for_states(two="succeeded")
-    one, two = ((launcher.folder / f"said.{name}").read_bytes() for name in steps)
-    assert one == two == b"hello \xff you\n"
+    one, two = ((launcher.folder / f"env.{name}").read_bytes() for name in ("one", "two"))
+    assert one == two and b"GREETING=hello \xff you\0" in one and b"PYTHONPATH=" in one
