@@ -10,7 +10,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,10 +21,11 @@ from jobs.program import NAME
 if TYPE_CHECKING:
     from jobs.backends.base import Backend
     from jobs.cluster import Cluster
+    from jobs.healing.stays import Accounts
     from jobs.pipeline import Pipeline
     from jobs.scheduling.cancel import Cancelled
     from jobs.scheduling.plan import Submit
-    from jobs.store import Run
+    from jobs.store import Run, RunStore
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,26 +153,68 @@ def _launch(
     pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool, **facts: Any
 ) -> "tuple[Run, int]":
     """Submit a new run; the run and the exit code. `facts` go into run.json."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from jobs.scheduling.create import create
     from jobs.scheduling.submit import submit_patiently
     from jobs.store import RunStore
 
-    if cluster.backend == "slurm":
-        from jobs.backends.slurm.backend import load_early
-
-        load_early()
-    store, backend = RunStore(), _backend(cluster.model_dump(mode="json"))
-    with ThreadPoolExecutor(1) as pool:  # the answers come while the run's files are written
-        checked = pool.submit(_ask_first, pipeline, cluster, backend)
-        name = store.new_name(pipeline.name)
-        run = create(store, pipeline, cluster, text, name, checked.result, **facts)
+    store = RunStore()
+    run = _create(pipeline, text, cluster, store, store.new_name(pipeline.name), **facts)
     print(run.path, flush=True)
     backend = _backend_of(run)
     with _submitting(run):
         todo = submit_patiently(run, backend)
     return run, _report(run, backend, todo, wait)
+
+
+def _create(
+    pipeline: "Pipeline", text: str, cluster: "Cluster", store: "RunStore", name: str, **facts: Any
+) -> "Run":
+    """A new run, nothing of which is submitted yet, on a cluster that would take it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from jobs.scheduling.create import create
+
+    if cluster.backend == "slurm":
+        from jobs.backends.slurm.backend import load_early
+
+        load_early()
+    backend = _backend(cluster.model_dump(mode="json"))
+    with ThreadPoolExecutor(1) as pool:  # the answers come while the run's files are written
+        checked = pool.submit(_ask_first, pipeline, cluster, backend)
+        return create(store, pipeline, cluster, text, name, checked.result, **facts)
+
+
+def _rehearse(given: argparse.Namespace) -> int:
+    from jobs import rehearse
+    from jobs.healing.rehearsal import planned, target
+    from jobs.printing import print_json
+    from jobs.scheduling.submit import submit_pending
+    from jobs.store import RunStore
+
+    (pipeline, text), cluster = _read(given), _cluster(given)
+    store = RunStore()
+    store = RunStore(store.root / store.new_name("rehearsal"))
+    store.root.mkdir(mode=0o700, parents=True)
+
+    def launch(
+        small: "Pipeline", name: str, prepare: "Callable[[Run], None]"
+    ) -> "tuple[Run, Backend]":
+        run = _create(small, text, cluster, store, name, overrides=given.set)
+        prepare(run)
+        backend = _backend_of(run)
+        with run.lock():
+            submit_pending(run, backend)
+        return run, backend
+
+    faults = planned(given.faults, target(pipeline))
+    rehearse.tell(f"rehearsal of {pipeline.name} on {cluster.name}: {store.root}")
+    stopped = f"stopped; what is in the queue stays there: {NAME} cancel {store.root}/RUN"
+    with _when_stopped(stopped):
+        rows = rehearse.rehearse(pipeline, faults, store.root, launch)
+    if given.json:
+        print_json([row._asdict() for row in rows])
+    else:
+        print(rehearse.table(rows))
+    return int(not all(row.as_expected for row in rows))
 
 
 def _ask_first(pipeline: "Pipeline", cluster: "Cluster", backend: "Backend") -> str:
@@ -282,6 +325,41 @@ def _status(given: argparse.Namespace) -> int:
     else:
         status.print_status(found)
     return status.exit_code(found)
+
+
+def _ledger(given: argparse.Namespace) -> int:
+    import time
+
+    from jobs.healing.ledger import make
+    from jobs.healing.statement import lines
+    from jobs.printing import print_json
+    from jobs.store import RunStore
+
+    run = RunStore().find(given.run)
+    made = make(run, _accounts(run), time.time())
+    if given.json:
+        print_json(made)
+    else:
+        print("\n".join(lines(made)))
+    return 0
+
+
+def _accounts(run: "Run") -> "Accounts":
+    """What the cluster is asked once, about all jobs of a run."""
+    from jobs.healing.stays import Accounts
+
+    tries = [each for name in run.names() for each in run.step(name).submissions()]
+    jobs = {each.token: each.job for each in tries if each.job}
+    if run.info()["cluster"]["backend"] == "slurm":
+        from jobs.backends.slurm.accounts import allocations
+
+        found, trouble = allocations(jobs)
+        return Accounts(found, trouble=f"Slurm's accounts: {trouble}" if trouble else "")
+    try:
+        states = _backend_of(run).states(jobs)
+    except ClusterError as error:  # another machine than the run's
+        return Accounts(trouble=str(error))
+    return Accounts(living={seen.job for seen in states.values() if seen.alive})
 
 
 def _logs(given: argparse.Namespace) -> int:
@@ -451,10 +529,12 @@ _COMMANDS = {
     "kinds": _kinds,
     "schema": _schema,
     "status": _status,
+    "ledger": _ledger,
     "logs": _logs,
     "cancel": _cancel,
     "resume": _resume,
     "follow": _follow,
+    "rehearse": _rehearse,
     "render": _render,
     "infer": _infer,
     "diagnose": _diagnose,

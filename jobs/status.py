@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from jobs import logs
 from jobs.causes import cause_in
 from jobs.healing.nodes import explain, nodes_to_exclude
-from jobs.printing import one_line
+from jobs.healing.spans import ENDS, STARTS
+from jobs.printing import duration, one_line
 from jobs.program import NAME
-from jobs.scheduling.observe import ENDS, STARTS, Queue, View, view
+from jobs.scheduling.observe import Queue, View, view
 from jobs.scheduling.plan import ACTIVE, State
 from jobs.store import Run
 from lact_asr.utils.files import number
@@ -173,16 +174,6 @@ def _progress(newest: Mapping[str, Any]) -> str:
     if left is not None:
         parts.append(f"{duration(left)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`12s`, `3m05s`, `2h07m`."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}s" if whole < 10 else f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def print_status(status: Mapping[str, Any]) -> None:

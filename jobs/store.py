@@ -11,6 +11,7 @@
         logs/                       one file per rank
         attempt.json                the newest start of the step: older ones do not write any more
         metrics.jsonl events.jsonl  progress and what happened
+        faults.jsonl                what was put in on purpose: `faults` of the pipeline file
         failure.json                cause, message, traceback, host, rank, job
         result.json                 written last, by rename; means success
         earlier.1/ ...              what the step had done before `resume --redo`
@@ -28,7 +29,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from jobs import locks
 from jobs.errors import UserError
 from jobs.program import NAME
 from lact_asr.utils.errors import Unreadable
@@ -42,9 +42,11 @@ from lact_asr.utils.files import (
     write_atomic,
     write_json,
 )
+from lact_asr.utils.locks import Busy, exclusive_lock, holder
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
 _SUBMITTING = 20.0  # seconds for which a job that submits others is waited for
+_PATIENCE = 1.0  # seconds: `holder` takes the lock for a moment to see whether it is free
 _SUBMISSIONS = "submissions.jsonl"
 _Fact = TypeVar("_Fact", str, bool, list[Any], dict[str, Any])
 
@@ -138,6 +140,10 @@ class StepDir:
         """Kind, settings, resources, gate and needs of the step."""
         job: dict[str, Any] = read_json(self.path / "job.json")
         return job
+
+    def described(self) -> dict[str, Any]:
+        """The same, for those who only look: what cannot be read is empty, and a flaw."""
+        return self._object("job.json") or {}
 
     def upstream(self, name: str) -> "StepDir":
         """Another step of the same run."""
@@ -279,6 +285,14 @@ class StepDir:
         """Append one event."""
         append_json(self.path / "events.jsonl", {"event": name, **facts}, sync=False)
 
+    def add_fault(self, facts: Mapping[str, object]) -> None:
+        """A fault is about to be put in: known even to a step that it kills."""
+        append_json(self.path / "faults.jsonl", facts)
+
+    def faults(self) -> list[dict[str, Any]]:
+        """The faults put into the step so far: as planned, at which step, on which rank."""
+        return self._lines("faults.jsonl")
+
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened to the step, oldest first."""
         lines = self._lines("events.jsonl")
@@ -390,20 +404,29 @@ class Run:
             environment = dict(following.environment)
             write_json(self.follows, {**following._asdict(), "environment": environment}, PRIVATE)
 
-    def lock(self, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
         """Held while jobs are submitted or cancelled; UserError where somebody else holds it for
         longer than so many seconds, and for a run of another user. Jobs of the run that submit what
         is left of it take it for seconds only.
         """
         rest = self.following()
-        patience = patience or (_SUBMITTING if rest and rest.steps else locks.PATIENCE)
+        patience = patience or (_SUBMITTING if rest and rest.steps else _PATIENCE)
         if (owner := self.info()["user"]) != user():
             raise UserError(f"{self.name} belongs to {owner}, and you are {user()}: ask {owner}")
-        return locks.exclusive(self.path / "lock", patience)
+        path = self.path / "lock"
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(exclusive_lock(path, patience=patience))
+            except Busy as busy:
+                raise UserError(f"{self.name} is being submitted or cancelled by {busy}") from None
+            except OSError as error:
+                raise UserError(f"{path} cannot be written: {error.strerror}") from None
+            yield
 
     def busy(self) -> str:
         """Who is submitting or cancelling at this moment; empty for nobody."""
-        return locks.holder(self.path / "lock")
+        return holder(self.path / "lock")
 
 
 def is_run(path: Path) -> bool:

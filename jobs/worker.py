@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from jobs.reading.paths import replace, walk
 from jobs.reading.references import fill_references
 from jobs.store import StepDir
 from lact_asr.distributed.place import from_environment
+from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
@@ -90,13 +91,17 @@ class _Process:
         os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
         # threads that spin while they wait cost 4 times the time where cores are shared
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._event("resumed" if self.step.events() else "started", host=os.uname().nodename)
+        self._event(
+            "resumed" if self.step.events() else "started",
+            host=os.uname().nodename,
+            restart=self.attempt.restart,
+        )
         started = time.time()
         check_needs(self.step, described["needs"])
         result = self._result(described)
         self._join()
         if self.rank == 0:
-            self._event("finished", seconds=round(time.time() - started, 1))
+            self._event("finished", seconds=round(time.time() - started, 1), **used())
             self.step.write_result({**result, **self._remedies()})
 
     def _has_result(self) -> bool:
@@ -113,9 +118,9 @@ class _Process:
         given = resolve(self.step, settings)
         if described["kind"] == "command" and given == settings:
             # checked on the login node, by this very code: the 0.1 s of pydantic are saved
-            result = _external.run(SimpleNamespace(**given), self._job())
+            result = _external.run(SimpleNamespace(**given), self._job(described))
         else:
-            result = _checked_and_run(described["kind"], given, self._job())
+            result = _checked_and_run(described["kind"], given, self._job(described))
         if reason := gate.explain_miss(described["gate"], result):
             raise Failed("gate_missed", reason)
         return result
@@ -137,7 +142,7 @@ class _Process:
                 raise Interrupted(None)
             time.sleep(0.1)
 
-    def _job(self) -> Job:
+    def _job(self, described: Mapping[str, Any]) -> Job:
         return Job(
             directory=self.step.path,
             rank=self.rank,
@@ -148,7 +153,15 @@ class _Process:
             should_stop=lambda: self.received is not None,
             signal=lambda: self.received,
             fence=self.fence.check,
+            disturb=self._disturbance(described),
         )
+
+    def _disturbance(self, described: Mapping[str, Any]) -> Callable[..., None]:
+        if not (planned := described.get("faults")):
+            return undisturbed
+        from jobs.healing.faults import Faults
+
+        return Faults(planned, self.step, self.rank)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -166,7 +179,7 @@ class _Process:
     def _leave(self, saved: Interrupted) -> None:
         """Record the interruption and go, through the queue where the time limit is the reason."""
         name = signal.Signals(self.received).name if self.received else "none"
-        self._event("interrupted", signal=name, position=saved.position)
+        self._event("interrupted", signal=name, position=saved.position, **used())
         print(f"{self.step.name} was told to stop by {name}: {saved}", flush=True)
         if self.received == WARNING and "SLURM_JOB_ID" in os.environ:
             if self.rank == 0:
@@ -219,7 +232,19 @@ class _Process:
                 "time": time.time(),
             }
         )
-        self._event("failed", cause=cause, message=message)
+        self._event("failed", cause=cause, message=message, **used())
+
+
+def used() -> dict[str, float]:
+    """Memory (GB as Slurm has them, 2^30 bytes) that this process has had at most, beside that of
+    its largest child, and the processor time of all of them that have ended, and of itself.
+    """
+    from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+
+    taken = [getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN)]
+    peak = sum(each.ru_maxrss for each in taken) / 2**20  # Linux counts in KiB
+    processor = sum(each.ru_utime + each.ru_stime for each in taken)
+    return {"peak_memory_gb": round(peak, 3), "cpu_seconds": round(processor, 2)}
 
 
 def unsuccessful(step: StepDir) -> str:

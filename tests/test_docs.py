@@ -17,7 +17,18 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 CALL = re.compile(r"(?:\$ )?(?:python launch\.py|launch\.py|trainyard) (\S[^#]*)")
-COMMANDS = {"run", "check", "kinds", "status", "logs", "cancel", "resume", "render", "infer"}
+COMMANDS = {
+    "run",
+    "check",
+    "kinds",
+    "status",
+    "logs",
+    "cancel",
+    "resume",
+    "render",
+    "infer",
+    "rehearse",
+}
 FILES = re.compile(
     r"\b(?:jobs|slurm_templates|lact_asr|distill|bench|docs|tests|trainyard)/[\w./*-]+"
 )

@@ -43,6 +43,23 @@ class TextBatch:
     amount: int  # symbols that count
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # none; as a batch of audio has
 
+    def rows(self, kept: Sequence[int]) -> "TextBatch":
+        """Some of the texts, without the padding that only the others need."""
+        rows = list(kept)
+        counted = self.targets[rows] != PAD
+        size = int(counted.sum(1).max())
+        return replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            inputs=self.inputs[rows, :size],
+            targets=self.targets[rows, :size],
+            amount=int(counted.sum()),
+        )
+
+    def not_finite(self) -> list[int]:
+        """None: symbols are whole numbers."""
+        return []
+
     def to(self, device: torch.device | str) -> "TextBatch":
         """The batch on a device."""
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))

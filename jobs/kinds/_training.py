@@ -241,7 +241,7 @@ def _known_vocabulary(settings: Writes, kept: Path) -> "Vocabulary | None":
         return load_vocabulary(read_json(kept))
     if settings.init_from is None:
         return None
-    config = read_json(checkpoint.find(settings.init_from) / "config.json")
+    config = checkpoint.read_config(checkpoint.find(settings.init_from))
     return load_vocabulary(config["vocabulary"])
 
 
@@ -347,6 +347,7 @@ def fit(
             event=job.event,
             should_stop=job.should_stop,
             fence=job.fence,
+            disturb=job.disturb,
         )
     require_best(done, settings.dev)
     return Trained(

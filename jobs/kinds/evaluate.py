@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from jobs.job import Job
-from jobs.kinds._inference import ListeningSettings, spread, utterances
+from jobs.kinds._inference import ListeningSettings, utterances
 from jobs.pipeline import Resources
 from lact_asr.config.base import Frozen
 from lact_asr.utils.errors import Failed
 from lact_asr.utils.files import write_atomic, write_json
+from lact_asr.utils.spread import spread
 
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
@@ -60,7 +61,8 @@ def run(settings: Settings, job: Job) -> Result:
 
     if job.world_size > 1:
         raise Failed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
-    chosen = spread(utterances(settings), settings.num_samples or None)
+    offered = utterances(settings)
+    chosen = spread(offered, settings.num_samples or len(offered))
     transcription = _transcribe(settings, chosen, job)
     heard = [
         _Heard(each.id, hypothesis.text, _reference(each))

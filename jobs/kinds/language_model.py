@@ -111,7 +111,7 @@ def run(settings: Settings, job: Job) -> Result:
             vocabulary,
             settings.training,
             job.directory,
-            Launcher(job.report, job.event, job.should_stop, job.fence),
+            Launcher(job.report, job.event, job.should_stop, job.fence, job.disturb),
         )
     _training.require_best(done, settings.dev)
     told = None

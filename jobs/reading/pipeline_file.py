@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from jobs import gate, kinds
 from jobs.causes import CAUSES
 from jobs.errors import SpecError, nearest
-from jobs.pipeline import NAME, Pipeline, Present, Resources, Step
+from jobs.pipeline import NAME, Fault, Pipeline, Present, Resources, Step
 from jobs.program import NAME as PROGRAM
 from jobs.reading.former import former
 from jobs.reading.paths import Place, replace, walk
@@ -76,6 +76,9 @@ class StepFile(Frozen):
         None,
         description="how often the step heals itself, by cause: {diverged: 1, program_failed: 2}; "
         "what is not named keeps its default; none is never",
+    )
+    faults: list[Fault] = Field(
+        [], description="faults put into a training on purpose, to see what comes of them"
     )
 
 
@@ -283,6 +286,7 @@ class _Steps:
             beside=self._blocks(name),
         )
         self._gate(name, kind)
+        self._faults(name, kind)
         if resources is None or settings is None:
             return None
         return Step(
@@ -293,6 +297,7 @@ class _Steps:
             needs=tuple(file.needs),
             gate=file.gate,
             remedies=file.remedies,
+            faults=tuple(file.faults),
         )
 
     def _gate(self, name: str, kind: ModuleType) -> None:
@@ -308,6 +313,12 @@ class _Steps:
             is_a, asked = gate.type_of(sample), gate.type_of(limit)
             if sample != ANYTHING and is_a != asked:
                 self.document.mistake(place, f"{key} is {is_a}, and {text!r} is about {asked}")
+
+    def _faults(self, name: str, kind: ModuleType) -> None:
+        """Faults are put into steps of training: another kind would never meet one."""
+        if self.files[name].faults and "training" not in kind.Settings.model_fields:
+            message = f"{self.files[name].kind} does not train: faults go with kinds that do"
+            self.document.mistake(("steps", name, "faults"), message)
 
     def _settings(self, name: str, kind: ModuleType) -> dict[str, Any] | None:
         """The kind's settings, complete with defaults, paths absolute, references as written."""

@@ -3,7 +3,7 @@
 Legend: B utterances, N samples, U label tokens of one text, T video frames.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,33 @@ class Batch:
     def amount(self) -> float:
         """What the throughput of training counts: seconds."""
         return self.seconds
+
+    def rows(self, kept: Sequence[int]) -> "Batch":
+        """Some of the utterances, without the padding that only the others need."""
+        rows = list(kept)
+        texts = self.targets.split(self.target_lengths.tolist())
+        video, video_lengths = None, None
+        if self.video is not None and self.video_lengths is not None:
+            video_lengths = self.video_lengths[rows]
+            video = self.video[rows, : int(video_lengths.max())]
+        return replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            texts=[self.texts[row] for row in rows],
+            waves=self.waves[rows, : int(self.wave_lengths[rows].max())],
+            wave_lengths=self.wave_lengths[rows],
+            targets=torch.cat([texts[row] for row in rows]),
+            target_lengths=self.target_lengths[rows],
+            video=video,
+            video_lengths=video_lengths,
+        )
+
+    def not_finite(self) -> list[int]:
+        """Rows with a sample, or a number of their video, that is NaN or infinite."""
+        sound = torch.isfinite(self.waves).all(1)
+        if self.video is not None:
+            sound &= torch.isfinite(self.video).flatten(1).all(1).to(sound.device)
+        return [row for row, fine in enumerate(sound.tolist()) if not fine]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronously where its memory is pinned."""

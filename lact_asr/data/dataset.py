@@ -28,6 +28,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
 Heard = tuple[np.ndarray, np.ndarray | None]  # samples, and video if there is some
+LOUDEST = 1e12  # of a sample; audio lies in -1..1, and from 1e15 on its power is no float32
 SPARES = 10  # other utterances tried where a whole batch is unreadable
 TOO_LONG = "longer than the limit"
 FOREIGN = "characters outside the vocabulary"
@@ -166,9 +167,16 @@ def read(corpus: Corpus, index: int) -> np.ndarray:
             f"{corpus.paths.text(index)} has {seconds:.2f} s of audio, its manifest says "
             f"{promised:.2f} s: the file is cut off, or the manifest is older than the file"
         )
-    if not np.isfinite(samples).all():
-        raise DataError(f"{corpus.paths.text(index)} has samples that are NaN or infinite")
+    _require_audio(corpus.paths.text(index), samples)
     return samples
+
+
+def _require_audio(path: str, samples: np.ndarray) -> None:
+    """DataError for samples of which no features can be made."""
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path} has samples that are NaN or infinite")
+    if (peak := float(np.abs(samples).max(initial=0.0))) > LOUDEST:
+        raise DataError(f"{path} has samples up to {peak:.1g}: audio lies between -1 and 1")
 
 
 def read_video_of(corpus: Corpus, index: int) -> np.ndarray | None:

@@ -81,6 +81,11 @@ class World:
         )
 
 
+def unwrapped(module: nn.Module) -> Any:
+    """What `World.wrap` was given."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+
 def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     """A backward pass inside leaves gradients on this rank, for all but the last micro-batch."""
     if isinstance(module, nn.parallel.DistributedDataParallel):

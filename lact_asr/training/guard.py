@@ -66,6 +66,22 @@ def note_unreadable(
         )
 
 
+def note_quarantined(
+    state: State, most: int, logger: TrainingLogger, news: Mapping[str, str]
+) -> None:
+    """Leave utterances out from now on (id -> why); Failed when there are more than `most`."""
+    state.quarantined |= news
+    logger.quarantined(state.step + 1, news)
+    if len(state.quarantined) > most:
+        named = "\n".join(f"{key}: {why}" for key, why in list(state.quarantined.items())[:5])
+        raise Failed(
+            "bad_data",
+            f"{len(state.quarantined)} utterances have no finite loss, max_unreadable is {most}. "
+            "Mend them or take them out of the manifest; if they sound well, lower the learning "
+            f"rate. The first are\n{named}",
+        )
+
+
 def note_step(
     state: State, config: LoopConfig, logger: TrainingLogger, outcome: Outcome, trainable: nn.Module
 ) -> None:

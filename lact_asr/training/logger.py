@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from lact_asr.training.clock import Clock
 from lact_asr.training.loss import Outcome, Part, shown
 from lact_asr.training.material import Material, Measure, Terms
 from lact_asr.utils.progress import clock
@@ -27,6 +28,7 @@ class TrainingLogger:
     ) -> None:
         self._report, self._event, self._total, self._loud = report, event, total_steps, loud
         self._terms = terms
+        self.clock = Clock()
         self._first = 0  # step at which this process began
         self._started = self._since = time.monotonic()
         self._window: list[Outcome] = []
@@ -53,6 +55,11 @@ class TrainingLogger:
         """The loop starts, at a step: times count from here."""
         self._first, self._started = step, time.monotonic()
         self._since = self._started
+        self.clock.restart()
+
+    def end(self, step: int) -> None:
+        """The loop has ended, saved: where the time since the last line went."""
+        self._numbers(step, {})
 
     def count_step(self, outcome: Outcome) -> None:
         """One more step."""
@@ -63,6 +70,18 @@ class TrainingLogger:
         self.event("unreadable", step=step, files=dict(files))
         for identity, why in files.items():
             self.say(f"Left out utterance {identity}: {why}")
+
+    def quarantined(self, step: int, utterances: Mapping[str, str]) -> None:
+        """Utterances that spoil a step, found at this one and left out from now on: id -> why."""
+        for identity, why in utterances.items():
+            self.event("quarantined", step=step, id=identity, reason=why)
+            self.say(f"Quarantined utterance {identity} at step {step}: {why}")
+
+    def retried(self, step: int, outcome: Outcome) -> None:
+        """A step that came to nothing finite at first has been tried again."""
+        if outcome.taken:
+            self.event("step_retried", step=step, loss=outcome.loss, grad_norm=outcome.grad_norm)
+            self.say(f"Step {step} has been taken at the second try: loss {outcome.loss:.4f}")
 
     def dropped(self, step: int, outcome: Outcome) -> None:
         """A step that was not taken."""
@@ -101,9 +120,12 @@ class TrainingLogger:
         self._window, self._since = [], now
 
     def _numbers(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics for the launcher; JSON has no NaN, so what is not finite is null."""
+        """Metrics for the launcher, with where the time since the last ones went; JSON has no NaN,
+        so what is not finite is null.
+        """
         if self._loud:
-            finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+            everything = {**metrics, **self.clock.take()}
+            finite = {name: v if math.isfinite(v) else None for name, v in everything.items()}
             self._report({"step": step, **finite})
 
     def _means(self) -> dict[str, float]:

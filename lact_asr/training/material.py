@@ -27,6 +27,12 @@ class MicroBatch(Protocol):
     def to(self, device: torch.device | str) -> Any:
         """The batch on a device."""
 
+    def rows(self, kept: Sequence[int]) -> Any:
+        """Some of what is in it, at least one, as a batch."""
+
+    def not_finite(self) -> list[int]:
+        """Rows that hold a NaN or an infinity before any model has seen them."""
+
 
 class Feed(Protocol):
     """The endless training batches of one rank."""

@@ -37,6 +37,7 @@ class State:
     typical_loss: float = 0.0  # and of the loss of the steps that were taken
     lowest_loss: float = math.inf  # that mean at its lowest
     unreadable: dict[str, str] = field(default_factory=dict)  # id -> why
+    quarantined: dict[str, str] = field(default_factory=dict)  # id -> why it is left out of batches
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lact_asr.config.training import LoopConfig
 from lact_asr.distributed import fsdp
-from lact_asr.distributed.processes import World, no_sync
+from lact_asr.distributed.processes import World, no_sync, unwrapped
 from lact_asr.model.forward import autocast
 from lact_asr.training.loss import Loss, Outcome, Part, detached
 from lact_asr.training.material import MicroBatch
@@ -36,12 +36,36 @@ class Setting:
     highest: float = math.inf  # gradient norm above which a step is not taken
 
 
+class RunningStatistics:
+    """What a forward pass changes in a model (BatchNorm's means), to be put back if need be.
+
+    Tables that a model can make anew are not among it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        saved = module.state_dict(keep_vars=True)
+        self._present = [value for name, value in module.named_buffers() if name in saved]
+        self._before = [value.clone() for value in self._present]
+
+    def keep(self) -> None:
+        """Remember them as they are now."""
+        if self._present:
+            torch._foreach_copy_(self._before, self._present)
+
+    def restore(self) -> None:
+        """Put back what was remembered."""
+        if self._present:
+            torch._foreach_copy_(self._present, self._before)
+
+
 class ObjectiveModule(nn.Module):
     """An objective as a module, so that a data-parallel wrapper can stand around its call."""
 
     def __init__(self, objective: Objective[Any, Any]) -> None:
+        """The objective's modules lie on their device already."""
         super().__init__()
         self.trainable = objective.trainable
+        self.statistics = RunningStatistics(objective.trainable)
         self._call = objective.__call__  # a bound method: its other modules are no part of this
 
     def forward(self, batch: MicroBatch, progress: float) -> Loss:
@@ -58,9 +82,14 @@ def take_step(
     stop: bool,  # whether this rank was asked to stop
     known: dict[str, str],  # unreadable files that all ranks have heard of
 ) -> Outcome:
-    """Forward, backward, normalize, clip, and move the weights if everything is finite."""
+    """Forward, backward, normalize, clip, and move the weights if everything is finite.
+
+    If not, the model is what it was before.
+    """
     config, world, device = setting.config, setting.world, setting.device
     optimizer.zero_grad(set_to_none=True)
+    statistics: RunningStatistics = unwrapped(module).statistics
+    statistics.keep()
     losses: list[Loss] = []
     for number, batch in enumerate(batches, start=1):
         last = number == len(batches)
@@ -92,6 +121,7 @@ def take_step(
     if outcome.taken:
         optimizer.step()
         return outcome
+    statistics.restore()
     return replace(outcome, suspects=_suspects(batches, losses, world))
 
 
@@ -119,7 +149,7 @@ def _name_sums(
 ) -> tuple[dict[str, Part[float]], dict[str, float]]:
     """Summed parts per label token, and summed counts, from the order of `_sums`."""
     rest = iter(values)
-    mean: Callable[[], float] = lambda: next(rest) / weight if weight else math.nan
+    mean: Callable[[], float] = lambda: next(rest) / (weight or math.nan)
     parts = {
         name: Part(mean(), None if loss.parts[name].expected is None else mean())
         for name in sorted(loss.parts)

@@ -22,6 +22,15 @@ class Unreadable(DataError):
 
     def __init__(self, path: Path, why: str | None) -> None:
         super().__init__(f"{path} cannot be read: {why}")
+        self.why = why or "no reason is known"
+
+
+class Damaged(DataError):
+    """A file of a checkpoint that is not as it was written: which, and why."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} is damaged: {why}. Copy it again, or name another checkpoint")
+        self.path, self.why = path, why
 
 
 class Interrupted(Exception):

@@ -1,7 +1,9 @@
 """Validation hears every dev utterance, and hides nothing."""
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,3 +102,58 @@ def test_a_model_that_begins_to_speak_is_not_worse_than_a_silent_one(model, tmp_
     lowest = min(lines, key=lambda line: line["valid_loss"])
     assert 1 < min(line["wer"] for line in lines) < lowest["wer"]
     assert read_json(result.checkpoint / "state.json")["step"] == lowest["step"]
+
+
+@dataclass(frozen=True)
+class OneOfTwo(World):
+    """One of two ranks, beside which stands what the other has said: no process waits for it."""
+
+    world_size: int = 2
+    other: tuple[torch.Tensor, tuple[dict[str, str], list[tuple[str, str]]]] | None = None
+
+    def all_sum(self, values: torch.Tensor) -> torch.Tensor:
+        assert values.dtype == torch.float64, "a sum of thousands of losses"
+        return values + self.other[0] if self.other else values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other[1]] if self.other else [value]
+
+
+def test_two_ranks_share_the_dev_set_and_put_together_what_they_heard(tmp_path, model):
+    dev = tones(tmp_path, 6)
+    dev[1].audio.unlink()
+    dev[4].audio.write_bytes(b"")
+    corpus = whole_corpus(dev, VOCABULARY)
+    config = settings(samples=6, batch_seconds=1.5 * max(each.duration for each in dev))
+
+    def share(world: World) -> Validation:
+        return validate(model, corpus, VOCABULARY, config, world, torch.device("cpu"), 0)
+
+    halves = [share(OneOfTwo(rank)) for rank in (0, 1)]
+    heard = [{each.id: each.pred for each in half.samples if each.pred} for half in halves]
+    assert not heard[0].keys() & heard[1].keys() and len(heard[0]) + len(heard[1]) == 4
+    labels = [sum(len(corpus.labels[i]) for i in range(6) if dev[i].id in half) for half in heard]
+    assert all(labels)
+    sums = torch.tensor([halves[1].loss * labels[1], labels[1]], dtype=torch.float64)
+    told = heard[1], [*halves[0].unreadable, *halves[1].unreadable]
+    both, alone = share(OneOfTwo(0, other=(sums, told))), share(World())
+    assert both.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert (both.scores, both.samples) == (alone.scores, alone.samples)
+    assert sorted(both.unreadable) == sorted(alone.unreadable) and len(alone.unreadable) == 2
+    assert dict(alone.unreadable).keys() == {dev[1].id, dev[4].id}
+
+
+def test_a_dev_set_of_which_no_text_has_a_path_has_an_infinite_loss(tmp_path, model):
+    said = tones(tmp_path, 1)[0]
+    hopeless = check(model, [replace(said, text=said.text * 4)])
+    assert hopeless.loss == math.inf and hopeless.samples[0].pred
+
+
+def test_validation_leaves_the_model_in_evaluation_mode_and_reads_it_in_the_asked_precision(
+    tmp_path, model
+):
+    model.train()
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    check(model, tones(tmp_path, 2), settings(precision="bf16", samples=0))
+    assert seen == [True] and not model.training

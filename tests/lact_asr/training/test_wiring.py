@@ -25,7 +25,17 @@ from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult, fit
 from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import read_json
-from tests.lact_asr.tiny_runs import VOCABULARY, RecordedEvents, ended, run, settings, tiny, tones
+from tests.lact_asr.tiny_runs import (
+    VOCABULARY,
+    RecordedEvents,
+    ended,
+    replace_file,
+    run,
+    settings,
+    tiny,
+    tones,
+)
+from tests.lact_asr.training.test_trainer import Poisoned
 
 
 @dataclass(frozen=True)
@@ -341,7 +351,7 @@ def test_a_model_is_kept_for_its_wer_and_from_100_percent_on_for_its_loss(
     newest = tmp_path / "checkpoints/00000002"
     trainer = checkpoint.load(newest / "trainer.pt")
     trainer["state"]["best"] = [min(wer, 1.0), loss]
-    torch.save(trainer, newest / "trainer.pt")
+    replace_file(newest / "trainer.pt", trainer)
     run(tmp_path, train, max_steps=4, valid_every=9)
     assert checkpoint.complete(tmp_path / "checkpoints/best") is replaced
 
@@ -391,19 +401,9 @@ def test_the_guard_remembers_the_norms_of_the_run(tmp_path):
 
 
 def test_the_running_mean_follows_taken_steps_only_and_is_what_is_validated(tmp_path):
-    class Broken(CTCObjective):
-        """The second loss is NaN."""
-
-        count = 0
-
-        def __call__(self, batch: Any, progress: float) -> Loss:
-            loss = super().__call__(batch, progress)
-            self.count += 1
-            return replace(loss, total=loss.total * (math.nan if self.count == 2 else 1))
-
     train, average = tones(tmp_path, 4), AverageConfig(decay=0.9)
-    fixed = {"learning_rate": 0.01, "warmup_steps": 0}
-    run(tmp_path, train, Broken(tiny()), max_steps=2, average=average, optim=fixed, valid_every=2)
+    fixed, broken = {"learning_rate": 0.01, "warmup_steps": 0}, Poisoned(tiny(), at={2})
+    run(tmp_path, train, broken, max_steps=2, average=average, optim=fixed, valid_every=2)
     own = checkpoint.load(tmp_path / "checkpoints/00000002/model.safetensors")
     best = checkpoint.load(tmp_path / "checkpoints/best/model.safetensors")
     start, decay = tiny().state_dict(), 2 / 11  # after one step that was taken
