@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import logs
 from jobs.causes import cause_in
+from jobs.healing.nodes import explain, nodes_to_exclude
 from jobs.healing.spans import ENDS, STARTS
 from jobs.printing import duration, one_line
 from jobs.program import NAME
@@ -45,6 +46,7 @@ def describe(run: Run, queue: Queue) -> dict[str, Any]:
         "cluster": info["cluster"]["name"],
         "created": info["created"],
         "trouble": seen.trouble,
+        "excluded": nodes_to_exclude(run.path.parent, info.get("scheduler", "")),
         "busy": seen.busy,
         "steps": [_describe_step(run, step, seen) for step in info["steps"]],
     }
@@ -75,6 +77,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "health": _health(record.events) if state is State.RUNNING else None,
         "result": record.result,
         "last_line": last_line,
+        "follows": step["name"] in seen.follows,
         "more": f"{NAME} logs {run.name}/{step['name']}" if last_line else "",
         "unreadable": list(folder.flaws.values()),
     }
@@ -115,7 +118,7 @@ def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
 
 def exit_code(status: Mapping[str, Any]) -> int:
     """0 where all has succeeded, or goes on and nothing has ended otherwise; else 1."""
-    states = {State(step["state"]) for step in status["steps"]}
+    states = {State(step["state"]) for step in status["steps"] if not step["follows"]}
     good = {State.SUCCEEDED, *ACTIVE, *([State.NEW] if status["busy"] else [])}
     return int(not states <= good)
 
@@ -139,8 +142,9 @@ def _pieces(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"\n{step}{kind}", ""
         yield state, _COLOURS.get(row[2], "")
         yield "".join(rest).rstrip(), ""
-    if trouble := _trouble(status):
-        yield f"\n{trouble}", "yellow"
+    for line in (_trouble(status), explain(status["excluded"]) if _active(status) else ""):
+        if line:
+            yield f"\n{line}", "yellow"
 
 
 def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
@@ -252,4 +256,5 @@ def _trouble(status: Mapping[str, Any]) -> str:
 
 def _active(status: Mapping[str, Any]) -> bool:
     """Whether anything may still change without anybody's doing."""
-    return any(State(step["state"]) in ACTIVE for step in status["steps"]) or bool(status["busy"])
+    going = (step["follows"] or State(step["state"]) in ACTIVE for step in status["steps"])
+    return any(going) or bool(status["busy"])
