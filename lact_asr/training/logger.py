@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lact_asr.training import health
-from lact_asr.training.health import Finding, Scale, Vitals
+from lact_asr.training.health import Finding, Pace, Scale, Vitals
 from lact_asr.training.loss import Outcome, Part, shown
 from lact_asr.training.material import Material, Measure, Terms
 from lact_asr.utils.progress import clock
@@ -29,7 +29,7 @@ class TrainingLogger:
     ) -> None:
         self._report, self._event, self._loud = report, event, loud
         self._scale, self._total, self._terms = scale, scale.total_steps, terms
-        self._vitals = Vitals()
+        self._vitals, self._pace = Vitals(), Pace()
         self._first = 0  # step at which this process began
         self._started = self._since = self._last = time.monotonic()
         self._window: list[Outcome] = []
@@ -57,16 +57,17 @@ class TrainingLogger:
         self._first, self._started = step, time.monotonic()
         self._since = self._last = self._started
         self._vitals = vitals
-        vitals.start_clock()
         self.event("watched", step=step, open=dict(vitals.open))
 
     def count_step(self, step: int, outcome: Outcome, rate: float) -> None:
         """One more step, at a learning rate."""
         self._window.append(outcome)
         now = time.monotonic()
-        health.note_step(self._vitals, step, outcome, now - self._last, rate)
+        self._pace.add(now - self._last)
         self._last = now
-        self.judge(step, health.of_step(self._vitals, self._scale, outcome, rate))
+        health.note_step(self._vitals, step, outcome, rate)
+        news = health.of_step(self._vitals, self._scale, outcome, rate)
+        self.judge(step, {**news, **health.of_pace(self._pace)})
 
     def judge(self, step: int, news: Mapping[str, Finding | None]) -> None:
         """Say what is wrong that was not, and what was wrong and is well again (None)."""
