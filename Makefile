@@ -2,10 +2,11 @@
 # make test    format, lint, types and the whole suite (Slurm tests run where Slurm is installed)
 # make gpu     what runs otherwise on an NVIDIA GPU, beside the same on the CPU
 # make bench   the benchmarks; python -m bench.NAME runs one
+# make test-faults  real faults put into real training on a real Slurm: bench/results/faults.md
 # make mutants which small faults the tests do not see; ONLY='jobs.scheduling.plan*' for some of them
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test gpu lint bench mutants setup clean
+.PHONY: demo test test-faults gpu lint bench mutants setup clean
 
 setup: .venv/installed
 
@@ -25,7 +26,12 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadgroup
+
+SPEECH := $(wildcard ../shared/data/speech/dev)
+
+test-faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(SPEECH:%=--data %)
 
 gpu: setup
 	$(BIN)/pytest tests/gpu

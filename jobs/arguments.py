@@ -23,6 +23,30 @@ RUN is a folder, a run's name, a unique beginning of it, or nothing for the newe
 in $TRAINYARD_RUNS (default ./runs). Where Slurm is not installed, steps run on this machine.
 """
 
+_REHEARSAL = f"""\
+The pipeline is made small: every step of training takes 30 steps in small batches, on 64 utterances
+of your own data, with a checkpoint every 5. `download` runs once, and what is there is not brought
+again; `overfit` and `command` are left out, gates too. It runs on the cluster, through its queue,
+with the nodes and GPUs that you ask for. Then the step of training that asks for most meets one
+fault after the other, at step 18:
+
+  kill                the last rank gets SIGKILL
+  preempt             its job is put back into the queue, as a preemption does
+  time_limit          the warning that comes before the time limit
+  out_of_memory_gpu, out_of_memory_host
+  nan_gradient, nan_data, nan_weight
+  rate                the learning rate times 1000, for five steps
+  disk_full, missing_file, import_error, port_in_use, bug
+  hang                a rank waits for ever, until the time limit
+
+The table says for each: the cause that the run has named, what it did, seconds until a step that is
+new was taken, steps taken twice, and whether the last weights are bit for bit those of the
+undisturbed run. Exit 1 where something was not survived that should be. All files lie in
+$TRAINYARD_RUNS/rehearsal-TIME-HEX, each run in a folder of its own; your runs are not touched.
+
+example: {NAME} rehearse jobs/pipelines/demo.yaml --faults kill,nan_data
+"""
+USUAL = "kill,preempt,time_limit,out_of_memory_gpu,nan_gradient,nan_data,rate,disk_full"
 _FILE = "pipeline file, or the name of one that comes with trainyard: demo"
 
 
@@ -45,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     _add_for_pipelines(add)
     _add_for_runs(add)
     _add_for_checkpoints(add)
+    _add_for_jobs(commands)
     return top
 
 
@@ -89,6 +114,27 @@ def _add_for_runs(add: _Add) -> None:
     status.add_argument("--watch", action="store_true", help="redraw until nothing is active")
     status.add_argument("--json", action="store_true", help="the same as data")
 
+    ledger = add(
+        "ledger",
+        "where every second of a run went, and what to ask for next time",
+        "queued      could run, and was in the queue; not part of what was allocated\n"
+        "starting    Python, data, model: until the first training step begins\n"
+        "useful      training steps; in a step of another kind all work that led to its result\n"
+        "replayed    training steps that an earlier start had computed and not saved\n"
+        "stalled     waiting for data\n"
+        "validating  on the dev data\n"
+        "saving      standing still for a checkpoint\n"
+        "idle        allocated, and nothing came of it: killed since the last line of metrics, "
+        "hung, leaving\n"
+        "unknown     not on record, or not yet\n"
+        "ETTR        useful / allocated\n\n"
+        "Everything comes from the run's files; Slurm's accounts are asked once, for when jobs "
+        "began\nand ended and for memory. A run that goes on is shown as it is.\n\n"
+        f"example: {NAME} ledger RUN --json",
+    )
+    _add_run(ledger)
+    ledger.add_argument("--json", action="store_true", help="the same as data")
+
     logs = add("logs", "print or follow the log of a step")
     logs.add_argument("step", metavar="RUN/STEP", help="the step; /STEP means the newest run")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the step ends")
@@ -97,6 +143,22 @@ def _add_for_runs(add: _Add) -> None:
     logs.add_argument(
         "--lines", type=_amount, default=100, metavar="N", help="how many (default 100)"
     )
+
+    rehearse = add(
+        "rehearse",
+        "run a pipeline in minutes, once undisturbed and once with each of some faults",
+        _REHEARSAL,
+    )
+    rehearse.add_argument("file", metavar="FILE", help=_FILE)
+    _add_cluster(rehearse)
+    _add_set(rehearse)
+    rehearse.add_argument(
+        "--faults",
+        default=USUAL,
+        metavar="LIST",
+        help=f"which, with commas; default: {USUAL.replace(',', ', ')}, as far as there is a queue",
+    )
+    rehearse.add_argument("--json", action="store_true", help="the table as data")
 
     cancel = add("cancel", "cancel a run, or a step and all behind it")
     cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="named always: no default")
@@ -124,6 +186,12 @@ def _add_for_runs(add: _Add) -> None:
     )
     resume.add_argument("--fresh-code", action="store_true", help="with the code as it is now")
     resume.add_argument("--wait", action="store_true", help="stay until every step has ended")
+
+
+def _add_for_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """What the batch script of a job calls; people have `resume`."""
+    follow = commands.add_parser("follow")
+    follow.add_argument("step", type=Path)
 
 
 def _add_for_checkpoints(add: _Add) -> None:

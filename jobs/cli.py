@@ -10,7 +10,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,10 +21,11 @@ from jobs.program import NAME
 if TYPE_CHECKING:
     from jobs.backends.base import Backend
     from jobs.cluster import Cluster
+    from jobs.healing.stays import Accounts
     from jobs.pipeline import Pipeline
     from jobs.scheduling.cancel import Cancelled
     from jobs.scheduling.plan import Submit
-    from jobs.store import Run
+    from jobs.store import Run, RunStore
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,40 +153,94 @@ def _launch(
     pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool, **facts: Any
 ) -> "tuple[Run, int]":
     """Submit a new run; the run and the exit code. `facts` go into run.json."""
+    from jobs.scheduling.submit import submit_patiently
+    from jobs.store import RunStore
+
+    store = RunStore()
+    run = _create(pipeline, text, cluster, store, store.new_name(pipeline.name), **facts)
+    print(run.path, flush=True)
+    backend = _backend_of(run)
+    with _submitting(run):
+        todo = submit_patiently(run, backend)
+    return run, _report(run, backend, todo, wait)
+
+
+def _create(
+    pipeline: "Pipeline", text: str, cluster: "Cluster", store: "RunStore", name: str, **facts: Any
+) -> "Run":
+    """A new run, nothing of which is submitted yet, on a cluster that would take it."""
     from concurrent.futures import ThreadPoolExecutor
 
     from jobs.scheduling.create import create
-    from jobs.scheduling.submit import submit_pending
-    from jobs.store import RunStore
 
     if cluster.backend == "slurm":
         from jobs.backends.slurm.backend import load_early
 
         load_early()
-    store, backend = RunStore(), _backend(cluster.model_dump(mode="json"))
+    backend = _backend(cluster.model_dump(mode="json"))
     with ThreadPoolExecutor(1) as pool:  # the answers come while the run's files are written
-        checked = pool.submit(_preflight, pipeline, cluster)
+        checked = pool.submit(_ask_first, pipeline, cluster, backend)
+        return create(store, pipeline, cluster, text, name, checked.result, **facts)
 
-        def scheduler() -> str:
-            checked.result()
-            return backend.identity()
 
-        run = create(
-            store, pipeline, cluster, text, store.new_name(pipeline.name), scheduler, **facts
-        )
-    print(run.path)
-    backend = _backend_of(run)
-    with _submitting(run), run.lock():
-        todo = submit_pending(run, backend)
-    return run, _report(run, backend, todo, wait)
+def _rehearse(given: argparse.Namespace) -> int:
+    from jobs import rehearse
+    from jobs.healing.rehearsal import planned, target
+    from jobs.printing import print_json
+    from jobs.scheduling.submit import submit_pending
+    from jobs.store import RunStore
+
+    (pipeline, text), cluster = _read(given), _cluster(given)
+    store = RunStore()
+    store = RunStore(store.root / store.new_name("rehearsal"))
+    store.root.mkdir(mode=0o700, parents=True)
+
+    def launch(
+        small: "Pipeline", name: str, prepare: "Callable[[Run], None]"
+    ) -> "tuple[Run, Backend]":
+        run = _create(small, text, cluster, store, name, overrides=given.set)
+        prepare(run)
+        backend = _backend_of(run)
+        with run.lock():
+            submit_pending(run, backend)
+        return run, backend
+
+    faults = planned(given.faults, target(pipeline), cluster.backend == "slurm")
+    rehearse.tell(f"rehearsal of {pipeline.name} on {cluster.name}: {store.root}")
+    stopped = f"stopped; what is in the queue stays there: {NAME} cancel {store.root}/RUN"
+    with _when_stopped(stopped):
+        rows = rehearse.rehearse(pipeline, faults, store.root, launch)
+    if given.json:
+        print_json([row._asdict() for row in rows])
+    else:
+        print(rehearse.table(rows))
+    return int(not all(row.as_expected for row in rows))
+
+
+def _ask_first(pipeline: "Pipeline", cluster: "Cluster", backend: "Backend") -> str:
+    """Which scheduler answers, as soon as it does, and what it would refuse (ClusterError)."""
+    from jobs.scheduling.patience import patiently
+
+    home = patiently(backend.identity)
+    _preflight(pipeline, cluster)
+    return home
 
 
 def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool) -> int:
+    from jobs.healing.nodes import explain, nodes_to_exclude
+
     for submit in todo:
         latest = run.step(submit.step).latest()
         print(f"  {submit.step}: job {latest.job.split('.')[0] if latest else ''}{_behind(submit)}")
-    if not todo:
+    if rest := run.following():
+        print(
+            f"  {', '.join(rest.steps)}: Slurm takes no more jobs of yours for now; they follow by "
+            "themselves as jobs of this run end"
+        )
+    elif not todo:
         print("nothing to submit: every step has succeeded or is under way")
+    if excluded := nodes_to_exclude(run.path.parent, run.info().get("scheduler", "")):
+        print(f"  {explain(excluded)}")
     sys.stdout.flush()
     if not wait:
         print(f"look: {NAME} status {run.name}\n      {NAME} logs {run.name}/STEP -f")
@@ -207,6 +262,7 @@ def _check(given: argparse.Namespace) -> int:
 
 def _kinds(given: argparse.Namespace) -> int:
     from jobs import kinds
+    from jobs.healing.remedies import defaults
     from jobs.reading.json_schema import describe, summary
 
     if not given.name:
@@ -218,7 +274,8 @@ def _kinds(given: argparse.Namespace) -> int:
         raise UserError(f"no kind {given.name!r}: {nearest(given.name, kinds.NAMES)}")
     from jobs.printing import print_kind
 
-    print_kind(describe(given.name, given.preset))
+    about = describe(given.name, given.preset)
+    print_kind({**about, "remedies": defaults([row["name"] for row in about["settings"]])})
     return 0
 
 
@@ -268,6 +325,41 @@ def _status(given: argparse.Namespace) -> int:
     else:
         status.print_status(found)
     return status.exit_code(found)
+
+
+def _ledger(given: argparse.Namespace) -> int:
+    import time
+
+    from jobs.healing.ledger import make
+    from jobs.healing.statement import lines
+    from jobs.printing import print_json
+    from jobs.store import RunStore
+
+    run = RunStore().find(given.run)
+    made = make(run, _accounts(run), time.time())
+    if given.json:
+        print_json(made)
+    else:
+        print("\n".join(lines(made)))
+    return 0
+
+
+def _accounts(run: "Run") -> "Accounts":
+    """What the cluster is asked once, about all jobs of a run."""
+    from jobs.healing.stays import Accounts
+
+    tries = [each for name in run.names() for each in run.step(name).submissions()]
+    jobs = {each.token: each.job for each in tries if each.job}
+    if run.info()["cluster"]["backend"] == "slurm":
+        from jobs.backends.slurm.accounts import allocations
+
+        found, trouble = allocations(jobs)
+        return Accounts(found, trouble=f"Slurm's accounts: {trouble}" if trouble else "")
+    try:
+        states = _backend_of(run).states(jobs)
+    except ClusterError as error:  # another machine than the run's
+        return Accounts(trouble=str(error))
+    return Accounts(living={seen.job for seen in states.values() if seen.alive})
 
 
 def _logs(given: argparse.Namespace) -> int:
@@ -321,26 +413,46 @@ def _tell(done: "Cancelled", run: "Run", asked: str) -> None:
             f"{done.trouble}: it is not known whether these jobs will end; to ask again: "
             f"{NAME} cancel {asked}"
         )
-    if not done.ended and not done.ending:
+    if done.unsubmitted:
+        print(f"not submitted any more: {', '.join(done.unsubmitted)}")
+    if not done.ended and not done.ending and not done.unsubmitted:
         print("nothing to cancel: no job of it is in the queue")
 
 
 def _resume(given: argparse.Namespace) -> int:
     from jobs.reading.shipped import find_pipeline
-    from jobs.scheduling.submit import submit_pending
-    from jobs.snapshot import copy_code
+    from jobs.scheduling.submit import submit_patiently
 
     run, backend = _open(given.run)
     file = find_pipeline(given.file).absolute() if given.file else None
-    with _submitting(run), run.lock():
-        backend.expect_home()  # where no job is left to ask about, nothing else would tell
+    with _submitting(run):
+        _prepare(run, backend, given, file)
+        todo = submit_patiently(run, backend)
+    return _report(run, backend, todo, given.wait)
+
+
+def _prepare(run: "Run", backend: "Backend", given: argparse.Namespace, file: Path | None) -> None:
+    """Make a run ready to go on with what is different about it."""
+    from jobs.scheduling.patience import patiently
+    from jobs.snapshot import copy_code
+
+    patiently(backend.expect_home)  # with no job left to ask about, nothing else would tell
+    with run.lock():
         if file or given.set or given.redo:
             with _when_stopped("stopped; nothing was submitted: the same command does the rest"):
                 _mend(run, backend, file, given.set, given.redo)
         if given.fresh_code:
             copy_code(run.next_code())
-        todo = submit_pending(run, backend)
-    return _report(run, backend, todo, given.wait)
+
+
+def _follow(given: argparse.Namespace) -> int:
+    from jobs.scheduling.follow import Ending, follow
+    from jobs.store import Run, StepDir
+
+    step = StepDir(given.step.absolute())
+    run = Run(step.path.parents[1])
+    follow(run, _backend_of(run), Ending(step, os.environ.get("SLURM_JOB_ID", "")))
+    return 0
 
 
 def _mend(
@@ -417,9 +529,12 @@ _COMMANDS = {
     "kinds": _kinds,
     "schema": _schema,
     "status": _status,
+    "ledger": _ledger,
     "logs": _logs,
     "cancel": _cancel,
     "resume": _resume,
+    "follow": _follow,
+    "rehearse": _rehearse,
     "render": _render,
     "infer": _infer,
     "diagnose": _diagnose,

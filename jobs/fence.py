@@ -10,9 +10,9 @@ import os
 import time
 from typing import NamedTuple
 
-from jobs import locks
 from jobs.errors import Superseded
 from jobs.store import StepDir
+from lact_asr.utils.locks import turn
 
 
 class Attempt(NamedTuple):
@@ -53,10 +53,15 @@ class Fence:
             raise Superseded("was submitted anew")
         if not claim:
             return self.check()
-        with locks.turn(self.step.claim_lock):  # without flock two would have to meet in 10 ms
+        with turn(self.step.claim_lock):  # without flock two would have to meet in 10 ms
             self.check()
             host, now = os.uname().nodename, round(time.time(), 3)
-            self.step.write_claim({**self.attempt._asdict(), "host": host, "time": now})
+            logs = {
+                file.name: file.stat().st_size for file in self.step.logs_of_job(self.attempt.job)
+            }
+            self.step.write_claim(
+                {**self.attempt._asdict(), "host": host, "time": now, "log_sizes": logs}
+            )
 
     def check(self) -> None:
         """Called right before anything is written: Superseded where a newer attempt has begun."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.locks import no_fence
 
 
@@ -28,3 +29,6 @@ class Job(NamedTuple):  # a dataclass would take 12 ms of every step
     signal: Callable[[], int | None] = no_signal  # the newest signal that said so
     # called right before anything else is written: raises where a newer start has taken over
     fence: Callable[[], None] = no_fence
+    disturb: Callable[..., None] = (
+        undisturbed  # called before each training step: `jobs.healing.faults`
+    )

@@ -8,7 +8,7 @@ what: the kind's own schema), resources (on how much) and needs (after what).
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
@@ -94,6 +94,36 @@ class Space(NamedTuple):
     elsewhere: str  # what to write where they are not free
 
 
+class Fault(Frozen):
+    """A fault that is put into a training on purpose: `jobs.healing.faults`."""
+
+    fault: Literal[
+        "kill",
+        "preempt",
+        "time_limit",
+        "out_of_memory_gpu",
+        "out_of_memory_host",
+        "nan_weight",
+        "nan_gradient",
+        "nan_data",
+        "rate",
+        "hang",
+        "disk_full",
+        "missing_file",
+        "import_error",
+        "port_in_use",
+        "bug",
+    ] = Field(
+        description="what happens: a process gets SIGKILL (kill) or the warning of the time limit; "
+        "the job goes back into the queue (preempt); memory runs out; NaN in a weight, a gradient "
+        "or a batch; the learning rate times 1000; a rank that hangs; a full disk; or what else "
+        "ends a program"
+    )
+    at_step: int = Field(ge=1, description="training step before which it happens first")
+    rank: int | None = Field(0, ge=0, description="the process it happens to; null is all of them")
+    times: int = Field(1, ge=1, description="how often, at most once a step, over all starts")
+
+
 class Step(Frozen):
     """One step as the run stores it: everything resolved except references to results."""
 
@@ -103,6 +133,8 @@ class Step(Frozen):
     resources: Resources
     needs: tuple[str, ...] = ()
     gate: dict[str, str] = Field({})
+    remedies: dict[str, int] | None = None  # cause -> how often it is answered; None: the defaults
+    faults: tuple[Fault, ...] = ()
 
 
 class Pipeline(Frozen):

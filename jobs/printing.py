@@ -18,6 +18,16 @@ def one_line(text: str, longest: int) -> str:
     return words if len(words) <= longest else words[: longest - 3].rstrip() + "..."
 
 
+def duration(seconds: float) -> str:
+    """`12s`, `3m05s`, `2h07m`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}s" if whole < 10 else f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
 def print_kind(kind: Mapping[str, Any]) -> None:
     """A kind in full: what it does, its settings, what it finds, what it asks for."""
     from rich.console import Console
@@ -36,6 +46,8 @@ def print_kind(kind: Mapping[str, Any]) -> None:
         console.print(drawn)
     wants = " ".join(f"{name}={value}" for name, value in kind["resources"].items())
     console.print(f"resources, unless the step says otherwise: {wants}", highlight=False)
+    heals = " ".join(f"{cause}={often}" for cause, often in kind["remedies"].items())
+    console.print(f"remedies, unless the step says otherwise: {heals}", highlight=False)
 
 
 def print_json(value: Any) -> None:

@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs import logs
-from jobs.printing import one_line
+from jobs.causes import cause_in
+from jobs.healing.nodes import explain, nodes_to_exclude
+from jobs.healing.spans import ENDS, STARTS
+from jobs.printing import duration, one_line
 from jobs.program import NAME
-from jobs.scheduling.observe import ENDS, STARTS, Queue, View, view
+from jobs.scheduling.observe import Queue, View, view
 from jobs.scheduling.plan import ACTIVE, State
 from jobs.store import Run
 from lact_asr.utils.files import number
@@ -43,6 +46,7 @@ def describe(run: Run, queue: Queue) -> dict[str, Any]:
         "cluster": info["cluster"]["name"],
         "created": info["created"],
         "trouble": seen.trouble,
+        "excluded": nodes_to_exclude(run.path.parent, info.get("scheduler", "")),
         "busy": seen.busy,
         "steps": [_describe_step(run, step, seen) for step in info["steps"]],
     }
@@ -64,6 +68,8 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "kind": step["kind"],
         "state": state.value,
         "reason": reason.splitlines()[0] if reason else "",
+        "cause": cause_in(reason),
+        "remedies": sum(event["event"] == "remedy" for event in record.events),
         "job": latest.job or (job.job if job else "") if latest else "",
         "submissions": len(record.tries),
         "seconds": None if seconds is None else round(seconds, 1),
@@ -71,6 +77,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "health": _health(record.events) if state is State.RUNNING else None,
         "result": record.result,
         "last_line": last_line,
+        "follows": step["name"] in seen.follows,
         "more": f"{NAME} logs {run.name}/{step['name']}" if last_line else "",
         "unreadable": list(folder.flaws.values()),
     }
@@ -111,7 +118,7 @@ def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
 
 def exit_code(status: Mapping[str, Any]) -> int:
     """0 where all has succeeded, or goes on and nothing has ended otherwise; else 1."""
-    states = {State(step["state"]) for step in status["steps"]}
+    states = {State(step["state"]) for step in status["steps"] if not step["follows"]}
     good = {State.SUCCEEDED, *ACTIVE, *([State.NEW] if status["busy"] else [])}
     return int(not states <= good)
 
@@ -135,8 +142,9 @@ def _pieces(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"\n{step}{kind}", ""
         yield state, _COLOURS.get(row[2], "")
         yield "".join(rest).rstrip(), ""
-    if trouble := _trouble(status):
-        yield f"\n{trouble}", "yellow"
+    for line in (_trouble(status), explain(status["excluded"]) if _active(status) else ""):
+        if line:
+            yield f"\n{line}", "yellow"
 
 
 def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
@@ -152,6 +160,8 @@ def summary(step: Mapping[str, Any]) -> str:
         said = [_headline(step["result"]), *step["unreadable"]]
     elif step["state"] == State.RUNNING.value:
         said[:0] = [_progress(step["progress"]), step["health"] or ""]
+    if often := step["remedies"]:
+        said.append(f"({often} {'remedy' if often == 1 else 'remedies'})")
     if step["last_line"]:
         said.append(f"its log ends: {step['last_line']} ({step['more']})")
     return one_line("; ".join(filter(None, said)), _WIDEST)
@@ -186,16 +196,6 @@ def _progress(newest: Mapping[str, Any]) -> str:
     if left is not None:
         parts.append(f"{duration(left)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`12s`, `3m05s`, `2h07m`."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}s" if whole < 10 else f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def print_status(status: Mapping[str, Any]) -> None:
@@ -256,4 +256,5 @@ def _trouble(status: Mapping[str, Any]) -> str:
 
 def _active(status: Mapping[str, Any]) -> bool:
     """Whether anything may still change without anybody's doing."""
-    return any(State(step["state"]) in ACTIVE for step in status["steps"]) or bool(status["busy"])
+    going = (step["follows"] or State(step["state"]) in ACTIVE for step in status["steps"])
+    return any(going) or bool(status["busy"])

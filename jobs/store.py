@@ -3,6 +3,7 @@
     runs/<name>-<time>-<hex>/       sortable, unique, typeable by prefix
       pipeline.yaml  run.json       as given; resolved steps, cluster, user, host, commit, versions
       code/  dirty.diff             the snapshot the jobs run from (code.2/ ... after --fresh-code)
+      following.json                what its jobs submit, where not all fitted into the queue
       steps/<step>/
         job.json                    kind, settings, resources: all the worker reads
         submissions.jsonl           the intent before each submission, the job's id right after it,
@@ -10,7 +11,8 @@
         logs/                       one file per rank
         attempt.json                the newest start of the step: older ones do not write any more
         metrics.jsonl events.jsonl  progress and what happened
-        failure.json                class, message, traceback, host, rank, job
+        faults.jsonl                what was put in on purpose: `faults` of the pipeline file
+        failure.json                cause, message, traceback, host, rank, job
         result.json                 written last, by rename; means success
         earlier.1/ ...              what the step had done before `resume --redo`
 
@@ -24,9 +26,9 @@ import pwd
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from jobs import locks
 from jobs.errors import UserError
 from jobs.program import NAME
 from lact_asr.utils.errors import Unreadable
@@ -40,10 +42,13 @@ from lact_asr.utils.files import (
     write_atomic,
     write_json,
 )
+from lact_asr.utils.locks import Busy, exclusive_lock, holder
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
+_SUBMITTING = 20.0  # seconds for which a job that submits others is waited for
+_PATIENCE = 1.0  # seconds: `holder` takes the lock for a moment to see whether it is free
 _SUBMISSIONS = "submissions.jsonl"
-_Fact = TypeVar("_Fact", str, bool)
+_Fact = TypeVar("_Fact", str, bool, list[Any], dict[str, Any])
 
 
 class Submission(NamedTuple):
@@ -57,6 +62,16 @@ class Submission(NamedTuple):
     refused: str = ""  # what the cluster said when it refused it: nothing was queued
 
 
+class Following(NamedTuple):
+    """What the jobs of a run submit by themselves when they end, as Slurm takes more of them."""
+
+    steps: tuple[str, ...] = ()  # none while a launcher is at work and has met no limit
+    environment: Mapping[str, str] = MappingProxyType({})  # what that launcher submitted with
+    stopped: str = ""  # why the last try came to nothing
+    keeper: str = ""  # the job that stays in its place to try again
+    kept: float = 0.0  # when it has last tried, seconds since 1970
+
+
 def user() -> str:
     """The name of the user whose process this is, whatever the environment says."""
     try:
@@ -68,6 +83,8 @@ def user() -> str:
 def is_own(failure: Mapping[str, Any] | None, submission: Submission | None) -> bool:
     """Whether a submission failed like this by itself, and not because it was asked to end."""
     if failure is None or submission is None or failure["job"] != submission.job:
+        return False
+    if not failure.get("decided", True):  # its job is looking whether it can begin again
         return False
     asked = submission.cancel_requested
     return not asked or (number(failure.get("time")) or 0.0) < asked
@@ -124,6 +141,10 @@ class StepDir:
         job: dict[str, Any] = read_json(self.path / "job.json")
         return job
 
+    def described(self) -> dict[str, Any]:
+        """The same, for those who only look: what cannot be read is empty, and a flaw."""
+        return self._object("job.json") or {}
+
     def upstream(self, name: str) -> "StepDir":
         """Another step of the same run."""
         return StepDir(self.path.parent / name)
@@ -158,18 +179,32 @@ class StepDir:
         return len(list(self.logs.glob(f"{attempt}_*_done")))
 
     def failure(self) -> dict[str, Any] | None:
-        """How the step failed, where it has: class, message, traceback, host, rank, job."""
-        return self._object("failure.json", "class", "message", "job")
+        """How the step failed, where it has: cause, message, traceback, host, rank, job."""
+        found = self._object("failure.json", "message", "job")
+        if found is not None and not isinstance(found.get("cause"), str):
+            found["cause"] = str(found.get("class", "error"))  # a run from before the causes
+        return found
+
+    def forget_ranks_done(self, attempt: str) -> None:
+        """The step runs again, as the same attempt: every rank has its part before it again."""
+        for mark in self.logs.glob(f"{attempt}_*_done"):
+            mark.unlink()
 
     def has_ended(self) -> bool:
         """Whether the newest submission has recorded how it ended."""
         return is_own(self.failure(), self.latest()) or self.result() is not None
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
-        """Record a failure; the first rank of a job to fail has the true reason and stays."""
+        """Record how a rank has failed; the first rank of a job to fail has the true reason and
+        stays. Whether the job begins again is decided when all ranks have ended.
+        """
         earlier = self.failure()
         if earlier is None or earlier["job"] != failure["job"]:
-            write_json(self.path / "failure.json", failure)
+            write_json(self.path / "failure.json", {**failure, "decided": False})
+
+    def decide_failure(self, failure: Mapping[str, Any]) -> None:
+        """Record how a step has failed, for good."""
+        write_json(self.path / "failure.json", {**failure, "decided": True})
 
     def set_aside(self) -> None:
         """Move what the step has done to `earlier.N`: it begins anew.
@@ -250,6 +285,14 @@ class StepDir:
         """Append one event."""
         append_json(self.path / "events.jsonl", {"event": name, **facts}, sync=False)
 
+    def add_fault(self, facts: Mapping[str, object]) -> None:
+        """A fault is about to be put in: known even to a step that it kills."""
+        append_json(self.path / "faults.jsonl", facts)
+
+    def faults(self) -> list[dict[str, Any]]:
+        """The faults put into the step so far: as planned, at which step, on which rank."""
+        return self._lines("faults.jsonl")
+
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened to the step, oldest first."""
         lines = self._lines("events.jsonl")
@@ -268,6 +311,10 @@ class StepDir:
     def logs_of(self, job: str) -> list[Path]:
         """Where rank 0 of a job has written: standard error, then standard output."""
         return [self.logs / f"{job}_0_log.{ending}" for ending in ("err", "out")]
+
+    def logs_of_job(self, job: str) -> list[Path]:
+        """Where all ranks of a job, and Slurm's own programs, complain."""
+        return sorted({*self.logs.glob(f"{job}_*_log.err"), *self.logs.glob(f"{job}_*_log.out")})
 
     def ranks_with_log(self) -> list[str]:
         """The ranks that have a log."""
@@ -331,17 +378,55 @@ class Run:
         count = len(self.codes())
         return self.path / (f"code.{count + 1}" if count else "code")
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held while jobs are submitted or cancelled; UserError where somebody else holds it, and
-        for a run of another user.
+    @property
+    def follows(self) -> Path:
+        """The file that is there while jobs of the run are to submit what is left of it."""
+        return self.path / "following.json"
+
+    def following(self) -> Following | None:
+        """What the jobs of the run submit; None for nothing, or where nobody can tell."""
+        with contextlib.suppress(Unreadable):
+            if (found := read_object(self.follows)) is not None:
+                return Following(
+                    tuple(str(step) for step in _of(found, "steps", [])),
+                    _of(found, "environment", {}),
+                    _of(found, "stopped", ""),
+                    _of(found, "keeper", ""),
+                    number(found.get("kept")) or 0.0,
+                )
+        return None
+
+    def write_following(self, following: Following | None) -> None:
+        """Store `following()`, while the lock is held."""
+        if following is None:
+            self.follows.unlink(missing_ok=True)
+        else:
+            environment = dict(following.environment)
+            write_json(self.follows, {**following._asdict(), "environment": environment}, PRIVATE)
+
+    @contextlib.contextmanager
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
+        """Held while jobs are submitted or cancelled; UserError where somebody else holds it for
+        longer than so many seconds, and for a run of another user. Jobs of the run that submit what
+        is left of it take it for seconds only.
         """
+        rest = self.following()
+        patience = patience or (_SUBMITTING if rest and rest.steps else _PATIENCE)
         if (owner := self.info()["user"]) != user():
             raise UserError(f"{self.name} belongs to {owner}, and you are {user()}: ask {owner}")
-        return locks.exclusive(self.path / "lock")
+        path = self.path / "lock"
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(exclusive_lock(path, patience=patience))
+            except Busy as busy:
+                raise UserError(f"{self.name} is being submitted or cancelled by {busy}") from None
+            except OSError as error:
+                raise UserError(f"{path} cannot be written: {error.strerror}") from None
+            yield
 
     def busy(self) -> str:
         """Who is submitting or cancelling at this moment; empty for nobody."""
-        return locks.holder(self.path / "lock")
+        return holder(self.path / "lock")
 
 
 def is_run(path: Path) -> bool:

@@ -12,28 +12,32 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
 from jobs import gate, kinds
 from jobs.errors import Superseded, UserError
-from jobs.failures import failure_class, sentence
 from jobs.fence import Attempt, Fence
+from jobs.healing import nodes, remedies
+from jobs.healing.cause import SECONDARY, cause_of, sentence
+from jobs.healing.heal import SAVED
 from jobs.job import Job
 from jobs.kinds import _external
 from jobs.reading.paths import replace, walk
 from jobs.reading.references import fill_references
 from jobs.store import StepDir
 from lact_asr.distributed.place import from_environment
+from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
 _PATIENCE = 3  # time limits met without progress after which a step is not started again
-_SAVED = 75  # exit status of a step that saved and left (EX_TEMPFAIL)
 _LATE = 10.0  # seconds that a result may take from one node to another
 _ABSENT = "it has no result.json"
+_LET_FIRST = 3.0  # seconds in which the rank that failed first records why
+_WITH_TRACEBACK = ("error", "missing_file", "import_error")  # they may be bugs of ours
 _PAUSES = (1.0, 30.0)  # seconds between two requests to be requeued: the first, the longest
 
 
@@ -48,7 +52,7 @@ def work(step: StepDir) -> None:
     except Superseded as newer:
         print(f"{step.name} {newer}: this job leaves its place", flush=True)
         if process.world_size > 1:
-            sys.exit(_SAVED)  # others, who looked sooner, wait for this rank, and must end too
+            sys.exit(SAVED)  # others, who looked sooner, wait for this rank, and must end too
 
 
 class _Process:
@@ -82,17 +86,23 @@ class _Process:
         self.fence.enter(claim=self.rank == 0)
         if self.rank == 0:
             self.step.forget_failure()
+            if self.attempt.restart:
+                nodes.note_earlier(self.step, self.attempt)
         os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
         # threads that spin while they wait cost 4 times the time where cores are shared
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._event("resumed" if self.step.events() else "started", host=os.uname().nodename)
+        self._event(
+            "resumed" if self.step.events() else "started",
+            host=os.uname().nodename,
+            restart=self.attempt.restart,
+        )
         started = time.time()
         check_needs(self.step, described["needs"])
         result = self._result(described)
         self._join()
         if self.rank == 0:
-            self._event("finished", seconds=round(time.time() - started, 1))
-            self.step.write_result(result)
+            self._event("finished", seconds=round(time.time() - started, 1), **used())
+            self.step.write_result({**result, **self._remedies()})
 
     def _has_result(self) -> bool:
         """Whether the step has succeeded: Slurm has requeued it after it had finished."""
@@ -104,15 +114,21 @@ class _Process:
         return not doubt
 
     def _result(self, described: Mapping[str, Any]) -> dict[str, Any]:
-        given = resolve(self.step, described["settings"])
-        if described["kind"] == "command" and given == described["settings"]:
+        settings = remedies.in_force(described["settings"], self.step.events())
+        given = resolve(self.step, settings)
+        if described["kind"] == "command" and given == settings:
             # checked on the login node, by this very code: the 0.1 s of pydantic are saved
-            result = _external.run(SimpleNamespace(**given), self._job())
+            result = _external.run(SimpleNamespace(**given), self._job(described))
         else:
-            result = _checked_and_run(described["kind"], given, self._job())
+            result = _checked_and_run(described["kind"], given, self._job(described))
         if reason := gate.explain_miss(described["gate"], result):
-            raise Failed("gate", reason)
+            raise Failed("gate_missed", reason)
         return result
+
+    def _remedies(self) -> dict[str, Any]:
+        """What the result says of settings that are not those of the file; empty where all are."""
+        changed = [remedies.changes_of(event) for event in self.step.events()]
+        return {"remedies": list(map(remedies.in_words, changed))} if any(changed) else {}
 
     def _join(self) -> None:
         """The step has succeeded when all ranks have; one that fails ends the others, rank 0 too.
@@ -126,7 +142,7 @@ class _Process:
                 raise Interrupted(None)
             time.sleep(0.1)
 
-    def _job(self) -> Job:
+    def _job(self, described: Mapping[str, Any]) -> Job:
         return Job(
             directory=self.step.path,
             rank=self.rank,
@@ -137,7 +153,15 @@ class _Process:
             should_stop=lambda: self.received is not None,
             signal=lambda: self.received,
             fence=self.fence.check,
+            disturb=self._disturbance(described),
         )
+
+    def _disturbance(self, described: Mapping[str, Any]) -> Callable[..., None]:
+        if not (planned := described.get("faults")):
+            return undisturbed
+        from jobs.healing.faults import Faults
+
+        return Faults(planned, self.step, self.rank)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -155,7 +179,7 @@ class _Process:
     def _leave(self, saved: Interrupted) -> None:
         """Record the interruption and go, through the queue where the time limit is the reason."""
         name = signal.Signals(self.received).name if self.received else "none"
-        self._event("interrupted", signal=name, position=saved.position)
+        self._event("interrupted", signal=name, position=saved.position, **used())
         print(f"{self.step.name} was told to stop by {name}: {saved}", flush=True)
         if self.received == WARNING and "SLURM_JOB_ID" in os.environ:
             if self.rank == 0:
@@ -164,7 +188,7 @@ class _Process:
                 self._requeue()
             while self.received == WARNING:
                 time.sleep(0.1)  # Slurm ends the job; leaving now would let it count as finished
-        sys.exit(_SAVED)
+        sys.exit(SAVED)
 
     def _requeue(self) -> None:
         """Ask to go back into the queue until Slurm agrees, or ends this process."""
@@ -177,27 +201,29 @@ class _Process:
                 time.sleep(0.1)
             if self.received != WARNING:
                 message = f"saved before its time limit, but not requeued: {refusal}"
-                raise Failed("requeue", f"{message}: `resume` goes on from there")
+                raise Failed("not_requeued", f"{message}: `resume` goes on from there")
             pause = min(2 * pause, longest)
 
     def _fail(self, error: Exception) -> None:
         """Record a failure, where the disk lets us, and end with a bad status."""
-        named, message = failure_class(error), sentence(error)
+        cause, message = cause_of(error), sentence(error)
         try:
-            self._record_failure(named, message)
+            self._record_failure(cause, message)
         except (OSError, ValueError, DataError) as trouble:
             print(f"the record of the failure is not whole: {sentence(trouble)}", flush=True)
-        if named == "error" and not isinstance(error, UserError):
-            raise error  # a bug of ours: its traceback belongs into the log
-        sys.exit(f"{self.step.name} failed: {named}: {message}")
+        if cause in _WITH_TRACEBACK and not isinstance(error, Failed):
+            raise error
+        sys.exit(f"{self.step.name} failed: {cause}: {message}")
 
-    def _record_failure(self, named: str, message: str) -> None:
+    def _record_failure(self, cause: str, message: str) -> None:
         import traceback  # 5 ms that every step would pay
 
+        if self.world_size > 1 and cause in SECONDARY:
+            time.sleep(_LET_FIRST)
         self.fence.check()
         self.step.write_failure(
             {
-                "class": named,
+                "cause": cause,
                 "message": message,
                 "traceback": traceback.format_exc(),
                 "host": os.uname().nodename,
@@ -206,7 +232,19 @@ class _Process:
                 "time": time.time(),
             }
         )
-        self._event("failed", failure_class=named, message=message)
+        self._event("failed", cause=cause, message=message, **used())
+
+
+def used() -> dict[str, float]:
+    """Memory (GB as Slurm has them, 2^30 bytes) that this process has had at most, beside that of
+    its largest child, and the processor time of all of them that have ended, and of itself.
+    """
+    from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+
+    taken = [getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN)]
+    peak = sum(each.ru_maxrss for each in taken) / 2**20  # Linux counts in KiB
+    processor = sum(each.ru_utime + each.ru_stime for each in taken)
+    return {"peak_memory_gb": round(peak, 3), "cpu_seconds": round(processor, 2)}
 
 
 def unsuccessful(step: StepDir) -> str:
@@ -224,7 +262,7 @@ def check_needs(step: StepDir, needs: Sequence[str]) -> None:
     while missing := [name for name in needs if unsuccessful(step.upstream(name))]:
         if time.monotonic() > end:
             reasons = "; ".join(f"{name}: {unsuccessful(step.upstream(name))}" for name in missing)
-            raise Failed("needs", f"{reasons}: `resume` runs first what is missing")
+            raise Failed("needs_missing", f"{reasons}: `resume` runs first what is missing")
         if not told:
             print(f"waiting {_LATE:g} s for the result of {', '.join(missing)}", flush=True)
         told = True

@@ -57,6 +57,17 @@ def test_ttt_op_measures_every_schedule() -> None:
     assert "GFLOP/s" in said
 
 
+def test_checkpoint_stands_beside_none_and_beside_one_in_place() -> None:
+    said = bench("checkpoint")
+    assert "wait for a checkpoint, aside, beside in place" in said
+    assert "500 steps with one aside, beside none, wall, by reckoning" in said
+
+
+def test_mutated_checkpoints_are_read_right_or_refused() -> None:
+    said = json.loads(bench("mutated_checkpoints"))
+    assert not [what for what in said["with_checksums"] if "wrong" in what]
+
+
 def test_data_compares_with_bare_decoding(speech: Path) -> None:
     assert "of bare decoding" in bench("data", "--data", speech / "train")
 
@@ -72,6 +83,14 @@ def test_launcher_stands_beside_raw_sbatch_and_those_that_are_installed() -> Non
     for what in ("submit a chain of 2", "submit 3 jobs", "status of 3 queued jobs", chain):
         assert f"{what}, beside raw sbatch" in said
         assert f"{what}, beside submitit" in said
+
+
+@pytest.mark.skipif(bool(missing_programs()), reason="Slurm is not installed")
+def test_the_fault_matrix_tells_what_came_of_a_kill() -> None:
+    said = bench("faults")
+    (row,) = [line for line in said.splitlines() if line.startswith("| kill |")]
+    assert "| killed | yes | succeeded | 1 |" in row and "| identical |" in row
+    assert "cause named right: 1 of 1" in said
 
 
 def test_learn_trains_three_models_and_goes_on_where_it_was_stopped(

@@ -8,14 +8,28 @@ import pytest
 
 from jobs import kinds
 from jobs.arguments import parser
+from jobs.healing.heal import PAGE
 from jobs.reading.pipeline_file import read_pipeline
 from tests.conftest import REPOSITORY
+from tests.docs_from_code import when_things_go_wrong
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 CALL = re.compile(r"(?:\$ )?(?:python launch\.py|launch\.py|trainyard) (\S[^#]*)")
-COMMANDS = {"run", "check", "kinds", "status", "logs", "cancel", "resume", "render", "infer"}
+COMMANDS = {
+    "run",
+    "check",
+    "kinds",
+    "status",
+    "logs",
+    "cancel",
+    "resume",
+    "render",
+    "infer",
+    "ledger",
+    "rehearse",
+}
 FILES = re.compile(
     r"\b(?:jobs|slurm_templates|lact_asr|distill|bench|docs|tests|trainyard)/[\w./*-]+"
 )
@@ -102,3 +116,8 @@ def test_the_output_in_the_readme_is_of_the_pipeline_above_it() -> None:
     steps = re.findall(r"^  (\w+):$", pipeline, re.MULTILINE)
     assert re.findall(r"^  (\w+): job", output, re.MULTILINE) == steps
     assert re.findall(r"^(\w+) .* succeeded ", output, re.MULTILINE) == steps
+
+
+def test_the_page_of_causes_is_what_the_code_says() -> None:
+    """Otherwise: python -m tests.docs_from_code."""
+    assert (REPOSITORY / PAGE).read_text() == when_things_go_wrong()

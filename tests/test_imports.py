@@ -17,9 +17,9 @@ from tests.conftest import REPOSITORY
 # files of a folder that is not named here may import each other, as long as no circle comes of it.
 FLOORS = {
     "": "trainyard, launch -> jobs -> distill -> lact_asr",
-    "jobs": "cli -> status -> logs, render -> one_step, scheduling -> backends -> worker -> "
-    "cluster, fence -> reading, store -> arguments, kinds, locks, snapshot -> errors, failures, "
-    "gate, job, pipeline, printing, program",
+    "jobs": "cli -> rehearse -> status -> logs, render -> one_step, scheduling -> backends -> "
+    "worker -> healing -> cluster, fence -> reading, store -> arguments, kinds, snapshot -> "
+    "causes, errors, gate, job, pipeline, printing, program",
     "jobs.backends": "slurm -> local -> base",
     "distill": "objective -> cache -> language_model, teachers -> losses, models -> config",
     "lact_asr": "diagnosis -> training -> decoding -> model -> data -> distributed -> text -> "

@@ -17,11 +17,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs import locks
 from jobs.backends.base import JobState, QueueState, StepJob
 from jobs.errors import Elsewhere
+from jobs.fence import Attempt
+from jobs.healing.heal import AGAIN, heal
 from jobs.snapshot import entry
 from jobs.store import StepDir
+from lact_asr.utils.locks import turn
 
 _POLL = 0.2  # seconds
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL: time for a checkpoint
@@ -199,15 +201,24 @@ def keep(
         time.sleep(_POLL)
     _wait_for_needs(step, after)
     # one step of a runs folder at a time: the machine is not shared between steps
-    with locks.turn(step.path.parents[2] / "local.lock"):
+    with turn(step.path.parents[2] / "local.lock"):
         present = len(list(Path("/dev").glob("nvidia[0-9]*")))
         size = max(1, min(gpus, present))
         threads = max(1, min(cpus, (os.cpu_count() or 1) // size))
-        port = _free_port()
         job = f"{os.getpid()}.{token}"
-        workers = [_start(step, job, rank, size, port, threads) for rank in range(size)]
         signal.signal(signal.SIGTERM, lambda number, frame: None)  # the group got it: they save
-        statuses = [_wait_for_worker(workers) for _ in workers]
+        status = AGAIN
+        while status == AGAIN:
+            status = _run_workers(step, job, size, threads)
+            status = heal(step, Attempt(token, job, 0), status) if status else 0
+    return status
+
+
+def _run_workers(step: StepDir, job: str, size: int, threads: int) -> int:
+    """Run one worker per rank; the first bad exit status, else 0."""
+    port = _free_port()
+    workers = [_start(step, job, rank, size, port, threads) for rank in range(size)]
+    statuses = [_wait_for_worker(workers) for _ in range(size)]
     return next((status for status in statuses if status), 0)
 
 

@@ -41,13 +41,13 @@ def run(settings: Any, job: Job) -> dict[str, Any]:
             preexec_fn=None if settings.handles_warning else _ignore_warning,
         )
     except OSError as error:
-        raise Failed("command", f"cannot start {settings.argv[0]!r}: {error}") from None
+        raise Failed("program_failed", f"cannot start {settings.argv[0]!r}: {error}") from None
     status = _wait_for_program(process, job)
     if status and _was_interrupted(status, job):
         raise Interrupted(_position(job.directory / "position"))
     if status:
         reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise Failed("command", f"{settings.argv[0]} {reason}: see its log")
+        raise Failed("program_failed", f"{settings.argv[0]} {reason}: see its log")
     return {**_read_result(written), "seconds": round(time.monotonic() - started, 3)}
 
 
@@ -103,10 +103,10 @@ def _read_result(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         message = f"what the program wrote to $TRAINYARD_RESULT is not JSON: {path}: {error}"
-        raise Failed("command", message) from None
+        raise Failed("program_failed", message) from None
     if not isinstance(value, dict):
         raise Failed(
-            "command",
+            "program_failed",
             f"the program must write a JSON object to $TRAINYARD_RESULT, {path}, and wrote "
             f'{type(value).__name__}: write {{"name": value}}',
         )

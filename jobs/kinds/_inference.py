@@ -1,8 +1,7 @@
 """What the kinds that take a checkpoint to some audio share: which model, which utterances."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -10,8 +9,6 @@ from lact_asr.config.base import Frozen
 
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
-
-T = TypeVar("T")
 
 
 class ListeningSettings(Frozen):
@@ -36,10 +33,3 @@ def utterances(settings: ListeningSettings) -> "list[Utterance]":
     if settings.manifest:
         return read_manifest(settings.manifest)
     return [Utterance(str(path), path, duration(path), "", "") for path in settings.audio]
-
-
-def spread(items: Sequence[T], count: int | None) -> list[T]:
-    """`count` of the items, evenly spread; None for all."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[place * len(items) // count] for place in range(count)]

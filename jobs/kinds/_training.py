@@ -241,7 +241,7 @@ def _known_vocabulary(settings: Writes, kept: Path) -> "Vocabulary | None":
         return load_vocabulary(read_json(kept))
     if settings.init_from is None:
         return None
-    config = read_json(checkpoint.find(settings.init_from) / "config.json")
+    config = checkpoint.read_config(checkpoint.find(settings.init_from))
     return load_vocabulary(config["vocabulary"])
 
 
@@ -318,7 +318,7 @@ def require_best(done: "FitResult", dev: Path) -> None:
     """Failed where training ended without a best model."""
     if not done.best:
         raise Failed(
-            "divergence",
+            "diverged",
             f"in {done.step} steps no validation has found a model to keep: each had a loss that "
             "is not finite. Lower training.optim.learning_rate, or look whether the utterances of "
             f"{dev} are long enough for their texts",
@@ -347,6 +347,7 @@ def fit(
             event=job.event,
             should_stop=job.should_stop,
             fence=job.fence,
+            disturb=job.disturb,
         )
     require_best(done, settings.dev)
     return Trained(

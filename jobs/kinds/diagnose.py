@@ -18,6 +18,7 @@ from jobs.pipeline import Resources
 from lact_asr.config.base import Frozen
 from lact_asr.utils.errors import Failed
 from lact_asr.utils.files import write_json
+from lact_asr.utils.spread import spread
 
 if TYPE_CHECKING:
     from lact_asr.data.batch import Batch
@@ -98,9 +99,9 @@ def _batch(
     chosen = [each for each in offered if each.id in settings.ids]
     if missing := sorted(set(settings.ids) - {each.id for each in chosen}):
         raise Failed("settings", f"ids: no utterance {', '.join(missing)}")
-    chosen = chosen or _inference.spread(offered, settings.utterances)
+    chosen = chosen or spread(offered, settings.utterances)
     batch = Reader(whole_corpus(chosen, vocabulary, shape))[range(len(chosen))]
     if batch.unreadable:
         named = "; ".join(f"{identity}: {why}" for identity, why in batch.unreadable)
-        raise Failed("data", f"cannot read {named}")
+        raise Failed("bad_data", f"cannot read {named}")
     return batch

@@ -65,8 +65,10 @@ def run(settings: Settings, job: Job) -> Result:
         should_stop=job.should_stop,
         device=World(job.rank, job.world_size, job.local_rank).device(),
     )
+    if "relaxed" in judged.checks:
+        job.event("remedy", cause="gate_missed", reason=judged.checks["relaxed"], changes={})
     if judged.verdict == FAILED:
-        raise Failed("overfit", judged.reason)
+        raise Failed("gate_missed", judged.reason)
     return Result(**{name: getattr(judged, name) for name in Result.model_fields})
 
 

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from jobs import kinds
 from jobs.errors import UserError, nearest
-from jobs.pipeline import NAME, Resources
+from jobs.pipeline import NAME, Fault, Resources
 from jobs.reading.former import with_new_names
 from jobs.reading.paths import Place
 from jobs.reading.pipeline_file import PipelineFile, StepFile
@@ -51,9 +51,12 @@ def json_schema() -> dict[str, Any]:
 def _step_schema(name: str, kind: ModuleType, definitions: dict[str, Any]) -> dict[str, Any]:
     """`if kind is NAME, then these settings`."""
     step = StepFile.model_json_schema()
+    del step["$defs"]
     step["properties"]["kind"] = {"const": name, "description": summary(kind)}
     step["properties"]["settings"] = _collect(f"{name}.settings", kind.Settings, definitions)
     step["properties"]["resources"] = _collect("resources", Resources, definitions)
+    step["properties"]["faults"]["items"] = {"$ref": "#/$defs/fault"}
+    definitions["fault"] = Fault.model_json_schema()
     names = {"enum": list(kind.Result.model_fields)}
     if kind.Result.model_config.get("extra") != "allow":
         step["properties"]["gate"]["propertyNames"] = names

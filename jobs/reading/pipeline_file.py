@@ -13,11 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from jobs import gate, kinds
+from jobs.causes import CAUSES
 from jobs.errors import SpecError, nearest
-from jobs.pipeline import NAME, Pipeline, Present, Resources, Step
+from jobs.pipeline import NAME, Fault, Pipeline, Present, Resources, Step
 from jobs.program import NAME as PROGRAM
 from jobs.reading.former import former
 from jobs.reading.paths import Place, replace, walk
@@ -37,6 +38,32 @@ def _condition(text: object) -> object:
 Condition = Annotated[str, BeforeValidator(_condition)]
 
 
+def _causes(value: object) -> object:
+    """`none` is no remedy at all; anything else names causes (ValueError for what is none)."""
+    unknown = [str(name) for name in value if name not in CAUSES] if isinstance(value, dict) else []
+    if unknown:
+        raise ValueError("; ".join(f"no cause {n!r}: {nearest(n, CAUSES)}" for n in unknown))
+    return {} if value == "none" else value
+
+
+Remedies = Annotated[
+    dict[str, Annotated[int, Field(ge=0)]],
+    BeforeValidator(_causes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "none"},
+                {
+                    "type": "object",
+                    "propertyNames": {"enum": list(CAUSES)},
+                    "additionalProperties": {"type": "integer", "minimum": 0},
+                },
+            ]
+        }
+    ),
+]
+
+
 class StepFile(Frozen):
     """A step as the file writes it."""
 
@@ -45,6 +72,14 @@ class StepFile(Frozen):
     resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
     needs: list[str] = Field([], description="steps that must have succeeded before this one")
     gate: dict[str, Condition] = Field({}, description='conditions on the result: {wer: "<= 0.1"}')
+    remedies: Remedies | None = Field(
+        None,
+        description="how often the step heals itself, by cause: {diverged: 1, program_failed: 2}; "
+        "what is not named keeps its default; none is never",
+    )
+    faults: list[Fault] = Field(
+        [], description="faults put into a training on purpose, to see what comes of them"
+    )
 
 
 class PipelineFile(Frozen):
@@ -251,6 +286,7 @@ class _Steps:
             beside=self._blocks(name),
         )
         self._gate(name, kind)
+        self._faults(name, kind)
         if resources is None or settings is None:
             return None
         return Step(
@@ -260,6 +296,8 @@ class _Steps:
             resources=resources.model_dump(mode="json"),
             needs=tuple(file.needs),
             gate=file.gate,
+            remedies=file.remedies,
+            faults=tuple(file.faults),
         )
 
     def _gate(self, name: str, kind: ModuleType) -> None:
@@ -275,6 +313,12 @@ class _Steps:
             is_a, asked = gate.type_of(sample), gate.type_of(limit)
             if sample != ANYTHING and is_a != asked:
                 self.document.mistake(place, f"{key} is {is_a}, and {text!r} is about {asked}")
+
+    def _faults(self, name: str, kind: ModuleType) -> None:
+        """Faults are put into steps of training: another kind would never meet one."""
+        if self.files[name].faults and "training" not in kind.Settings.model_fields:
+            message = f"{self.files[name].kind} does not train: faults go with kinds that do"
+            self.document.mistake(("steps", name, "faults"), message)
 
     def _settings(self, name: str, kind: ModuleType) -> dict[str, Any] | None:
         """The kind's settings, complete with defaults, paths absolute, references as written."""

@@ -28,9 +28,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
 Heard = tuple[np.ndarray, np.ndarray | None]  # samples, and video if there is some
-LOUDEST = (
-    1e12  # of a sample; audio lies in -1..1, and from 1e15 on its power is no float32 any more
-)
+LOUDEST = 1e12  # of a sample; audio lies in -1..1, and from 1e15 on its power is no float32
 SPARES = 10  # other utterances tried where a whole batch is unreadable
 TOO_LONG = "longer than the limit"
 FOREIGN = "characters outside the vocabulary"

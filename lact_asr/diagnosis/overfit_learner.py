@@ -36,7 +36,7 @@ def choose(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: Over
         )
     short = [index for index in order if corpus.durations[index] <= config.longest]
     pool = short if len(short) >= count else order[:count]
-    batch = Reader(corpus)[[pool[place] for place in spread(len(pool), count)]]
+    batch = Reader(corpus)[spread(pool, count)]
     for identity, why in batch.unreadable:
         raise DataError(f"utterance {identity}: {why}")
     return batch

@@ -113,8 +113,11 @@ def start() -> World:
 
 
 def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Address and port of rank 0: given, or the job's first node and a port made of its id."""
-    port = 15_000 + int(environment.get("SLURM_JOB_ID", "0")) % 15_000  # below the ephemeral ports
+    """Address and port of rank 0: given, or the job's first node and a port made of its id and of
+    how often it has begun; neighbouring ids may share a node.
+    """
+    job, begun = (int(environment.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
+    port = 15_000 + (job + 4_099 * begun) % 15_000  # below the ephemeral ports
     port = int(environment.get("MASTER_PORT", port))
     if "MASTER_ADDR" in environment:
         return environment["MASTER_ADDR"], port

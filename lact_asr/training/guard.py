@@ -16,6 +16,7 @@ from torch import nn
 
 from lact_asr.config.training import GuardConfig, LoopConfig
 from lact_asr.distributed.fsdp import full
+from lact_asr.training.health import Scale, is_lost
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.resume import State
@@ -118,17 +119,29 @@ def _give_up(state: State, config: LoopConfig, outcome: Outcome, trainable: nn.M
             "the learning rate"
         )
     raise Failed(
-        "divergence",
+        "diverged",
         f"{often}, up to step {state.step}, had {why}, now {config.optim.learning_rate:g}, or "
         f"look at {', '.join(outcome.suspects)}",
     )
+
+
+def refuse_lost(state: State, scale: Scale, rate: float) -> None:
+    """Failed where the loss is finite and lost all the same."""
+    if is_lost(state.vitals, scale):
+        loss, lowest = state.vitals.loss.value, state.vitals.lowest
+        raise Failed(
+            "diverged",
+            f"the loss is {loss:.3g} at step {state.step}, its lowest mean was {lowest:.3g}, and "
+            f"knowing nothing costs {scale.uniform:.3g}. Lower the learning rate, now "
+            f"{rate:g}",
+        )
 
 
 def refuse_broken(step: int, rate: float, trainable: nn.Module) -> None:
     """Failed in place of a checkpoint from which nothing could go on."""
     if broken := non_finite(trainable):
         raise Failed(
-            "divergence",
+            "diverged",
             f"after step {step} weights are not finite, and not saved: {', '.join(broken[:3])}. "
             f"Lower the learning rate, now {rate:g}",
         )

@@ -34,6 +34,8 @@ AT_ONCE = ("not_finite", "bad_start")  # which are said at the first step
 START = 5  # steps that are the beginning
 APART = 2.0  # times what even probabilities cost, at the beginning; random projectors: 2.7
 RISE = 1.5  # times the lowest mean of the loss
+LOST, WORSE = 10.0, 2.0  # times that mean, and times ln V: such a loss does not come back by itself
+ABSURD = 20.0  # times ln V: untrained models pay as much, for some steps, where labels are rare
 MARGIN = 0.1  # of ln V: smaller differences of the loss are none
 STEEP = 5.0  # times the usual gradient norm
 SWING = 0.7  # of the mean loss
@@ -187,6 +189,14 @@ def of_step(
         news["plateau"] = _plateau(vitals, scale, rate)
         news["nothing_learned"] = _nothing_learned(vitals, scale, rate)
     return {word: found for word, found in news.items() if _holds(vitals, word, bool(found))}
+
+
+def is_lost(vitals: Vitals, scale: Scale) -> bool:
+    """Whether the loss has risen so far that only going back helps, or was never one."""
+    far = max(LOST * vitals.lowest, WORSE * scale.uniform)
+    risen = vitals.held.get("loss_rising", 0) >= LASTING and vitals.loss.value > far
+    absurd = min(vitals.loss.value, vitals.level.value) > ABSURD * scale.uniform
+    return risen or (absurd and vitals.level.count >= 2 * WARM)
 
 
 def _holds(vitals: Vitals, word: str, wrong: bool) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lact_asr.training import health
+from lact_asr.training.clock import Clock
 from lact_asr.training.health import Finding, Pace, Scale, Vitals
 from lact_asr.training.loss import Outcome, Part, shown
 from lact_asr.training.material import Material, Measure, Terms
@@ -30,6 +31,7 @@ class TrainingLogger:
         self._report, self._event, self._loud = report, event, loud
         self._scale, self._total, self._terms = scale, scale.total_steps, terms
         self._vitals, self._pace = Vitals(), Pace()
+        self.clock = Clock()
         self._first = 0  # step at which this process began
         self._started = self._since = self._last = time.monotonic()
         self._window: list[Outcome] = []
@@ -56,8 +58,13 @@ class TrainingLogger:
         """The loop starts, at a step: times count from here."""
         self._first, self._started = step, time.monotonic()
         self._since = self._last = self._started
+        self.clock.restart()
         self._vitals = vitals
         self.event("watched", step=step, open=dict(vitals.open))
+
+    def end(self, step: int) -> None:
+        """The loop has ended, saved: where the time since the last line went."""
+        self._numbers(step, {})
 
     def count_step(self, step: int, outcome: Outcome, rate: float) -> None:
         """One more step, at a learning rate."""
@@ -137,9 +144,9 @@ class TrainingLogger:
         self._window, self._since = [], now
 
     def _numbers(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics for the launcher."""
+        """Metrics for the launcher, with where the time since the last ones went."""
         if self._loud:
-            self._report({"step": step, **_finite(metrics)})
+            self._report({"step": step, **_finite({**metrics, **self.clock.take()})})
 
     def _means(self) -> dict[str, float]:
         """Loss and parts per label token, and counts in all, over the steps that were taken."""

@@ -60,7 +60,7 @@ def probe(
         error = _try_batch(module, objective, each.batch, config, world, device)
         optimizer.zero_grad(set_to_none=True)
         if (error and split(module)) or world.all_max(bool(error)):
-            raise Failed("out_of_memory", _explain(each, material, error))
+            raise Failed("out_of_memory_gpu", _explain(each, material, error))
     for buffer, before in buffers:
         buffer.copy_(before)
     del room

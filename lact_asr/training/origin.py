@@ -16,8 +16,8 @@ from lact_asr.model.interface import Model
 from lact_asr.text.load import load_vocabulary
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
-from lact_asr.utils.errors import DataError, Misfit
-from lact_asr.utils.files import read_json
+from lact_asr.training.checksums import facts, require_same
+from lact_asr.utils.errors import Damaged, Misfit
 
 _NAMED = 3  # tensors in a message
 
@@ -29,11 +29,12 @@ def begin_from(path: Path, model: Model, vocabulary: Vocabulary) -> dict[str, An
     another model or vocabulary.
     """
     found = checkpoint.find(path)
+    require_same(found, checkpoint.WEIGHTS)
     require_fit(found, model, vocabulary)
     checkpoint.restore(model, found / checkpoint.WEIGHTS)
-    before = read_json(found / "config.json")["model"]
+    before = checkpoint.read_config(found)["model"]
     changed = changes(before, model.config.model_dump(mode="json"))
-    return {"checkpoint": str(found), **read_json(found / checkpoint.STATE), "changed": changed}
+    return {"checkpoint": str(found), **facts(found), "changed": changed}
 
 
 def require_fit(path: Path, model: Model, vocabulary: Vocabulary) -> None:
@@ -41,7 +42,7 @@ def require_fit(path: Path, model: Model, vocabulary: Vocabulary) -> None:
 
     DataError where it cannot be read.
     """
-    stored = read_json(path / "config.json")
+    stored = checkpoint.read_config(path)
     other = _other_settings(stored, model) if _unlike(path, model) else ""
     if stored["vocabulary"] != vocabulary.to_dict():
         there, here = (
@@ -94,9 +95,7 @@ def _shapes(file: Path) -> dict[str, list[int]]:
             names = tensors.keys()
             return {name: tensors.get_slice(name).get_shape() for name in names}
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"cannot read {file}: {error}; it is damaged or not a checkpoint"
-        ) from error
+        raise Damaged(file, f"it cannot be read: {error}") from error
 
 
 def _name_vocabulary(vocabulary: Vocabulary) -> str:

@@ -149,7 +149,7 @@ def _name_sums(
 ) -> tuple[dict[str, Part[float]], dict[str, float]]:
     """Summed parts per label token, and summed counts, from the order of `_sums`."""
     rest = iter(values)
-    mean: Callable[[], float] = lambda: next(rest) / weight if weight else math.nan
+    mean: Callable[[], float] = lambda: next(rest) / (weight or math.nan)
     parts = {
         name: Part(mean(), None if loss.parts[name].expected is None else mean())
         for name in sorted(loss.parts)

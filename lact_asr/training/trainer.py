@@ -10,8 +10,10 @@ A pass of the loop is: stop if asked, validate if due, save if due, end if done,
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,17 @@ from lact_asr.distributed import fsdp, processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import (
     checkpoint,
+    checksums,
     early_stopping,
     guard,
+    interval,
     memory_probe,
     optim,
     quarantine,
     train_step,
 )
 from lact_asr.training.averaging import Average, mean
+from lact_asr.training.clock import SAVING, STALLED, VALIDATING
 from lact_asr.training.health import Scale
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
@@ -39,10 +44,11 @@ from lact_asr.training.material import Material
 from lact_asr.training.objective import Objective, SpeechObjective
 from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
-from lact_asr.training.retreat import retreat
+from lact_asr.training.retreat import retreat, sound_step
+from lact_asr.training.saving import Saver, copied
 from lact_asr.training.speech import Speech
-from lact_asr.utils.errors import Failed, Interrupted
-from lact_asr.utils.files import read_json
+from lact_asr.utils.disturbance import undisturbed
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.locks import no_fence
 
 
@@ -54,6 +60,8 @@ class Launcher:
     event: Callable[..., None]
     should_stop: Callable[[], bool]
     fence: Callable[[], None] = no_fence  # before a write: raises where a newer process has begun
+    # before a step: its number, what learns, the optimizer, the micro-batches of this rank
+    disturb: Callable[..., None] = undisturbed
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def fit(
     event: Callable[..., None],
     should_stop: Callable[[], bool],
     fence: Callable[[], None] = no_fence,
+    disturb: Callable[..., None] = undisturbed,
     device: torch.device | None = None,
 ) -> FitResult:
     """Train on speech for max_steps, until the dev WER stops falling, or until asked to stop.
@@ -99,7 +108,7 @@ def fit(
     world = processes.start()
     device = device or world.device()
     speech = Speech(objective, train, dev, vocabulary, config, world, device)
-    launcher = Launcher(report, event, should_stop, fence)
+    launcher = Launcher(report, event, should_stop, fence, disturb)
     return learn(objective, speech, vocabulary, config, directory, launcher, world, device)
 
 
@@ -121,11 +130,12 @@ def learn(
     folder, terms = directory / "checkpoints", material.terms
     run = _Run(objective, material, vocabulary, config, folder, launcher, world, device)
     try:
-        run.prepare()
-        return run.loop()
+        with run.saver:
+            run.prepare()
+            return run.loop()
     except torch.OutOfMemoryError as error:
         raise Failed(
-            "out_of_memory",
+            "out_of_memory_gpu",
             f"memory ran out at step {run.state.step + 1} with {terms.budget} "
             f"{material.budget:g}; halve {terms.budget} and double accumulate ({error})",
         ) from error
@@ -148,15 +158,18 @@ class _Run:
         self.objective, self.material, self.vocabulary = objective, material, vocabulary
         self.config, self.folder, self.launcher = config, folder, launcher
         self.world, self.device = world, device
-        scale = Scale(
+        self.scale = Scale(
             len(vocabulary),
             config.max_steps,
             config.optim.clip_norm,
             f"{material.terms.budget} {material.budget:g}",
         )
         self.logger = TrainingLogger(
-            launcher.report, launcher.event, scale, material.terms, loud=world.main
+            launcher.report, launcher.event, self.scale, material.terms, loud=world.main
         )
+        self.saver, self.meter = Saver(self.logger.say), interval.Meter()
+        every = config.checkpoint_every
+        self.every = 0 if every == "auto" else every
         self.state, self.saved = State(), 0
 
     def prepare(self) -> None:
@@ -186,10 +199,10 @@ class _Run:
             )
 
     def _resume(self) -> Position:
-        """Go on from the newest checkpoint, if there is one; rank 0 says which."""
-        if self.world.main:
-            checkpoint.recover(self.folder)
-        path = self.world.gather(checkpoint.latest(self.folder))[0]
+        """Go on from the newest checkpoint that is whole, if there is one; rank 0 says which."""
+        path, trouble = self.world.gather(self._newest() if self.world.main else (None, ""))[0]
+        if trouble:
+            raise DataError(trouble)
         if path is None:
             return Position()
         fingerprint = self.material.fingerprint()
@@ -197,7 +210,7 @@ class _Run:
             path, self.objective, self.vocabulary, self.optimizer, fingerprint, self.average
         )
         self.saved = self.state.step
-        before = read_json(path / "config.json")["training"]
+        before = checkpoint.read_config(path)["training"]
         changed = changes(before, self.config.model_dump(mode="json"))
         if changed:  # dropped steps say nothing of other settings; a requeued job keeps its own
             self.state = judged_anew(self.state)
@@ -208,12 +221,28 @@ class _Run:
         )
         return position
 
+    def _newest(self) -> tuple[Path | None, str]:
+        """The checkpoint to go on from, and why there is none; damaged ones are put aside."""
+        checkpoint.recover(self.folder)
+        try:
+            path, flaws = checkpoint.newest_whole(self.folder)
+        except DataError as error:
+            return None, str(error)
+        for flaw in flaws:
+            self.launcher.fence()
+            aside = checkpoint.put_damaged_aside(flaw.path.parent)
+            facts = {"file": str(flaw.path), "reason": flaw.why, "now": aside.name}
+            self.logger.event("damaged_checkpoint", **facts)
+            self.logger.say(f"Damaged: {flaw.path}: {flaw.why}; its folder is now {aside.name}")
+        return path, ""
+
     def loop(self) -> FitResult:
         """Train from where the state is."""
         state, config, stop = self.state, self.config, False
         self.objective.trainable.train()
         self.logger.begin(state.step, state.vitals)
         while not stop:
+            self.saver.check()
             ended = state.step >= config.max_steps
             due = state.step > 0 and state.step % config.valid_every == 0
             if (due or ended) and state.validated != state.step:
@@ -223,26 +252,38 @@ class _Run:
             )
             if ended and config.average.last and not state.averaged:
                 self._validate_mean()
-            if ended or self._due():
-                self._save()
             if ended:
+                self._finish()
                 return self._result()
+            if self._due():
+                with self.logger.clock.phase(SAVING):
+                    self._save()
+            began = time.monotonic()
             stop = self._step(self.launcher.should_stop())
-        self._save()
-        self.world.gather(None)  # no rank leaves before rank 0 has written
+            self.meter.stepping += time.monotonic() - began
+            self.meter.steps += 1
+        self._finish()
         raise Interrupted(state.step)
+
+    def _finish(self) -> None:
+        """The last checkpoint, whole on every rank's return."""
+        with self.logger.clock.phase(SAVING):
+            self._save()
+            self._settle()
+        self.logger.end(self.state.step)
 
     def _due(self) -> bool:
         """Whether to save: not while steps are dropped, with the weights that may be the reason."""
-        every = self.config.checkpoint_every
-        return not self.state.in_a_row and self.state.step // every > self.saved // every
+        step, every = self.state.step, self.every or interval.FIRST
+        return not self.state.in_a_row and step // every > self.saved // every
 
     def _step(self, stop: bool) -> bool:
         """One step; whether some rank was asked to stop."""
         state, config = self.state, self.config
         factor = optim.rate_factor(config.optim, state.step, config.max_steps)
         optim.set_rate(self.optimizer, factor)
-        taken = [self.feed.take() for _ in range(config.accumulate)]
+        taken = [self._take() for _ in range(config.accumulate)]
+        self.launcher.disturb(state.step + 1, self.objective.trainable, self.optimizer, taken)
         outcome = self._attempt(taken, stop)
         if not outcome.finite and (bad := self._find_faulty(taken)) is not None:
             most = self.material.max_unreadable
@@ -258,12 +299,18 @@ class _Run:
         guard.note_unreadable(state, self.material.max_unreadable, self.logger, outcome.unreadable)
         try:
             guard.note_step(state, config, self.logger, outcome, self.objective.trainable)
+            guard.refuse_lost(state, self.scale, config.optim.learning_rate)
         except Failed as error:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
-            raise Failed(error.failure_class, f"{error}. {where}") from None
+            raise Failed(error.cause, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
             self.logger.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
+
+    def _take(self) -> Any:
+        """The next batch."""
+        with self.logger.clock.phase(STALLED):
+            return self.feed.take()
 
     def _attempt(self, taken: Sequence[Any], stop: bool) -> Outcome:
         """Take the step with these batches of the feed, or leave the model as it is.
@@ -294,6 +341,7 @@ class _Run:
 
     def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
+        self.saver.wait()  # for one that may be of no use either
         self.launcher.fence()
         aside, where = retreat(self.folder, self.state, outcome)
         for path in aside:
@@ -302,10 +350,14 @@ class _Run:
 
     def _validate_mean(self) -> None:
         """Measure the mean of the last checkpoints and the present weights."""
+        self._settle()
         steps_back = self.config.average.last - 1
         model, present = self.objective.model, f"{self.state.step:08d}"
         before = [path for path in checkpoint.by_step(self.folder) if path.name < present]
-        states = [checkpoint.load(path / checkpoint.WEIGHTS) for path in before[::-1][:steps_back]]
+        taken = before[::-1][:steps_back]
+        for path in taken:
+            checksums.require_same(path, checkpoint.WEIGHTS)
+        states = [checkpoint.load(path / checkpoint.WEIGHTS) for path in taken]
         weights = mean([*states, fsdp.whole(model.state_dict())])
         self.logger.say(f"The mean of the weights of {len(states) + 1} checkpoints:")
         self.state.averaged = True
@@ -313,7 +365,7 @@ class _Run:
 
     def _validate(self, average: Average) -> None:
         """Measure the model with other weights, and keep these if they are the best."""
-        with average.in_force():
+        with self.logger.clock.phase(VALIDATING), average.in_force():
             self._measure()
 
     def _measure(self) -> None:
@@ -332,7 +384,8 @@ class _Run:
         if best:
             state.best = list(measure.order)
             facts = {"step": state.step, **measure.figures, "loss": measure.loss}
-            self._write(checkpoint.BEST, facts, {})
+            with self.logger.clock.phase(SAVING):
+                self._write(checkpoint.BEST, facts, {})
 
     def _save(self) -> None:
         """Save all that is needed to go on, once per step."""
@@ -352,27 +405,64 @@ class _Run:
         )
         facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
-        self.logger.event("checkpoint", step=state.step)
-        if self.world.main:
-            checkpoint.prune(
-                self.folder, max(self.config.keep_checkpoints, self.config.average.last)
-            )
+        if self.config.checkpoint_every == "auto":
+            self._choose_interval()
+
+    def _choose_interval(self) -> None:
+        """Set how often all ranks save, from what rank 0 has measured; a new choice is told."""
+        meter = self.world.gather(self.meter)[0]
+        hours = self.config.failure_every
+        steps = interval.choose(meter, 3600 * hours, self.every)
+        if steps == self.every:
+            return
+        self.every = steps
+        each = meter.stepping / meter.steps
+        facts = {"save_seconds": meter.save, "write_seconds": meter.write, "step_seconds": each}
+        rounded = {name: round(value, 4) for name, value in facts.items()}
+        self.logger.event("checkpoint_interval", steps=steps, failure_every_hours=hours, **rounded)
+        self.logger.say(
+            f"A checkpoint every {steps} steps, {steps * each:.3g} s: one holds training up for "
+            f"{meter.save:.3g} s, and a run is taken to be cut every {hours:g} h"
+        )
 
     def _write(self, name: str, facts: dict[str, Any], more: dict[str, Any]) -> None:
-        """A checkpoint, by rank 0, of what all ranks have."""
+        """A checkpoint, by rank 0, of what all ranks have; written aside."""
+        began = time.monotonic()
         model, main = self.objective.model, self.world.main
+        self.saver.room(self.state.step)
+        waited = time.monotonic() - began
         tensors = fsdp.whole({checkpoint.WEIGHTS: model.state_dict(), **more}, keep=main)
-        if main:
-            described = checkpoint.describe(model, self.vocabulary, self.config)
-            files = {**tensors, "config.json": described, checkpoint.STATE: facts}
-            checkpoint.save(self.folder, name, files, self.launcher.fence)
+        if not main:
+            return
+        described = checkpoint.describe(model, self.vocabulary, self.config)
+        files = copied({**tensors, "config.json": described, checkpoint.STATE: facts})
+        took = {"wait_seconds": waited, "copy_seconds": time.monotonic() - began - waited}
+        self.meter.save = took["copy_seconds"]
+        self.saver.put(partial(self._keep, name, files, took))
+
+    def _keep(self, name: str, files: dict[str, Any], took: dict[str, float]) -> None:
+        """What the other thread does with a checkpoint."""
+        began = time.monotonic()
+        checkpoint.save(self.folder, name, files, self.launcher.fence)
+        if name == checkpoint.BEST:
+            return
+        self.meter.write = time.monotonic() - began
+        seconds = {**took, "write_seconds": self.meter.write}
+        rounded = {what: round(value, 3) for what, value in seconds.items()}
+        self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
+        newest = max(self.config.keep_checkpoints, self.config.average.last)
+        checkpoint.prune(self.folder, newest, sound_step(self.folder, self.state.lowest_loss))
+
+    def _settle(self) -> None:
+        """Wait, on every rank, until rank 0 has written all."""
+        self.saver.finish()
+        self.world.gather(None)
 
     def _result(self) -> FitResult:
-        """The result on every rank, once rank 0 has written what it names."""
-        self.world.gather(None)
+        """The result on every rank; rank 0 has written what it names."""
         state, path = self.state, self.folder / checkpoint.BEST
         if not checkpoint.complete(path):
             newest = self.folder / f"{state.step:08d}"
             return FitResult(state.step, newest, {}, state.skipped)
-        known = {n: v for n, v in read_json(path / checkpoint.STATE).items() if n != "step"}
+        known = {name: value for name, value in checksums.facts(path).items() if name != "step"}
         return FitResult(state.step, path, known, state.skipped)

@@ -88,7 +88,7 @@ def validate(
     pred = [heard.get(corpus.ids.text(index), "") for index in range(len(corpus))]
     samples = [
         Sample(corpus.ids.text(index), true[index], pred[index])
-        for index in spread(len(corpus), config.samples)
+        for index in spread(range(len(corpus)), config.samples)
     ]
     signs = {
         "blank_share": blanks / max(frames, 1),

@@ -3,7 +3,7 @@
 `DataError` is the user's to mend: a file, an utterance, a character; the message names it. One of
 them, `Misfit`, is a checkpoint that does not fit the settings.
 `Interrupted` is a stop on request with the work saved. `Failed` is work that cannot go on as
-configured; its class is what a remedy answers.
+configured; its cause is what a remedy answers to.
 """
 
 from pathlib import Path
@@ -22,6 +22,15 @@ class Unreadable(DataError):
 
     def __init__(self, path: Path, why: str | None) -> None:
         super().__init__(f"{path} cannot be read: {why}")
+        self.why = why or "no reason is known"
+
+
+class Damaged(DataError):
+    """A file of a checkpoint that is not as it was written: which, and why."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} is damaged: {why}. Copy it again, or name another checkpoint")
+        self.path, self.why = path, why
 
 
 class Interrupted(Exception):
@@ -40,8 +49,8 @@ class Interrupted(Exception):
 
 
 class Failed(Exception):
-    """Work that cannot go on: `failure_class` names why, in one word (`divergence`, `gate`)."""
+    """Work that cannot go on: `cause` names why, in one word (`diverged`, `gate_missed`)."""
 
-    def __init__(self, failure_class: str, message: str) -> None:
+    def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
-        self.failure_class = failure_class
+        self.cause = cause

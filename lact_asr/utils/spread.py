@@ -1,8 +1,13 @@
 """A few of many, evenly spread and the same ones every time."""
 
+from collections.abc import Sequence
+from typing import TypeVar
 
-def spread(size: int, count: int) -> list[int]:
-    """`count` different places of a list from its first to its last, or all that there are."""
-    if count >= size or count < 2:
-        return list(range(min(size, count)))
-    return [number * (size - 1) // (count - 1) for number in range(count)]
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` different items from the first to the last, or all that there are."""
+    if count >= len(items) or count < 2:
+        return list(items[:count])
+    return [items[number * (len(items) - 1) // (count - 1)] for number in range(count)]

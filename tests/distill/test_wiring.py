@@ -242,6 +242,14 @@ def test_a_router_and_a_projector_pay_their_own_part_of_the_loss(tmp_path):
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
 
 
+@pytest.mark.parametrize(("target", "alike"), [("projector", True), ("original", False)])
+def test_our_projector_reads_states_of_any_size_alike_and_the_original_does_not(target, alike):
+    projector = taught_by(tiny(seed=1), target=target).trainable["logit_projector"]
+    torch.nn.init.normal_(projector.map.weight)
+    states = torch.randn(1, 2, 32)
+    assert torch.allclose(projector(states), projector(9 * states), atol=1e-4) is alike
+
+
 def test_a_step_that_was_dropped_tells_router_and_balancer_nothing(tmp_path):
     class Broken(DistillObjective):
         """Its loss is no number, its parts are."""

@@ -141,7 +141,7 @@ def test_a_step_is_judged_by_what_its_program_wrote_in_a_sentence(
     _, said = process.communicate()
     assert process.returncode == status, said
     assert words in said and "Traceback" not in said
-    assert status == 0 or step.failure()["class"] == "gate"
+    assert status == 0 or step.failure()["cause"] == "gate_missed"
 
 
 @pytest.mark.parametrize(

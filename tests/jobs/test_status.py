@@ -35,7 +35,7 @@ SOUND: dict[str, list[dict[str, Any]]] = {
         {"time": 9.0, "step": 3, "total_steps": 10, "loss": 1.5, "seconds_left": 70.0, "wer": 0.5},
         {"time": 9.5, "steps_skipped": 2},
     ],
-    "failure.json": [{"class": "error", "message": "it broke", "job": JOB, "time": 9.0}],
+    "failure.json": [{"cause": "error", "message": "it broke", "job": JOB, "time": 9.0}],
     "result.json": [{"verdict": "good", "wer": 0.25, "steps": 3, "hours": 0.5}],
 }
 SOUND["submissions.jsonl"][1] |= {"job": JOB, "cancel_requested": True, "ended": False}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UserError
-from jobs.store import Run, RunStore, StepDir
+from jobs.store import Run, RunStore, StepDir, user
 
 
 def make_run(root: Path, name: str) -> Run:
@@ -90,10 +90,10 @@ def test_the_first_failure_of_a_job_stays_and_that_of_a_later_job_replaces_it(
     tmp_path: Path,
 ) -> None:
     step = StepDir(tmp_path)
-    step.write_failure({"job": "1", "rank": 3, "class": "data", "message": "x"})
-    step.write_failure({"job": "1", "rank": 0, "class": "error", "message": "connection lost"})
+    step.write_failure({"job": "1", "rank": 3, "cause": "data", "message": "x"})
+    step.write_failure({"job": "1", "rank": 0, "cause": "error", "message": "connection lost"})
     assert step.failure()["rank"] == 3
-    step.write_failure({"job": "2", "rank": 0, "class": "error", "message": "y"})
+    step.write_failure({"job": "2", "rank": 0, "cause": "error", "message": "y"})
     assert step.failure()["job"] == "2"
 
 
@@ -109,3 +109,29 @@ def test_lines_of_two_writers_do_not_mix(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert len(StepDir(tmp_path).events()) == 400
+
+
+def test_who_works_on_a_run_keeps_others_out_who_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "demo-1")
+    run.write_info({**run.info(), "user": user()})
+    me = f"process {os.getpid()} on {os.uname().nodename}"
+    with run.lock():
+        assert run.busy() == me
+        said = f"demo-1 is being submitted or cancelled by {me}: wait for it"
+        with pytest.raises(UserError, match=said), run.lock():
+            pass
+    assert run.busy() == ""
+
+
+def test_a_lock_that_cannot_be_taken_is_a_sentence_and_another_users_is_not_tried(
+    tmp_path: Path,
+) -> None:
+    """In a shared folder the lock of another user's run cannot even be opened."""
+    run = make_run(tmp_path, "demo-1")
+    run.write_info({**run.info(), "user": user()})
+    (run.path / "lock").mkdir()  # not even root can write into it
+    with pytest.raises(UserError, match="lock cannot be written: Is a directory"), run.lock():
+        pass
+    run.write_info({**run.info(), "user": "somebody"})
+    with pytest.raises(UserError, match="belongs to somebody, and you are "), run.lock():
+        pass

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.local import LocalBackend
 from jobs.cli import main
 from jobs.errors import ClusterError, SubmitRefused, UserError
+from jobs.pipeline import Resources
 from jobs.scheduling import cancel, recover, submit
 from jobs.scheduling.observe import Queue, view
 from jobs.store import Run, RunStore, StepDir, user
@@ -129,6 +131,16 @@ def test_each_step_is_submitted_behind_its_needs_with_its_intent_and_its_id_on_r
     assert submitted(run, queue) == [], "all are under way"
 
 
+def test_a_job_has_the_folder_the_code_and_the_resources_of_its_run(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    run.next_code().symlink_to(tmp_path)  # mended since it was made
+    job = recover.step_job(run, run.steps()[0], "one.t1")
+    step = run.step("one")
+    assert (job.step, job.token, job.directory, job.logs) == ("one", "one.t1", step.path, step.logs)
+    assert job.code == run.codes()[1] != run.codes()[0] and job.cwd == tmp_path
+    assert job.resources == Resources.model_validate(RESOURCES)
+
+
 def test_after_a_refusal_nothing_more_is_asked_and_it_is_on_record(tmp_path):
     run = make_run(tmp_path)
     queue = Paper(run)
@@ -173,14 +185,40 @@ def test_a_job_whose_submission_was_never_answered_is_taken_over_by_the_next_sta
     assert run.step("one").latest().job == "7"
 
 
+def test_at_most_four_submissions_are_under_way_at_once(tmp_path):
+    """Each waits for a fifth one, which does not come."""
+    names, at_once, most, fifth = "abcdefgh", 0, 0, threading.Event()
+    run, lock = make_run(tmp_path, {name: [] for name in names}), threading.Lock()
+
+    class Crowded(Paper):
+        """Counts those who are inside."""
+
+        def submit(self, *given: Any) -> str:
+            nonlocal at_once, most
+            with lock:
+                at_once += 1
+                most = max(most, at_once)
+            if most > 4:
+                fifth.set()
+            fifth.wait(0.3)
+            with lock:
+                at_once -= 1
+                return super().submit(*given)
+
+    assert sorted(submitted(run, Crowded(run))) == list(names)
+    assert most == 4
+
+
 def test_a_submission_that_nobody_finds_again_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "_TRIES", 1)
+    slept: list[float] = []
+    monkeypatch.setattr(submit.time, "sleep", slept.append)
     run = make_run(tmp_path, {"one": []})
     queue = Paper(run)
     monkeypatch.setattr(queue, "find", lambda job: None)
     queue.trouble["one"] = SubmitUnclear("Socket timed out")
     with pytest.raises(ClusterError) as caught:
         submitted(run, queue)
+    assert slept == [1.0] * 5, "a queue shows a new job within seconds"
     token = run.step("one").latest().token
     assert str(caught.value) == (
         f"one: Socket timed out; no job named {token} is in the queue. When the cluster answers "
@@ -250,7 +288,7 @@ def test_a_silence_while_the_end_is_waited_for_is_no_end_and_does_not_end_the_wa
             raise trouble
 
     queue.before_answer = before
-    assert cancel.cancel(run, queue) == (["one"], [], "")
+    assert cancel.cancel(run, queue) == (["one"], [], "", ())
 
 
 def test_while_the_queue_is_silent_nothing_is_submitted_or_ended(tmp_path):
@@ -276,7 +314,7 @@ def dying(tmp_path: Path) -> tuple[Run, Paper]:
 def test_what_takes_the_place_of_a_living_job_waits_behind_it(tmp_path, monkeypatch):
     monkeypatch.setattr(cancel, "_PAUSES", (0.0, 0.0))
     run, queue = dying(tmp_path)
-    assert cancel.cancel(run, queue) == ([], ["one"], "")
+    assert cancel.cancel(run, queue) == ([], ["one"], "", ())
     assert submitted(run, queue) == ["one"]
     assert queue.asked[-1] == ("one", [], ["100"])
     assert queue.ended == [["100"], ["100"]], "it is asked again: the first may have been lost"
@@ -287,7 +325,7 @@ def test_an_older_job_that_is_alive_is_ended_too_although_a_newer_try_has_failed
     run, queue = dying(tmp_path)
     run.step("one").add_submission("one.t2", job="200")
     queue.state["200"], queue.token["200"] = QueueState.FAILED, "one.t2"
-    run.step("one").write_failure({"class": "error", "message": "it broke", "job": "200"})
+    run.step("one").decide_failure({"cause": "error", "message": "it broke", "job": "200"})
     assert submitted(run, queue) == ["one"]
     assert queue.ended == [["100"]]
     assert queue.asked[-1] == ("one", [], ["100"])
@@ -324,7 +362,7 @@ def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_
     run.step("one").write_result({})
     queue.leaves = 4
     found = cancel.cancel(run, queue, ["one"])
-    assert found == (["two", "three"], [], "")
+    assert found == (["two", "three"], [], "", ())
     assert queue.ended == [["103", "102"]], "dependents first"
     ends = {name: run.step(name).latest().ended for name in (*NOTHING, "beside")}
     assert ends == {"one": False, "two": True, "three": True, "beside": False}
@@ -333,14 +371,14 @@ def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_
 def test_cancel_says_which_jobs_are_still_there(tmp_path, monkeypatch):
     monkeypatch.setattr(cancel, "_PAUSES", (0.0,) * 3)
     run, queue = dying(tmp_path)
-    assert cancel.cancel(run, queue) == ([], ["one"], "")
+    assert cancel.cancel(run, queue) == ([], ["one"], "", ())
     queue.leaves = 1
-    assert cancel.cancel(run, queue) == (["one"], [], "")
+    assert cancel.cancel(run, queue) == (["one"], [], "", ())
 
 
 def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_path):
     run, queue = dying(tmp_path)
-    run.step("one").write_failure({"class": "error", "message": "it broke", "job": "100"})
+    run.step("one").decide_failure({"cause": "error", "message": "it broke", "job": "100"})
     assert submitted(run, queue) == ["one"]
     assert queue.asked[-1] == ("one", [], ["100"])
 
@@ -436,7 +474,7 @@ def test_a_worker_judges_the_gate_and_a_result_that_misses_it_is_no_result(tmp_p
     write = "printf '{\"wer\": 0.5}' > $TRAINYARD_RESULT"
     step = make_step(tmp_path, ["sh", "-c", write], gate={"wer": "<= 0.1"})
     assert start(step).returncode == 1
-    assert step.result() is None and step.failure()["class"] == "gate"
+    assert step.result() is None and step.failure()["cause"] == "gate_missed"
     assert "wer is 0.5" in step.failure()["message"]
 
 

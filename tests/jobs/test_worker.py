@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 
 from jobs.errors import UserError
-from jobs.failures import failure_class, sentence
+from jobs.healing.cause import cause_of, sentence
 from jobs.store import StepDir
 from jobs.worker import resolve, stuck
 from lact_asr.training import checkpoint
@@ -90,10 +90,10 @@ def test_a_failure_is_recorded_in_a_line_and_the_log_has_no_traceback(tmp_path: 
     process = start(step)
     _, said = process.communicate()
     assert process.returncode == 1
-    assert said.count("failed: command: false ended with status 1") == 1
+    assert said.count("failed: program_failed: false ended with status 1") == 1
     assert "Traceback" not in said
     failure = step.failure()
-    assert (failure["class"], failure["job"], failure["rank"]) == ("command", "7", 0)
+    assert (failure["cause"], failure["job"], failure["rank"]) == ("program_failed", "7", 0)
     assert events(step) == ["started", "failed"]
 
 
@@ -220,9 +220,9 @@ def test_a_step_whose_need_has_no_result_does_not_run_and_says_so(tmp_path: Path
     said, wrong = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "waiting 10 s for the result of corpus" in said
-    assert step.failure()["class"] == "needs"
+    assert step.failure()["cause"] == "needs_missing"
     assert "corpus/result.json cannot be read: it is empty" in step.failure()["message"]
-    assert wrong.splitlines()[-1].startswith("train failed: needs: corpus")
+    assert wrong.splitlines()[-1].startswith("train failed: needs_missing: corpus")
     assert "Traceback" not in wrong
     assert not (tmp_path / "ran").exists()
 
@@ -272,7 +272,7 @@ def test_a_full_disk_is_a_sentence_that_names_the_file_and_a_class_of_its_own(
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     words = f"{tmp_path}/result.json: No space left on device: make room"
-    assert step.failure()["class"] == "disk" and words in step.failure()["message"]
+    assert step.failure()["cause"] == "disk_full" and words in step.failure()["message"]
     assert words in said.splitlines()[-1]
     assert "Traceback" not in said
     assert step.result() is None
@@ -294,7 +294,9 @@ def test_where_not_even_a_failure_can_be_written_the_log_still_has_a_last_line(
     said, wrong = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the record of the failure is not whole" in said
-    words = f"failed: disk: {tmp_path}/failure.json: Is a directory: a folder lies where a file"
+    words = (
+        f"failed: disk_error: {tmp_path}/failure.json: Is a directory: a folder lies where a file"
+    )
     assert words in wrong.splitlines()[-1]
     assert "Traceback" not in wrong
 
@@ -305,7 +307,7 @@ def test_a_file_that_may_not_be_written_is_a_sentence(tmp_path: Path) -> None:
     process = start(step)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert step.failure()["class"] == "permission"
+    assert step.failure()["cause"] == "permission"
     assert "events.jsonl: Permission denied" in said.splitlines()[-1]
     assert "Traceback" not in said
 
@@ -333,12 +335,12 @@ def test_references_become_values_of_their_own_type_or_part_of_a_text(tmp_path: 
 def test_failures_have_a_class() -> None:
     import torch
 
-    assert failure_class(torch.OutOfMemoryError()) == "out_of_memory"
-    assert failure_class(Failed("gate", "missed")) == "gate"
-    assert failure_class(MemoryError()) == "out_of_memory"
-    assert failure_class(ValueError()) == "error"
-    assert failure_class(DataError()) == "data"
-    assert failure_class(FileNotFoundError(2, "No such file or directory")) == "error"
+    assert cause_of(torch.OutOfMemoryError()) == "out_of_memory_gpu"
+    assert cause_of(Failed("gate_missed", "missed")) == "gate_missed"
+    assert cause_of(MemoryError()) == "out_of_memory_host"
+    assert cause_of(ValueError()) == "error"
+    assert cause_of(DataError()) == "bad_data"
+    assert cause_of(FileNotFoundError(2, "No such file or directory")) == "missing_file"
 
 
 def test_a_full_disk_is_recognized_behind_the_words_of_torch_and_safetensors(
@@ -351,7 +353,7 @@ def test_a_full_disk_is_recognized_behind_the_words_of_torch_and_safetensors(
         checkpoint._write(tmp_path / "trainer.pt", {"a": torch.zeros(1000)})
     said = "Error while serializing: I/O error: No space left on device (os error 28)"
     for error in (caught.value, SafetensorError(said)):
-        assert failure_class(error) == "disk"
+        assert cause_of(error) == "disk_full"
         assert "No space left on device" in sentence(error)
 
 

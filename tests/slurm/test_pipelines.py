@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
 
@@ -55,9 +55,9 @@ def test_a_failure_empties_the_queue_behind_it_and_resume_submits_only_the_rest(
     file = launcher.write(chain(one="", two=breaks, three="", four=""))
     said = launcher("run", file, "--wait", code=1)
     launcher.slurm.wait_for(lambda: launcher.queued() == [])  # a failure comes before its job's end
-    assert "two              failed  command: sh ended with status 3" in said
+    assert "two              failed  program_failed: sh ended with status 3" in said
     status = launcher.status(code=1)
-    assert status["two"]["reason"] == "command: sh ended with status 3: see its log"
+    assert status["two"]["reason"] == "program_failed: sh ended with status 3: see its log"
     assert status["three"]["state"] == status["four"]["state"] == "cancelled"
     assert "two has not succeeded" in status["three"]["reason"]
     assert "the disk is full" in launcher("logs", "/two")
@@ -91,7 +91,7 @@ def test_a_missed_gate_stops_everything_behind_it_and_says_why(launcher: Launche
     steps["quick"]["gate"] = {"seconds": "< 0"}
     launcher("run", launcher.write(steps), "--wait", code=1)
     status = launcher.status(code=1)
-    assert status["quick"]["reason"].startswith("gate: seconds is 0.")
+    assert status["quick"]["reason"].startswith("gate_missed: seconds is 0.")
     assert status["quick"]["reason"].endswith("the gate asks for < 0.0")
     assert status["behind"]["state"] == status["last"]["state"] == "cancelled"
     launcher.slurm.wait_for(lambda: launcher.queued() == [])
@@ -166,7 +166,7 @@ def test_following_a_log_ends_when_the_step_ends_and_every_rank_has_its_own(
     assert following.stdout.readline() == "rank 0 starts\n"
     assert following.poll() is None
     launcher.touch("go")
-    rest, _ = following.communicate(timeout=120)
+    rest, _ = following.communicate(timeout=PATIENCE)
     assert "rank 0 ends\n" in rest and following.returncode == 0
     said = launcher("logs", "/both", "--rank", "1", "--grep", "^rank")
     assert said == "rank 1 starts\nrank 1 ends\n"

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.backends.base import JobState, QueueState
 from jobs.backends.slurm.backend import SlurmBackend
+from jobs.causes import told
 from jobs.errors import ClusterError
 from tests.slurm.cluster import REPOSITORY, PrivateSlurm
 from tests.slurm.steps import is_in, make_step, put_on_path, state
@@ -95,7 +96,7 @@ def test_a_job_in_a_state_that_a_later_slurm_invents_is_alive_while_squeue_lists
             "PENDING|DependencyNeverSatisfied|0:00",
             JobState(QueueState.STUCK, "a step before it failed", 0.0),
         ),
-        ("TIMEOUT|TimeLimit|2:00:00", JobState(QueueState.FAILED, "time limit reached", 7200.0)),
+        ("TIMEOUT|TimeLimit|2:00:00", JobState(QueueState.FAILED, told("time_limit"), 7200.0)),
         ("RUNNING|None|INVALID", JobState(QueueState.RUNNING)),
     ],
 )
@@ -144,8 +145,8 @@ def test_the_time_limit_is_reported(
     found = backend.submit(job, [])
     slurm.wait_for(running.exists)
     slurm.run("scontrol", "update", f"jobid={found}", "EndTime=now+1")
-    slurm.wait_for(lambda: is_in(backend, job, QueueState.FAILED), seconds=240)
-    assert state(backend, job).reason == "time limit reached"
+    slurm.wait_for(lambda: is_in(backend, job, QueueState.FAILED))
+    assert state(backend, job).reason == told("time_limit")
 
 
 def test_status_and_cancel_import_neither_submitit_nor_pydantic(backend: SlurmBackend) -> None:

@@ -84,7 +84,7 @@ def test_a_program_without_progress_at_three_warnings_is_not_started_a_fourth_ti
     for start in (1, 2, 3):
         warn(launcher, start)
     failed = failure(launcher)
-    assert failed["class"] == "no_progress"
+    assert failed["cause"] == "no_progress"
     assert "met its time limit 3 times" in failed["message"]
     assert "the file $TRAINYARD_POSITION" in failed["message"]
     launcher.expect_accounts(only=["REQUEUED", "REQUEUED", "FAILED"])
@@ -142,7 +142,7 @@ def test_a_requeue_that_never_works_is_a_failure_that_says_why(launcher: Launche
         ["scancel", "--signal=TERM", job(launcher)], env=launcher.slurm.environment, check=True
     )  # what Slurm does at the limit
     failed = failure(launcher)
-    assert failed["class"] == "requeue"
+    assert failed["cause"] == "not_requeued"
     assert failed["message"].startswith("saved before its time limit, but not requeued: Unable to")
     launcher.wait_for_states(only="failed")
-    assert "only failed: requeue: saved before" in launcher("logs", "/only")
+    assert "only failed: not_requeued: saved before" in launcher("logs", "/only")

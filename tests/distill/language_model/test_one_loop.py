@@ -143,7 +143,7 @@ def test_memory_that_will_not_do_shows_first_and_says_what_to_halve(tmp_path):
     for probe, said in ((True, "before the first step"), (False, "ran out at step")):
         with pytest.raises(Failed, match=rf"{said}.*halve batch_tokens and") as caught:
             texts_run(tmp_path, Narrow(model(), 256), RecordedEvents(), probe=probe)
-        assert caught.value.failure_class == "out_of_memory"
+        assert caught.value.cause == "out_of_memory_gpu"
     recorded = RecordedEvents()
     texts_run(tmp_path, model(), recorded, probe=True, max_steps=1)
     longest = max(len(each) + 1 for each in sentences(120))

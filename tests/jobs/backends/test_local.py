@@ -62,7 +62,7 @@ def test_a_failure_stops_what_is_behind_it_and_resume_does_only_what_is_left(
     assert done.returncode == 1
     steps = launch.status()
     assert [step["state"] for step in steps.values()] == ["succeeded", "failed", "cancelled"]
-    assert steps["second"]["reason"] == "command: sh ended with status 1: see its log"
+    assert steps["second"]["reason"] == "program_failed: sh ended with status 1: see its log"
     assert steps["third"]["reason"] == "second has not succeeded"
 
     (launch.folder / "mended").touch()
@@ -80,7 +80,7 @@ def test_a_missed_gate_fails_the_step_and_says_by_how_much(launch: Launcher) -> 
     assert launch("run", launch.write(text), "--cluster", "local", "--wait").returncode == 1
     steps = launch.status()
     assert steps["second"]["state"] == "failed"
-    assert "gate: seconds is 0" in steps["second"]["reason"]
+    assert "gate_missed: seconds is 0" in steps["second"]["reason"]
     assert "the gate asks for < 0" in steps["second"]["reason"]
     assert steps["third"]["state"] == "cancelled"
 

@@ -88,7 +88,7 @@ def test_weights_of_another_model_are_refused_in_a_sentence(tmp_path, corpus, ot
     expected = settings(train, corpus, init_from=tmp_path / "first", **other)
     with pytest.raises(Failed, match=words) as caught:
         train.run(expected, told(tmp_path / "second")[0])
-    assert caught.value.failure_class == "settings"
+    assert caught.value.cause == "settings"
     assert "\n" not in str(caught.value)
 
 
@@ -185,7 +185,7 @@ def _resumed_with(tmp_path: Path, corpus: dict[str, Path], before: Any, now: Any
         train.run(settings(train, corpus, **before), told(folder, stop=True)[0])
     with pytest.raises(Failed) as caught:
         train.run(settings(train, corpus, **now), told(folder)[0])
-    assert caught.value.failure_class == "settings"
+    assert caught.value.cause == "settings"
     said = str(caught.value)
     assert said.endswith("; or start the step anew: resume demo-1 --redo train")
     assert "\n" not in said and len(said.replace(str(tmp_path), "")) < 250

@@ -251,7 +251,7 @@ def test_evaluate_takes_some_utterances_spread_over_the_list(
     given = {"checkpoint": trained[0], "manifest": corpus["train"], "num_samples": 3}
     result = run("evaluate", told(tmp_path)[0], **given)
     ids = [json.loads(line)["id"] for line in result.hypotheses.read_text().splitlines()]
-    assert ids == ["0-0", "0-8", "0-16"]
+    assert ids == ["0-0", "0-11", "0-23"]
 
 
 def test_evaluate_takes_audio_without_texts_and_then_has_no_rates(
@@ -303,10 +303,21 @@ def test_overfit_fails_the_step_for_a_defect_and_leaves_the_rest_to_the_gate(
     given["relaxed_rate"] = None
     with pytest.raises(Failed, match=r"^can't learn: WER [\d.]+% after 10 steps$") as caught:
         run("overfit", told(tmp_path)[0], **given)
-    assert caught.value.failure_class == "overfit"
+    assert caught.value.cause == "gate_missed"
     near = {**given, "learning_rate": 1e-2, "steps": 18, "marginal_wer": 0.99}
     result = run("overfit", told(tmp_path)[0], **near, warmup_steps=5, blind_control=False)
     assert result.verdict == "MARGINAL" and result.wer > 0 and result.blind_wer is None
+
+
+def test_the_second_try_of_overfit_is_on_record_as_a_remedy(
+    tmp_path: Path, corpus: dict[str, Path]
+) -> None:
+    job, _, events = told(tmp_path)
+    given = {"manifest": corpus["train"], "model": SMALL, "steps": 10, "learning_rate": 1e-6}
+    with pytest.raises(Failed):
+        run("overfit", job, **given)
+    [remedy] = [each for each in events if each["event"] == "remedy"]
+    assert remedy["cause"] == "gate_missed" and "second try at rate" in remedy["reason"]
 
 
 def test_overfit_that_is_asked_to_stop_has_nothing_to_go_on_from(

@@ -44,14 +44,16 @@ def test_other_weights_are_there_inside_only_even_if_something_fails():
         assert model.running_mean.tolist() == [0.0, 0.0]  # not given: the model's own
         raise ValueError("in between")
     assert torch.equal(model.weight, own) and model.weight is parameter
-    with Average(model).in_force():
+    nothing = Average(model)
+    assert nothing.values == {}
+    with nothing.in_force():
         assert torch.equal(model.weight, own)
 
 
 def test_the_mean_of_checkpoints_is_exact_and_leaves_counters_alone():
     ones = {"w": torch.tensor([1.0, 1e8]), "n": torch.tensor(3)}
     threes = {"w": torch.tensor([3.0, 1e8 + 8]), "n": torch.tensor(5)}
-    found = mean([ones, threes, threes])
+    found = mean([ones, threes | {"n": torch.tensor(4)}, threes])
     assert found["w"].tolist() == pytest.approx([7 / 3, 1e8 + 16 / 3])
     assert found["w"].dtype == torch.float32
     assert found["n"] == 5

@@ -11,10 +11,10 @@ import torch
 from safetensors.numpy import load_file
 
 from lact_asr.model.recognizer import FAMILIES
-from lact_asr.training import checkpoint
-from lact_asr.utils.errors import DataError
-from lact_asr.utils.files import read_json, write_json
-from tests.lact_asr.tiny_runs import VOCABULARY, settings, tiny
+from lact_asr.training import checkpoint, checksums
+from lact_asr.utils.errors import Damaged, DataError
+from lact_asr.utils.files import read_json
+from tests.lact_asr.tiny_runs import VOCABULARY, replace_file, settings, tiny
 from tests.ranks import in_ranks
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_stays_as_it_is_once_somebody_newer_has_the_folder(tmp_path
     left = iter([None] * (calls - 1))
     with pytest.raises(StopIteration):
         checkpoint.save(tmp_path, "best", {checkpoint.STATE: {"step": 2}}, lambda: next(left))
-    assert read_json(path / checkpoint.STATE) == {"step": 1}
+    assert checksums.facts(path) == {"step": 1}
     assert len(list(tmp_path.glob(".new.*"))) == calls - 1
     assert not list(tmp_path.glob(".old.*"))
 
@@ -90,9 +90,9 @@ def test_a_replacement_cut_between_its_renames_is_finished(tmp_path):
     path = write(tmp_path, "best", step=1)
     path.rename(tmp_path / ".old.best")
     checkpoint.recover(tmp_path)
-    assert read_json(path / checkpoint.STATE) == {"step": 1}
+    assert checksums.facts(path) == {"step": 1}
     write(tmp_path, "best", step=2)
-    assert read_json(path / checkpoint.STATE) == {"step": 2}
+    assert checksums.facts(path) == {"step": 2}
     assert [each.name for each in tmp_path.iterdir()] == ["best"]
 
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_a_stranger_runs_no_code(tmp_path):
 
     for name in ("trainer.pt", "model.safetensors"):
         torch.save(Evil(), tmp_path / name)
-        with pytest.raises(DataError, match="not a checkpoint"):
+        with pytest.raises(Damaged, match="it cannot be read"):
             checkpoint.load(tmp_path / name)
     assert not (tmp_path / "done").exists()
 
@@ -144,15 +144,15 @@ def test_weights_that_are_cut_or_of_another_shape_or_family_are_named(tmp_path):
     path = write(tmp_path, "best")
     other = shutil.copytree(path, tmp_path / "other")
     config = read_json(path / "config.json")
-    write_json(other / "config.json", config | {"model": config["model"] | {"mlp": 96}})
+    replace_file(other / "config.json", config | {"model": config["model"] | {"mlp": 96}})
     with pytest.raises(DataError, match=r"do not fit the model"):
         checkpoint.load_model(other, FAMILIES)
-    write_json(other / "config.json", config | {"family": "oracle"})
+    replace_file(other / "config.json", config | {"family": "oracle"})
     with pytest.raises(DataError, match=r"'oracle'; known here: lact"):
         checkpoint.load_model(other, FAMILIES)
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"cannot read .*model\.safetensors"):
+    with pytest.raises(Damaged, match=r"model\.safetensors is damaged: .* its checksum is another"):
         checkpoint.load_model(path, FAMILIES)
 
 

@@ -54,7 +54,7 @@ def test_memory_that_would_run_out_later_fails_before_the_first_step(tmp_path):
             augment=slow,
             recorded=recorded,
         )
-    assert caught.value.failure_class == "out_of_memory"
+    assert caught.value.cause == "out_of_memory_gpu"
     assert recorded.losses() == {} and not (tmp_path / "checkpoints").exists()
     count, samples = objective.seen[-1]
     assert 5.0 < count * samples / RATE <= 8.0
@@ -93,14 +93,14 @@ def narrow_rank(folder: Path, sharded: bool = False) -> None:
         objective = Narrow(tiny(), most=1e9 if world.main else 1.0)
         run(folder, train, objective, probe=True, batch_seconds=3.0, sharded=sharded)
     except Failed as error:
-        (folder / f"{world.rank}.txt").write_text(f"{error.failure_class}: {error}")
+        (folder / f"{world.rank}.txt").write_text(f"{error.cause}: {error}")
 
 
 def test_one_rank_without_memory_ends_all_of_them(tmp_path):
     manifest(tmp_path)
     in_ranks(narrow_rank, tmp_path, 2)  # torch 2.11 aborts 1 in 9 that end so soon after joining
     told = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
-    assert all(each.startswith("out_of_memory: ") for each in told)
+    assert all(each.startswith("out_of_memory_gpu: ") for each in told)
     assert "on another rank" in told[0] and "80 GiB" in told[1]
 
 
@@ -114,4 +114,4 @@ def test_a_rank_without_memory_ends_those_that_wait_for_its_share_of_the_model(t
     assert in_ranks(narrow_split_rank, tmp_path, 2)[0] != 0
     assert not (tmp_path / "0.txt").exists()
     told = (tmp_path / "1.txt").read_text()
-    assert told.startswith("out_of_memory: ") and "80 GiB" in told
+    assert told.startswith("out_of_memory_gpu: ") and "80 GiB" in told

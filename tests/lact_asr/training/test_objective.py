@@ -64,6 +64,20 @@ def test_the_total_is_the_formula_of_its_parts(tmp_path):
     assert apart > 0.001 * ctc
 
 
+def test_a_block_in_between_is_read_out_with_the_lengths_of_the_output(tmp_path, monkeypatch):
+    """A head that normalizes over frames, like the baseline's, must not count padding."""
+    manifest(tmp_path)
+    batch, model, seen = spoken(tmp_path, [0, 1, 2]), tiny(layers=2), []
+    read_out = model.read_out
+    monkeypatch.setattr(
+        model, "read_out", lambda states, lengths: seen.append(lengths) or read_out(states, lengths)
+    )
+    CTCObjective(model, CTCConfig(intermediate=(1,)))(batch, 0.0)
+    expected = model.output_lengths(batch.wave_lengths).tolist()
+    assert [lengths.tolist() for lengths in seen].count(expected) == len(seen) > 0
+    assert len(set(expected)) > 1
+
+
 def test_without_additions_it_is_plain_ctc(tmp_path):
     manifest(tmp_path)
     batch, model = spoken(tmp_path, [0, 1]), tiny()

@@ -77,7 +77,7 @@ def test_more_utterances_in_quarantine_than_allowed_are_bad_data(tmp_path):
         Failed, match=f"(?s)1 utterances have no .* is 0.*{loud}: its loss"
     ) as caught:
         run(tmp_path, train, Overflowing(tiny(), loud), max_unreadable=0, **SHORT)
-    assert caught.value.failure_class == "bad_data"
+    assert caught.value.cause == "bad_data"
 
 
 def test_a_nan_that_passes_costs_nothing_but_the_second_try(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult, fit
 from lact_asr.utils.errors import DataError, Interrupted
 from lact_asr.utils.files import read_json
-from tests.lact_asr.tiny_runs import VOCABULARY, manifest, run, settings, tiny, tones
+from tests.lact_asr.tiny_runs import VOCABULARY, manifest, replace_file, run, settings, tiny, tones
 from tests.ranks import in_ranks
 
 
@@ -72,12 +73,20 @@ def test_a_checkpoint_that_names_the_best_wer_and_loss_goes_on(tmp_path):
     saved = checkpoint.load(path)
     saved["state"] |= {"best_wer": 0.0, "best_loss": 0.0}
     del saved["state"]["best"]
-    torch.save(saved, path)
+    replace_file(path, saved)
     _, recorded = run(tmp_path, train)
     assert [line["step"] for line in recorded.metrics if "wer" in line] == [6]
     assert read_json(tmp_path / "checkpoints/best/state.json")["step"] == 3
     after = checkpoint.load(tmp_path / "checkpoints/00000006/trainer.pt")
     assert after["state"]["best"] == [0.0, 0.0]
+
+
+def wait_for(path: Path) -> None:
+    """Until a checkpoint is there."""
+    end = time.monotonic() + 120
+    while not checkpoint.complete(path):
+        assert time.monotonic() < end, f"{path} does not come"
+        time.sleep(0.01)
 
 
 def killed(folder: Path) -> None:
@@ -86,6 +95,7 @@ def killed(folder: Path) -> None:
 
     def report(line) -> None:
         if line["step"] == 7:
+            wait_for(folder / "killed/checkpoints/00000006")
             os.kill(os.getpid(), signal.SIGKILL)
 
     fit(

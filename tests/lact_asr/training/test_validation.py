@@ -1,7 +1,9 @@
 """Validation hears every dev utterance, and hides nothing."""
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from lact_asr.decoding.metrics import score
 from lact_asr.decoding.transcribe import transcribe
 from lact_asr.distributed.processes import World
 from lact_asr.model.recognizer import Recognizer
+from lact_asr.training import validation
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.validation import Validation, comparison_key, validate
 from lact_asr.utils.files import read_json
@@ -100,3 +103,80 @@ def test_a_model_that_begins_to_speak_is_not_worse_than_a_silent_one(model, tmp_
     lowest = min(lines, key=lambda line: line["valid_loss"])
     assert 1 < min(line["wer"] for line in lines) < lowest["wer"]
     assert read_json(result.checkpoint / "state.json")["step"] == lowest["step"]
+
+
+@dataclass(frozen=True)
+class OneOfTwo(World):
+    """One of two ranks, beside which stands what the other has said: no process waits for it."""
+
+    world_size: int = 2
+    other: tuple[torch.Tensor, tuple[dict[str, str], list[tuple[str, str]]]] | None = None
+
+    def all_sum(self, values: torch.Tensor) -> torch.Tensor:
+        assert values.dtype == torch.float64, "a sum of thousands of losses"
+        return values + self.other[0] if self.other else values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other[1]] if self.other else [value]
+
+
+def test_halves_of_the_dev_set_that_are_heard_apart_are_put_together(tmp_path, model):
+    dev = tones(tmp_path, 6)
+    dev[1].audio.unlink()
+    dev[4].audio.write_bytes(b"")
+    corpus = whole_corpus(dev, VOCABULARY)
+    config = settings(samples=6, batch_seconds=1.5 * max(each.duration for each in dev))
+
+    def share(world: World) -> Validation:
+        return validate(model, corpus, VOCABULARY, config, world, torch.device("cpu"), 0)
+
+    halves = [share(OneOfTwo(rank)) for rank in (0, 1)]
+    heard = [{each.id: each.pred for each in half.samples if each.pred} for half in halves]
+    assert not heard[0].keys() & heard[1].keys() and len(heard[0]) + len(heard[1]) == 4
+    labels = [sum(len(corpus.labels[i]) for i in range(6) if dev[i].id in half) for half in heard]
+    assert all(labels)
+    sums = torch.tensor([halves[1].loss * labels[1], labels[1]], dtype=torch.float64)
+    told = heard[1], [*halves[0].unreadable, *halves[1].unreadable]
+    both, alone = share(OneOfTwo(0, other=(sums, told))), share(World())
+    assert both.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert (both.scores, both.samples) == (alone.scores, alone.samples)
+    assert sorted(both.unreadable) == sorted(alone.unreadable) and len(alone.unreadable) == 2
+    assert dict(alone.unreadable).keys() == {dev[1].id, dev[4].id}
+
+
+def test_a_dev_set_of_which_no_text_has_a_path_has_an_infinite_loss(tmp_path, model):
+    said = tones(tmp_path, 1)[0]
+    hopeless = check(model, [replace(said, text=said.text * 4)])
+    assert hopeless.loss == math.inf and hopeless.samples[0].pred
+
+
+def test_validation_leaves_the_model_in_evaluation_mode_and_reads_it_in_the_asked_precision(
+    tmp_path, model
+):
+    model.train()
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    check(model, tones(tmp_path, 2), settings(precision="bf16", samples=0))
+    assert seen == [True] and not model.training
+
+
+def test_whoever_has_fewer_batches_calls_its_model_as_often_as_the_others(
+    tmp_path, model, monkeypatch
+):
+    """A split model gathers its weights from all ranks, which wait for whoever does not call it."""
+    called: list[tuple[int, list[int], list[int]]] = []
+    monkeypatch.setattr(
+        validation,
+        "run_dummy_forwards",
+        lambda model, calls, wave, length: called.append(
+            (calls, list(wave.shape), length.tolist())
+        ),
+    )
+    dev = tones(tmp_path, 5)
+    corpus, config = whole_corpus(dev, VOCABULARY), settings(batch_seconds=0.1)
+    for rank in (0, 1):
+        validate(model, corpus, VOCABULARY, config, OneOfTwo(rank), torch.device("cpu"), 0)
+    min(dev, key=lambda each: each.duration).audio.unlink()
+    validate(model, corpus, VOCABULARY, config, World(), torch.device("cpu"), 0)
+    silence = [1, 1600], [1600]  # a tenth of a second
+    assert called == [(0, *silence), (1, *silence), (1, *silence)]

@@ -25,7 +25,16 @@ from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult, fit
 from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import read_json
-from tests.lact_asr.tiny_runs import VOCABULARY, RecordedEvents, ended, run, settings, tiny, tones
+from tests.lact_asr.tiny_runs import (
+    VOCABULARY,
+    RecordedEvents,
+    ended,
+    replace_file,
+    run,
+    settings,
+    tiny,
+    tones,
+)
 from tests.lact_asr.training.test_trainer import Poisoned
 
 
@@ -342,7 +351,7 @@ def test_a_model_is_kept_for_its_wer_and_from_100_percent_on_for_its_loss(
     newest = tmp_path / "checkpoints/00000002"
     trainer = checkpoint.load(newest / "trainer.pt")
     trainer["state"]["best"] = [min(wer, 1.0), loss]
-    torch.save(trainer, newest / "trainer.pt")
+    replace_file(newest / "trainer.pt", trainer)
     run(tmp_path, train, max_steps=4, valid_every=9)
     assert checkpoint.complete(tmp_path / "checkpoints/best") is replaced
 
