@@ -424,7 +424,7 @@ CASES = (
     ),
     Case("NaN in a weight", "the first parameter set to NaN", "diverged", [fault("nan_weight")]),
     Case("NaN in a gradient", "one gradient of one step", faults=[fault("nan_gradient")]),
-    Case("NaN in a batch", "the samples of one utterance, once", faults=[fault("nan_data")]),
+    Case("NaN in a batch", "the samples of one utterance, once", "bad_data", [fault("nan_data")]),
     Case(
         "NaN in a file",
         "a WAV of float32 with NaN, in every epoch",
