@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadgroup
 
 SPEECH := $(wildcard ../shared/data/speech/dev)
 

@@ -38,8 +38,9 @@ from lact_asr.model.forward import forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.model.masks import length_mask
 from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training.health import Finding
 from lact_asr.training.logger import TrainingLogger
-from lact_asr.training.loss import Loss, Outcome, Part, relative
+from lact_asr.training.loss import LEAST, Loss, Outcome, Part, relative
 from lact_asr.training.objective import SpeechObjective
 from lact_asr.utils.errors import DataError
 
@@ -213,18 +214,34 @@ class DistillObjective(SpeechObjective):
             return
         parts = {name: part.value for name, part in outcome.parts.items()}
         self.balancer.observe(parts["ctc"], parts)
-        warn_of_collapse = step % LOOK == 0 or step <= 5
-        if warn_of_collapse:
+        if step % LOOK == 0 or step <= 5:
             for line in self._lines(step, outcome):
                 logger.say(line)
+            logger.judge(step, {"teacher_unlearned": self._teacher_unlearned(outcome)})
         if "router" not in self.trainable:
             return
         router, names = cast(StudentAwareRouter, self.trainable["router"]), self.hints.experts
         firsts, shares = ([parts[f"{kind}_{n}"] for n in names] for kind in ("first", "share"))
         router.observe(firsts)
-        if step % LOOK == 0 and (wrong := router.warn_of_collapse(firsts, shares)):
-            logger.event("router_collapsed", step=step, firsts=firsts, shares=shares)
-            logger.say(f"Warning at step {step}: {wrong}")
+        if step % LOOK == 0:
+            wrong, used = (
+                router.warn_of_collapse(firsts, shares),
+                dict(zip(names, shares, strict=True)),
+            )
+            collapse = Finding("router_collapse", wrong, used) if wrong else None
+            logger.judge(step, {"router_collapse": collapse})
+
+    def _teacher_unlearned(self, outcome: Outcome) -> Finding | None:
+        """Whether there is nothing to learn from the teacher."""
+        expected = outcome.parts["kd"].expected
+        if expected is None or expected >= LEAST:
+            return None
+        return Finding(
+            "teacher_unlearned",
+            f"the teacher finds all symbols about equally likely (kd {expected:.2g} to a student "
+            "that knows nothing): train it first, or name another checkpoint as teacher",
+            {"kd_expected": expected},
+        )
 
     def _lines(self, step: int, outcome: Outcome) -> list[str]:
         """The original lines, for those who look for them."""

@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     _add_for_pipelines(add)
     _add_for_runs(add)
     _add_for_checkpoints(add)
+    _add_for_jobs(commands)
     return top
 
 
@@ -185,6 +186,12 @@ def _add_for_runs(add: _Add) -> None:
     )
     resume.add_argument("--fresh-code", action="store_true", help="with the code as it is now")
     resume.add_argument("--wait", action="store_true", help="stay until every step has ended")
+
+
+def _add_for_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """What the batch script of a job calls; people have `resume`."""
+    follow = commands.add_parser("follow")
+    follow.add_argument("step", type=Path)
 
 
 def _add_for_checkpoints(add: _Add) -> None:

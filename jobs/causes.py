@@ -61,7 +61,8 @@ CAUSES: dict[str, Cause] = {
     ),
     "node_failed": Cause(
         "its node has failed",
-        "is queued again by Slurm, and goes on from the newest checkpoint",
+        "is queued again by Slurm, and goes on from the newest checkpoint; a node that has failed "
+        "twice within a week gets no new step",
         _ON,
     ),
     "killed": Cause(
@@ -95,7 +96,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "slurm_unreachable": Cause(
         "Slurm does not answer",
-        "asks again, ever more slowly",
+        "asks again, ever more slowly, after a look for what may have been queued",
         "`resume RUN` when Slurm is back: nothing is submitted twice",
     ),
     "not_requeued": Cause(

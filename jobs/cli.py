@@ -153,15 +153,15 @@ def _launch(
     pipeline: "Pipeline", text: str, cluster: "Cluster", *, wait: bool, **facts: Any
 ) -> "tuple[Run, int]":
     """Submit a new run; the run and the exit code. `facts` go into run.json."""
-    from jobs.scheduling.submit import submit_pending
+    from jobs.scheduling.submit import submit_patiently
     from jobs.store import RunStore
 
     store = RunStore()
     run = _create(pipeline, text, cluster, store, store.new_name(pipeline.name), **facts)
-    print(run.path)
+    print(run.path, flush=True)
     backend = _backend_of(run)
-    with _submitting(run), run.lock():
-        todo = submit_pending(run, backend)
+    with _submitting(run):
+        todo = submit_patiently(run, backend)
     return run, _report(run, backend, todo, wait)
 
 
@@ -179,13 +179,8 @@ def _create(
         load_early()
     backend = _backend(cluster.model_dump(mode="json"))
     with ThreadPoolExecutor(1) as pool:  # the answers come while the run's files are written
-        checked = pool.submit(_preflight, pipeline, cluster)
-
-        def scheduler() -> str:
-            checked.result()
-            return backend.identity()
-
-        return create(store, pipeline, cluster, text, name, scheduler, **facts)
+        checked = pool.submit(_ask_first, pipeline, cluster, backend)
+        return create(store, pipeline, cluster, text, name, checked.result, **facts)
 
 
 def _rehearse(given: argparse.Namespace) -> int:
@@ -222,12 +217,30 @@ def _rehearse(given: argparse.Namespace) -> int:
     return int(not all(row.as_expected for row in rows))
 
 
+def _ask_first(pipeline: "Pipeline", cluster: "Cluster", backend: "Backend") -> str:
+    """Which scheduler answers, as soon as it does, and what it would refuse (ClusterError)."""
+    from jobs.scheduling.patience import patiently
+
+    home = patiently(backend.identity)
+    _preflight(pipeline, cluster)
+    return home
+
+
 def _report(run: "Run", backend: "Backend", todo: "Sequence[Submit]", wait: bool) -> int:
+    from jobs.healing.nodes import explain, nodes_to_exclude
+
     for submit in todo:
         latest = run.step(submit.step).latest()
         print(f"  {submit.step}: job {latest.job.split('.')[0] if latest else ''}{_behind(submit)}")
-    if not todo:
+    if rest := run.following():
+        print(
+            f"  {', '.join(rest.steps)}: Slurm takes no more jobs of yours for now; they follow by "
+            "themselves as jobs of this run end"
+        )
+    elif not todo:
         print("nothing to submit: every step has succeeded or is under way")
+    if excluded := nodes_to_exclude(run.path.parent, run.info().get("scheduler", "")):
+        print(f"  {explain(excluded)}")
     sys.stdout.flush()
     if not wait:
         print(f"look: {NAME} status {run.name}\n      {NAME} logs {run.name}/STEP -f")
@@ -400,26 +413,46 @@ def _tell(done: "Cancelled", run: "Run", asked: str) -> None:
             f"{done.trouble}: it is not known whether these jobs will end; to ask again: "
             f"{NAME} cancel {asked}"
         )
-    if not done.ended and not done.ending:
+    if done.unsubmitted:
+        print(f"not submitted any more: {', '.join(done.unsubmitted)}")
+    if not done.ended and not done.ending and not done.unsubmitted:
         print("nothing to cancel: no job of it is in the queue")
 
 
 def _resume(given: argparse.Namespace) -> int:
     from jobs.reading.shipped import find_pipeline
-    from jobs.scheduling.submit import submit_pending
-    from jobs.snapshot import copy_code
+    from jobs.scheduling.submit import submit_patiently
 
     run, backend = _open(given.run)
     file = find_pipeline(given.file).absolute() if given.file else None
-    with _submitting(run), run.lock():
-        backend.expect_home()  # where no job is left to ask about, nothing else would tell
+    with _submitting(run):
+        _prepare(run, backend, given, file)
+        todo = submit_patiently(run, backend)
+    return _report(run, backend, todo, given.wait)
+
+
+def _prepare(run: "Run", backend: "Backend", given: argparse.Namespace, file: Path | None) -> None:
+    """Make a run ready to go on with what is different about it."""
+    from jobs.scheduling.patience import patiently
+    from jobs.snapshot import copy_code
+
+    patiently(backend.expect_home)  # with no job left to ask about, nothing else would tell
+    with run.lock():
         if file or given.set or given.redo:
             with _when_stopped("stopped; nothing was submitted: the same command does the rest"):
                 _mend(run, backend, file, given.set, given.redo)
         if given.fresh_code:
             copy_code(run.next_code())
-        todo = submit_pending(run, backend)
-    return _report(run, backend, todo, given.wait)
+
+
+def _follow(given: argparse.Namespace) -> int:
+    from jobs.scheduling.follow import Ending, follow
+    from jobs.store import Run, StepDir
+
+    step = StepDir(given.step.absolute())
+    run = Run(step.path.parents[1])
+    follow(run, _backend_of(run), Ending(step, os.environ.get("SLURM_JOB_ID", "")))
+    return 0
 
 
 def _mend(
@@ -500,6 +533,7 @@ _COMMANDS = {
     "logs": _logs,
     "cancel": _cancel,
     "resume": _resume,
+    "follow": _follow,
     "rehearse": _rehearse,
     "render": _render,
     "infer": _infer,

@@ -4,6 +4,8 @@ UserError          the user can mend it: what, where, what to write instead; no 
   SpecError        mistakes in a file, all of them at once, each with file:line
   ClusterError     the cluster refused, or a step failed: exit 1
     SubmitRefused  it refused a job, and nothing was queued
+      LimitReached because of how many jobs the user has in the queue by now
+    Unreachable    it does not answer at the moment: the same request may work later
     Elsewhere      the run belongs to another Slurm, or to another machine
 Superseded         a newer start of the step has begun: this one leaves without writing
 
@@ -37,6 +39,14 @@ class ClusterError(UserError):
 
 class SubmitRefused(ClusterError):
     """The cluster has refused a job: nothing was queued."""
+
+
+class LimitReached(SubmitRefused):
+    """The cluster takes no more jobs of this user at the moment."""
+
+
+class Unreachable(ClusterError):
+    """The cluster does not answer at the moment."""
 
 
 class Elsewhere(ClusterError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import logs
 from jobs.causes import cause_in
+from jobs.healing.nodes import explain, nodes_to_exclude
 from jobs.healing.spans import ENDS, STARTS
 from jobs.printing import duration, one_line
 from jobs.program import NAME
@@ -30,6 +31,7 @@ _COLOURS = {
     State.CANCELLED.value: "yellow",
     State.LOST.value: "bold magenta",
 }
+HEALTHY = "HEALTHY"  # what is said of a training with nothing wrong
 _POLL = 1.0  # seconds between two checks of the files
 _WIDEST = 400  # characters of a line about one step
 
@@ -44,6 +46,7 @@ def describe(run: Run, queue: Queue) -> dict[str, Any]:
         "cluster": info["cluster"]["name"],
         "created": info["created"],
         "trouble": seen.trouble,
+        "excluded": nodes_to_exclude(run.path.parent, info.get("scheduler", "")),
         "busy": seen.busy,
         "steps": [_describe_step(run, step, seen) for step in info["steps"]],
     }
@@ -71,11 +74,33 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "submissions": len(record.tries),
         "seconds": None if seconds is None else round(seconds, 1),
         "progress": progress,
+        "health": _health(record.events) if state is State.RUNNING else None,
         "result": record.result,
         "last_line": last_line,
+        "follows": step["name"] in seen.follows,
         "more": f"{NAME} logs {run.name}/{step['name']}" if last_line else "",
         "unreadable": list(folder.flaws.values()),
     }
+
+
+def _health(events: list[dict[str, Any]]) -> str | None:
+    """HEALTHY, or what was found last and is not over; None for a start that watches nothing yet.
+
+    Every start of a training says what is still open from before.
+    """
+    found: dict[str, str] | None = None
+    for event in events:
+        word, sentence = str(event.get("word")), str(event.get("sentence"))
+        if event["event"] in STARTS and "host" in event:
+            found = None
+        elif event["event"] == "watched":
+            still = event.get("open")
+            found = {str(w): str(s) for w, s in still.items()} if isinstance(still, dict) else {}
+        elif found is not None and event["event"] == "finding":
+            found[word] = sentence
+        elif found is not None and event["event"] == "healthy":
+            found.pop(word, None)
+    return None if found is None else ([HEALTHY, *found.values()])[-1]
 
 
 def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
@@ -93,7 +118,7 @@ def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
 
 def exit_code(status: Mapping[str, Any]) -> int:
     """0 where all has succeeded, or goes on and nothing has ended otherwise; else 1."""
-    states = {State(step["state"]) for step in status["steps"]}
+    states = {State(step["state"]) for step in status["steps"] if not step["follows"]}
     good = {State.SUCCEEDED, *ACTIVE, *([State.NEW] if status["busy"] else [])}
     return int(not states <= good)
 
@@ -117,8 +142,9 @@ def _pieces(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"\n{step}{kind}", ""
         yield state, _COLOURS.get(row[2], "")
         yield "".join(rest).rstrip(), ""
-    if trouble := _trouble(status):
-        yield f"\n{trouble}", "yellow"
+    for line in (_trouble(status), explain(status["excluded"]) if _active(status) else ""):
+        if line:
+            yield f"\n{line}", "yellow"
 
 
 def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
@@ -133,7 +159,7 @@ def summary(step: Mapping[str, Any]) -> str:
     if step["state"] == State.SUCCEEDED.value:
         said = [_headline(step["result"]), *step["unreadable"]]
     elif step["state"] == State.RUNNING.value:
-        said.insert(0, _progress(step["progress"]))
+        said[:0] = [_progress(step["progress"]), step["health"] or ""]
     if often := step["remedies"]:
         said.append(f"({often} {'remedy' if often == 1 else 'remedies'})")
     if step["last_line"]:
@@ -230,4 +256,5 @@ def _trouble(status: Mapping[str, Any]) -> str:
 
 def _active(status: Mapping[str, Any]) -> bool:
     """Whether anything may still change without anybody's doing."""
-    return any(State(step["state"]) in ACTIVE for step in status["steps"]) or bool(status["busy"])
+    going = (step["follows"] or State(step["state"]) in ACTIVE for step in status["steps"])
+    return any(going) or bool(status["busy"])

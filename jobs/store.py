@@ -3,6 +3,7 @@
     runs/<name>-<time>-<hex>/       sortable, unique, typeable by prefix
       pipeline.yaml  run.json       as given; resolved steps, cluster, user, host, commit, versions
       code/  dirty.diff             the snapshot the jobs run from (code.2/ ... after --fresh-code)
+      following.json                what its jobs submit, where not all fitted into the queue
       steps/<step>/
         job.json                    kind, settings, resources: all the worker reads
         submissions.jsonl           the intent before each submission, the job's id right after it,
@@ -25,6 +26,7 @@ import pwd
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from jobs.errors import UserError
@@ -43,9 +45,10 @@ from lact_asr.utils.files import (
 from lact_asr.utils.locks import Busy, exclusive_lock, holder
 
 _TAIL = 1 << 16  # bytes read from the end of metrics.jsonl for the newest line
+_SUBMITTING = 20.0  # seconds for which a job that submits others is waited for
 _PATIENCE = 1.0  # seconds: `holder` takes the lock for a moment to see whether it is free
 _SUBMISSIONS = "submissions.jsonl"
-_Fact = TypeVar("_Fact", str, bool)
+_Fact = TypeVar("_Fact", str, bool, list[Any], dict[str, Any])
 
 
 class Submission(NamedTuple):
@@ -57,6 +60,16 @@ class Submission(NamedTuple):
     cancel_requested: float = 0.0  # when its end was asked for, seconds since 1970; 0: never
     ended: bool = False  # the cluster has said that its job, asked to end, is gone
     refused: str = ""  # what the cluster said when it refused it: nothing was queued
+
+
+class Following(NamedTuple):
+    """What the jobs of a run submit by themselves when they end, as Slurm takes more of them."""
+
+    steps: tuple[str, ...] = ()  # none while a launcher is at work and has met no limit
+    environment: Mapping[str, str] = MappingProxyType({})  # what that launcher submitted with
+    stopped: str = ""  # why the last try came to nothing
+    keeper: str = ""  # the job that stays in its place to try again
+    kept: float = 0.0  # when it has last tried, seconds since 1970
 
 
 def user() -> str:
@@ -365,17 +378,46 @@ class Run:
         count = len(self.codes())
         return self.path / (f"code.{count + 1}" if count else "code")
 
+    @property
+    def follows(self) -> Path:
+        """The file that is there while jobs of the run are to submit what is left of it."""
+        return self.path / "following.json"
+
+    def following(self) -> Following | None:
+        """What the jobs of the run submit; None for nothing, or where nobody can tell."""
+        with contextlib.suppress(Unreadable):
+            if (found := read_object(self.follows)) is not None:
+                return Following(
+                    tuple(str(step) for step in _of(found, "steps", [])),
+                    _of(found, "environment", {}),
+                    _of(found, "stopped", ""),
+                    _of(found, "keeper", ""),
+                    number(found.get("kept")) or 0.0,
+                )
+        return None
+
+    def write_following(self, following: Following | None) -> None:
+        """Store `following()`, while the lock is held."""
+        if following is None:
+            self.follows.unlink(missing_ok=True)
+        else:
+            environment = dict(following.environment)
+            write_json(self.follows, {**following._asdict(), "environment": environment}, PRIVATE)
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while jobs are submitted or cancelled; UserError where somebody else holds it, and
-        for a run of another user.
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
+        """Held while jobs are submitted or cancelled; UserError where somebody else holds it for
+        longer than so many seconds, and for a run of another user. Jobs of the run that submit what
+        is left of it take it for seconds only.
         """
+        rest = self.following()
+        patience = patience or (_SUBMITTING if rest and rest.steps else _PATIENCE)
         if (owner := self.info()["user"]) != user():
             raise UserError(f"{self.name} belongs to {owner}, and you are {user()}: ask {owner}")
         path = self.path / "lock"
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(exclusive_lock(path, patience=_PATIENCE))
+                held.enter_context(exclusive_lock(path, patience=patience))
             except Busy as busy:
                 raise UserError(f"{self.name} is being submitted or cancelled by {busy}") from None
             except OSError as error:

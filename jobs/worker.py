@@ -20,7 +20,7 @@ from typing import Any
 from jobs import gate, kinds
 from jobs.errors import Superseded, UserError
 from jobs.fence import Attempt, Fence
-from jobs.healing import remedies
+from jobs.healing import nodes, remedies
 from jobs.healing.cause import SECONDARY, cause_of, sentence
 from jobs.healing.heal import SAVED
 from jobs.job import Job
@@ -86,6 +86,8 @@ class _Process:
         self.fence.enter(claim=self.rank == 0)
         if self.rank == 0:
             self.step.forget_failure()
+            if self.attempt.restart:
+                nodes.note_earlier(self.step, self.attempt)
         os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
         # threads that spin while they wait cost 4 times the time where cores are shared
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

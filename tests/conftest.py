@@ -12,6 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+# about half of the time that tests/slurm takes
+SECOND_SLURM = (
+    "test_exactly_once",
+    "test_fence",
+    "test_hostile_cancel",
+    "test_hostile_resume",
+    "test_looking",
+    "test_warned",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,13 +40,22 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` starts: one worker more than there are cores, since two of them mostly wait
+    for Slurm.
+    """
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n 2 --dist loadgroup` there is one private Slurm, whose tests mostly wait, and
-    beside it the others run, a file in one worker.
+    """With `pytest -n auto --dist loadgroup` there are two private Slurms, whose tests mostly wait,
+    and beside them the others run, a file in one worker.
     """
     for item in items:
-        file = str(item.path.relative_to(REPOSITORY))
-        group = "slurm" if file.startswith("tests/slurm") else file
+        group = str(item.path.relative_to(REPOSITORY))
+        if group.startswith("tests/slurm"):
+            group = "second slurm" if item.path.stem in SECOND_SLURM else "slurm"
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -57,6 +57,17 @@ def test_ttt_op_measures_every_schedule() -> None:
     assert "GFLOP/s" in said
 
 
+def test_checkpoint_stands_beside_none_and_beside_one_in_place() -> None:
+    said = bench("checkpoint")
+    assert "wait for a checkpoint, aside, beside in place" in said
+    assert "500 steps with one aside, beside none, wall, by reckoning" in said
+
+
+def test_mutated_checkpoints_are_read_right_or_refused() -> None:
+    said = json.loads(bench("mutated_checkpoints"))
+    assert not [what for what in said["with_checksums"] if "wrong" in what]
+
+
 def test_data_compares_with_bare_decoding(speech: Path) -> None:
     assert "of bare decoding" in bench("data", "--data", speech / "train")
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "resume",
     "render",
     "infer",
+    "ledger",
     "rehearse",
 }
 FILES = re.compile(

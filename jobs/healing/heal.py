@@ -15,7 +15,7 @@ from typing import Any
 from jobs.causes import CAUSES
 from jobs.errors import Superseded
 from jobs.fence import Attempt, Fence
-from jobs.healing import remedies
+from jobs.healing import nodes, remedies
 from jobs.healing.cause import SECONDARY, cause_of_end
 from jobs.healing.remedies import GivenUp, Remedy
 from jobs.store import StepDir
@@ -42,6 +42,8 @@ def heal(step: StepDir, attempt: Attempt, status: int) -> int:
     except Superseded:
         return status
     failure = _failure(step, attempt, status)
+    if failure["cause"] == "node_failed":
+        nodes.note_own(step, attempt)
     events = step.events()
     try:
         remedy = _answer(step, attempt, failure, events)

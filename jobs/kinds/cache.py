@@ -4,8 +4,9 @@ A student then learns without the teacher's forward passes. The step goes on whe
 several processes share the work.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -14,6 +15,12 @@ from jobs.pipeline import Resources
 from lact_asr.config.augment import Speeds
 from lact_asr.config.base import Frozen
 from lact_asr.utils.errors import Failed
+
+if TYPE_CHECKING:
+    from distill.cache.filling import Filled
+    from lact_asr.data.manifest import Utterance
+    from lact_asr.model.interface import CTCModel
+    from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="4h", cpus=4, memory_gb=32)
 
@@ -61,14 +68,36 @@ class Result(Frozen):
 
 def run(settings: Settings, job: Job) -> Result:
     """Hear what has not been heard yet."""
-    from distill.cache import filling
     from distill.models.registry import FAMILIES
     from lact_asr.data.manifest import read_manifest
-    from lact_asr.distributed import processes
     from lact_asr.training import checkpoint
 
     teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
     utterances = read_manifest(settings.manifest)
+    folder = job.directory / "cache"
+    filled = _fill(folder, settings, job, teacher, vocabulary, utterances)
+    if not filled.records:
+        raise Failed("bad_data", f"none of {len(utterances)} utterances could be read")
+    return Result(
+        cache=folder,
+        utterances=len(utterances) - len(filled.unreadable),
+        unreadable=len(filled.unreadable),
+        bytes=sum(path.stat().st_size for path in folder.glob("*.bin")),
+    )
+
+
+def _fill(
+    folder: Path,
+    settings: Settings,
+    job: Job,
+    teacher: "CTCModel",
+    vocabulary: "Vocabulary",
+    utterances: "Sequence[Utterance]",
+) -> "Filled":
+    """Keep what the teacher says of these utterances, as the settings ask for it."""
+    from distill.cache import filling
+    from lact_asr.distributed import processes
+
     form = filling.form_of(
         teacher,
         vocabulary,
@@ -77,8 +106,8 @@ def run(settings: Settings, job: Job) -> Result:
         hidden=settings.hidden,
         precision=settings.precision,
     )
-    folder, world = job.directory / "cache", processes.start()
-    filled = filling.fill(
+    world = processes.start()
+    return filling.fill(
         folder,
         teacher,
         vocabulary,
@@ -91,12 +120,4 @@ def run(settings: Settings, job: Job) -> Result:
         report=job.report,
         should_stop=job.should_stop,
         fence=job.fence,
-    )
-    if not filled.records:
-        raise Failed("bad_data", f"none of {len(utterances)} utterances could be read")
-    return Result(
-        cache=folder,
-        utterances=len(utterances) - len(filled.unreadable),
-        unreadable=len(filled.unreadable),
-        bytes=sum(path.stat().st_size for path in folder.glob("*.bin")),
     )

@@ -57,8 +57,6 @@ class Result(Frozen):
 
 def run(settings: Settings, job: Job) -> Result:
     """Transcribe, store, print and score."""
-    from lact_asr.decoding.metrics import score
-
     if job.world_size > 1:
         raise Failed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
     offered = utterances(settings)
@@ -74,15 +72,7 @@ def run(settings: Settings, job: Job) -> Result:
     for each in spread(heard, settings.samples):
         each.show()
     factor = transcription.real_time_factor
-    counts: dict[str, Any] = dict.fromkeys(_COUNTS)
-    if any(each.reference for each in heard):
-        _show_worst(heard, settings.worst, job.directory / "worst.json")
-        scores = score([each.reference for each in heard], [each.text for each in heard])
-        counts = asdict(scores)
-        print(
-            f"WER {scores.wer:.2%}, CER {scores.cer:.2%} ({scores.substitutions} substitutions, "
-            f"{scores.deletions} deletions, {scores.insertions} insertions in {scores.words} words)"
-        )
+    counts = _counts(heard, settings.worst, job.directory / "worst.json")
     print(f"Real-time factor {factor:.4f}: {1 / factor:.0f} times as fast as speech", flush=True)
     return Result(
         **counts,
@@ -91,6 +81,21 @@ def run(settings: Settings, job: Job) -> Result:
         real_time_factor=round(factor, 6),
         hypotheses=hypotheses,
     )
+
+
+def _counts(heard: "Sequence[_Heard]", worst: int, file: Path) -> dict[str, Any]:
+    """The rates and what they are made of, printed; null where nobody wrote down what was said."""
+    from lact_asr.decoding.metrics import score
+
+    if not any(each.reference for each in heard):
+        return dict.fromkeys(_COUNTS)
+    _show_worst(heard, worst, file)
+    scores = score([each.reference for each in heard], [each.text for each in heard])
+    print(
+        f"WER {scores.wer:.2%}, CER {scores.cer:.2%} ({scores.substitutions} substitutions, "
+        f"{scores.deletions} deletions, {scores.insertions} insertions in {scores.words} words)"
+    )
+    return asdict(scores)
 
 
 @dataclass(frozen=True)

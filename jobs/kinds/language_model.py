@@ -91,14 +91,13 @@ def run(settings: Settings, job: Job) -> Result:
     import torch
 
     from distill.language_model.model import LanguageModel, LMObjective
-    from distill.language_model.texts import Texts
-    from distill.language_model.trainer import fit_texts, held_out
+    from distill.language_model.trainer import fit_texts
     from lact_asr.data.manifest import read_manifest
-    from lact_asr.distributed import processes
     from lact_asr.model.interface import count_parameters
     from lact_asr.training.trainer import Launcher
 
     train, dev = read_manifest(settings.train), read_manifest(settings.dev)
+    texts, held_out = [each.text for each in train], [each.text for each in dev]
     teacher, vocabulary = _teacher(settings, train, job)
     torch.manual_seed(settings.training.seed)
     model = LanguageModel(settings.configuration(), len(vocabulary))
@@ -106,24 +105,21 @@ def run(settings: Settings, job: Job) -> Result:
     with _training.going_on(job):
         done = fit_texts(
             LMObjective(model, settings.training.chunk, teacher, settings.distill),
-            [each.text for each in train],
-            [each.text for each in dev],
+            texts,
+            held_out,
             vocabulary,
             settings.training,
             job.directory,
             Launcher(job.report, job.event, job.should_stop, job.fence, job.disturb),
         )
     _training.require_best(done, settings.dev)
-    told = None
-    if teacher:
-        world = processes.start()
-        texts = Texts([each.text for each in dev], vocabulary, settings.training.batch_tokens)
-        told = held_out(teacher, texts, world, world.device()).figures["perplexity"]
     return Result(
         checkpoint=done.checkpoint,
         perplexity=done.best["perplexity"],
         loss=done.loss,
-        teacher_perplexity=told,
+        teacher_perplexity=_perplexity(teacher, held_out, vocabulary, settings)
+        if teacher
+        else None,
         steps=done.step,
         steps_skipped=done.steps_skipped,
         parameters=count_parameters(model),
@@ -141,3 +137,16 @@ def _teacher(
         return None, _training.vocabulary(settings, train, job)
     teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), LM_FAMILIES)
     return teacher, vocabulary
+
+
+def _perplexity(
+    model: "LanguageModel", texts: list[str], vocabulary: "Vocabulary", settings: Settings
+) -> float:
+    """The perplexity of a model on texts."""
+    from distill.language_model.texts import Texts
+    from distill.language_model.trainer import held_out
+    from lact_asr.distributed import processes
+
+    world = processes.start()
+    batches = Texts(texts, vocabulary, settings.training.batch_tokens)
+    return held_out(model, batches, world, world.device()).figures["perplexity"]

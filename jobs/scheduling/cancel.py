@@ -25,6 +25,7 @@ class Cancelled(NamedTuple):
     ended: list[str]  # by us: neither with success nor with a failure of their own
     ending: list[str]  # still in the queue: saving, or not asked successfully
     trouble: str = ""  # what the cluster said against it
+    unsubmitted: tuple[str, ...] = ()  # were to be submitted by jobs of the run, and will not be
 
 
 def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Cancelled:
@@ -32,15 +33,26 @@ def cancel(run: Run, backend: Backend, names: Sequence[str] | None = None) -> Ca
 
     The caller holds the run's lock. ClusterError where nobody knows what there is to end.
     """
-    seen = look_closely(run, backend)
     needs = {step["name"]: step["needs"] for step in run.steps()}
     doomed = with_all_behind(needs if names is None else names, needs)
+    unsubmitted = _stop_following(run, doomed)
+    seen = look_closely(run, backend)
     living = alive(seen, [name for name in doomed if seen.records[name].result is None])
     trouble = end(run, backend, living)
     left = {each.step for each in settle(run, backend, living)}
     gone = {each.step for each in living} - left
     ended = [name for name in doomed if name in gone and not run.step(name).has_ended()]
-    return Cancelled(ended, [name for name in doomed if name in left], trouble)
+    return Cancelled(ended, [name for name in doomed if name in left], trouble, unsubmitted)
+
+
+def _stop_following(run: Run, doomed: Sequence[str]) -> tuple[str, ...]:
+    """Take steps from those that jobs of the run submit; which of them were among these."""
+    rest = run.following()
+    if rest is None:
+        return ()
+    left = tuple(name for name in rest.steps if name not in doomed)
+    run.write_following(rest._replace(steps=left) if left else None)
+    return tuple(name for name in rest.steps if name in doomed)
 
 
 class Living(NamedTuple):

@@ -39,10 +39,7 @@ def create(
         try:
             _fill(run, pipeline, cluster, given, scheduler, facts)
         except BaseException:  # Ctrl-C, too
-            shutil.rmtree(run.path, ignore_errors=True)
-            if first:
-                with contextlib.suppress(OSError):  # another launcher's run is in it
-                    store.root.rmdir()
+            _remove(run, store.root if first else None)
             raise
     except OSError as error:
         raise UserError(
@@ -50,6 +47,14 @@ def create(
             "another folder (TRAINYARD_RUNS, or --out of render)"
         ) from None
     return run
+
+
+def _remove(run: Run, root: Path | None) -> None:
+    """Remove what was written of a run, and the folder of runs that was made for it."""
+    shutil.rmtree(run.path, ignore_errors=True)
+    if root:
+        with contextlib.suppress(OSError):  # another launcher's run is in it
+            root.rmdir()
 
 
 def _fill(
@@ -69,19 +74,19 @@ def _fill(
         copy_code(run.next_code())
         for future in written:
             future.result()
-    run.write_info(
-        {
-            "name": run.name,
-            "pipeline": pipeline.name,
-            "description": pipeline.description,
-            "cluster": cluster.model_dump(mode="json"),
-            "scheduler": home.result(),
-            "created": time.time(),
-            "user": user(),
-            "host": socket.gethostname(),
-            "cwd": str(Path.cwd()),
-            **origin.result(),
-            **facts,
-            "steps": steps,
-        }
-    )
+    known = {**_present(run, pipeline, cluster), "scheduler": home.result(), **origin.result()}
+    run.write_info({**known, **facts, "steps": steps})
+
+
+def _present(run: Run, pipeline: Pipeline, cluster: Cluster) -> dict[str, Any]:
+    """What is known of a run without asking anybody: whose it is, when, where and for what."""
+    return {
+        "name": run.name,
+        "pipeline": pipeline.name,
+        "description": pipeline.description,
+        "cluster": cluster.model_dump(mode="json"),
+        "created": time.time(),
+        "user": user(),
+        "host": socket.gethostname(),
+        "cwd": str(Path.cwd()),
+    }

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jobs.backends.base import Backend, JobState
-from jobs.errors import ClusterError, Elsewhere, UserError
+from jobs.errors import ClusterError, Elsewhere, Unreachable, UserError
 from jobs.healing.spans import ENDS, STARTS
-from jobs.scheduling.plan import Evidence, Observed, observe_all
+from jobs.scheduling.plan import FOLLOWS, GRACE, Evidence, Observed, following, observe_all
 from jobs.store import Run, StepDir, Submission, is_own
 
 _RARER, _RAREST = 1.5, 3.0  # factors of the time between two questions: 10, 15, 22, 30 s
@@ -92,6 +92,7 @@ class View(NamedTuple):
     queue: Mapping[str, JobState]  # by token
     trouble: str = ""  # why the queue was not heard; empty where it was, or need not be asked
     busy: str = ""  # who is submitting or cancelling at this moment
+    follows: frozenset[str] = frozenset()  # the steps that jobs of the run will submit
 
 
 class Queue:
@@ -103,6 +104,7 @@ class Queue:
         self.backend, self.every = backend, every
         self.asked = 0.0  # time of the last question, seconds since 1970
         self.trouble = ""
+        self.unreachable = False  # whether that may pass by itself
         self._pause = every  # seconds until the next question
         self._failed: set[str] = set()
         self._answer: dict[str, JobState] = {}
@@ -132,6 +134,7 @@ class Queue:
                 self._answer, self.trouble = {}, str(error)
             except ClusterError as error:
                 self._answer, self.trouble = {}, f"Slurm does not answer: {error}"
+                self.unreachable = isinstance(error, Unreachable)
             same = before == {token: seen.state for token, seen in self._answer.items()}
             self._pause = min(_RARER * self._pause, _RAREST * self.every) if same else self.every
         return {token: self._answer[token] for token in jobs if token in self._answer}
@@ -160,7 +163,23 @@ def view(run: Run, queue: Queue, *, thorough: bool = False) -> View:
     queue.note_failed({name for name, record in records.items() if record.has_own_failure})
     evidence = {name: record.evidence(needs[name]) for name, record in records.items()}
     observed = observe_all(evidence, answer, queue.asked, busy)
-    return View(records, observed, answer, queue.trouble if asked_about else "", busy)
+    rest = run.following()
+    recent = bool(busy) or _has_just_ended(records)
+    said = following(needs, observed, rest.steps, rest.stopped, recent) if rest else {}
+    follows = frozenset(name for name, seen in said.items() if seen == FOLLOWS)
+    trouble = queue.trouble if asked_about else ""
+    return View(records, {**observed, **said}, answer, trouble, busy, follows)
+
+
+def _has_just_ended(records: Mapping[str, Record]) -> bool:
+    """Whether a step has ended a moment ago: its job may be submitting what is left."""
+    ends = (
+        float(event["time"])
+        for record in records.values()
+        for event in record.events
+        if event["event"] in ENDS
+    )
+    return max(ends, default=0.0) > time.time() - GRACE
 
 
 def _refuse_unreadable(records: Mapping[str, Record]) -> None:

@@ -70,6 +70,7 @@ class Submit(NamedTuple):
 
 
 _CANCELLED = Observed(State.CANCELLED, f"by {NAME} cancel")
+FOLLOWS = Observed(State.NEW, "follows by itself: Slurm takes no more jobs of yours for now")
 _CUT_SHORT = f"its submission was cut short, and no job of it is known: {NAME} resume"
 
 
@@ -187,6 +188,43 @@ def plan(needs: Mapping[str, Sequence[str]], states: Mapping[str, State]) -> lis
         after = tuple(need for need in before if states[need] is not State.SUCCEEDED)
         todo.append(Submit(name, after))
     return todo
+
+
+def plan_rest(
+    needs: Mapping[str, Sequence[str]], states: Mapping[str, State], rest: Collection[str]
+) -> list[Submit]:
+    """What of the steps that did not fit into the queue can still come, in order.
+
+    That is what has not been submitted, behind nothing that has ended without success.
+    """
+    fresh = {name for name in rest if states[name] is State.NEW}
+    good = {State.SUCCEEDED, *ACTIVE}
+    bad = {name for name, state in states.items() if state not in good and name not in fresh}
+    out = with_all_behind(bad, needs)
+    return [
+        Submit(name, tuple(need for need in before if states[need] is not State.SUCCEEDED))
+        for name, before in needs.items()
+        if name in fresh and name not in out
+    ]
+
+
+def following(
+    needs: Mapping[str, Sequence[str]],
+    observed: Mapping[str, Observed],
+    rest: Collection[str],
+    stopped: str,
+    recent: bool,
+) -> dict[str, Observed]:
+    """What is said of the steps that jobs of the run are to submit; none where nobody will.
+
+    Where no job is left, one that has ended a moment ago (`recent`) may still be at it.
+    """
+    states = {name: seen.state for name, seen in observed.items()}
+    names = [submit.step for submit in plan_rest(needs, states, rest)]
+    if ACTIVE.intersection(states.values()) or (recent and not stopped):
+        return dict.fromkeys(names, FOLLOWS)
+    reason = f"it did not fit into the queue, and {stopped or 'nobody has submitted it since'}"
+    return dict.fromkeys(names, Observed(State.NEW, f"{reason}: {NAME} resume"))
 
 
 def restrict(needs: Mapping[str, Sequence[str]], only: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.backends.base import Backend, JobState, StepJob
-from jobs.errors import ClusterError
+from jobs.errors import ClusterError, Unreachable
 from jobs.pipeline import Resources
 from jobs.scheduling.observe import Queue, View, view
 from jobs.scheduling.plan import has_ended
@@ -27,9 +27,10 @@ def look_closely(run: Run, backend: Backend) -> View:
             continue
         if job := backend.find(step_job(run, step, latest.token)):
             run.step(step["name"]).add_submission(latest.token, job=job)
-    seen = view(run, Queue(backend), thorough=True)
+    queue = Queue(backend)
+    seen = view(run, queue, thorough=True)
     if seen.trouble:
-        raise ClusterError(seen.trouble)
+        raise (Unreachable if queue.unreachable else ClusterError)(seen.trouble)
     for name, record in seen.records.items():
         for each in record.tries:
             note_end(run, name, each, seen.queue.get(each.token))

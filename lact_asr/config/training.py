@@ -4,9 +4,9 @@ The launcher shows these fields in `kinds` and checks pipeline files against the
 them as `config.json`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.config.base import Frozen
@@ -139,7 +139,14 @@ class LoopConfig(Frozen):
     max_steps: int = Field(25_000, gt=0, description="Optimizer steps in all")
     accumulate: int = Field(1, gt=0, description="Micro-batches per optimizer step and process")
     valid_every: int = Field(500, gt=0, description="Steps between validations")
-    checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints")
+    checkpoint_every: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        500,
+        description="Steps between checkpoints; auto is what loses least time to saving and to "
+        "repeating, by what a checkpoint and a step are measured to take",
+    )
+    failure_every: float = Field(
+        24.0, gt=0, description="Hours between two cuts of a run, for checkpoint_every: auto"
+    )
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept, beside the best")
     log_every: int = Field(50, gt=0, description="Steps between progress lines")
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
@@ -163,6 +170,15 @@ class LoopConfig(Frozen):
     optim: OptimConfig = OptimConfig()
     guard: GuardConfig = GuardConfig()
     stopping: StoppingConfig = StoppingConfig()
+
+    @model_validator(mode="after")
+    def _mean_of_known_steps(self) -> "LoopConfig":
+        if self.average.last and self.checkpoint_every == "auto":
+            raise ValueError(
+                "average.last takes checkpoints that are a known number of steps apart: write "
+                "checkpoint_every as a number, not auto"
+            )
+        return self
 
 
 class TrainingConfig(LoopConfig):

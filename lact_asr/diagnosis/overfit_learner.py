@@ -61,6 +61,7 @@ class Learner:
             ),
         )
         self.optimizer = optim.build(objective, self.config.optim)
+        self.module = train_step.ObjectiveModule(objective)
 
     def step(self) -> float:
         """One step of the real training loop on the whole batch; its loss per label token."""
@@ -68,9 +69,8 @@ class Learner:
         factor = optim.rate_factor(self.config.optim, self.taken, self.config.max_steps)
         optim.set_rate(self.optimizer, factor)
         setting = train_step.Setting(self.config, World(), self.device)
-        module = train_step.ObjectiveModule(self.objective)
         outcome = train_step.take_step(
-            module, self.optimizer, [self.batch], 0.0, setting, False, {}
+            self.module, self.optimizer, [self.batch], 0.0, setting, False, {}
         )
         self.taken += 1
         if not outcome.taken:

@@ -13,6 +13,7 @@ reads without torch, and what else there is is read with weights_only: a checkpo
 cannot run code.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -159,12 +160,22 @@ def put_damaged_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove numbered checkpoints, and half-written ones, except the newest `keep`."""
+def prune(folder: Path, keep: int, spared: int | None = None) -> None:
+    """Remove numbered checkpoints, and half-written ones, except the newest `keep` and, where it is
+    older, the one of the step `spared`.
+
+    A process that reads audio, forked while one was written, has its files open, and NFS keeps such
+    a file under another name: the folder goes the next time.
+    """
     kept = by_step(folder)[-keep:]
+    kept += [path for path in by_step(folder) if int(path.name) == spared]
     for path in [*folder.glob("[0-9]*"), *folder.glob(".new.*")]:
         if path not in kept:
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                    raise
 
 
 def put_aside(folder: Path, after: int) -> list[Path]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from lact_asr.config.training import GuardConfig, LoopConfig
 from lact_asr.distributed.fsdp import full
+from lact_asr.training.health import Scale, is_lost
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.resume import State
@@ -122,6 +123,18 @@ def _give_up(state: State, config: LoopConfig, outcome: Outcome, trainable: nn.M
         f"{often}, up to step {state.step}, had {why}, now {config.optim.learning_rate:g}, or "
         f"look at {', '.join(outcome.suspects)}",
     )
+
+
+def refuse_lost(state: State, scale: Scale, rate: float) -> None:
+    """Failed where the loss is finite and lost all the same."""
+    if is_lost(state.vitals, scale):
+        loss, lowest = state.vitals.loss.value, state.vitals.lowest
+        raise Failed(
+            "diverged",
+            f"the loss is {loss:.3g} at step {state.step}, its lowest mean was {lowest:.3g}, and "
+            f"knowing nothing costs {scale.uniform:.3g}. Lower the learning rate, now "
+            f"{rate:g}",
+        )
 
 
 def refuse_broken(step: int, rate: float, trainable: nn.Module) -> None:

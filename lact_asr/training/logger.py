@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from lact_asr.training import health
 from lact_asr.training.clock import Clock
+from lact_asr.training.health import Finding, Scale, Vitals
 from lact_asr.training.loss import Outcome, Part, shown
 from lact_asr.training.material import Material, Measure, Terms
 from lact_asr.utils.progress import clock
@@ -24,13 +26,14 @@ class TrainingLogger:
     """Progress since the last line, and where it is written."""
 
     def __init__(
-        self, report: Report, event: Event, total_steps: int, terms: Terms, loud: bool
+        self, report: Report, event: Event, scale: Scale, terms: Terms, loud: bool
     ) -> None:
-        self._report, self._event, self._total, self._loud = report, event, total_steps, loud
-        self._terms = terms
+        self._report, self._event, self._loud = report, event, loud
+        self._scale, self._total, self._terms = scale, scale.total_steps, terms
+        self._vitals = Vitals()
         self.clock = Clock()
         self._first = 0  # step at which this process began
-        self._started = self._since = time.monotonic()
+        self._started = self._since = self._last = time.monotonic()
         self._window: list[Outcome] = []
 
     def say(self, line: str) -> None:
@@ -51,19 +54,39 @@ class TrainingLogger:
             self.say(f"Left out {len(ids)} {self._terms.items}: {named}")
             self.event("left_out", reason=reason, count=len(ids), ids=list(ids[:NAMED]))
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, vitals: Vitals) -> None:
         """The loop starts, at a step: times count from here."""
         self._first, self._started = step, time.monotonic()
-        self._since = self._started
+        self._since = self._last = self._started
         self.clock.restart()
+        self._vitals = vitals
+        vitals.start_clock()
+        self.event("watched", step=step, open=dict(vitals.open))
 
     def end(self, step: int) -> None:
         """The loop has ended, saved: where the time since the last line went."""
         self._numbers(step, {})
 
-    def count_step(self, outcome: Outcome) -> None:
-        """One more step."""
+    def count_step(self, step: int, outcome: Outcome, rate: float) -> None:
+        """One more step, at a learning rate."""
         self._window.append(outcome)
+        now = time.monotonic()
+        health.note_step(self._vitals, step, outcome, now - self._last, rate)
+        self._last = now
+        self.judge(step, health.of_step(self._vitals, self._scale, outcome, rate))
+
+    def judge(self, step: int, news: Mapping[str, Finding | None]) -> None:
+        """Say what is wrong that was not, and what was wrong and is well again (None)."""
+        known = self._vitals.open
+        for word, found in news.items():
+            if found and word not in known:
+                known[word] = found.sentence
+                facts = {"numbers": _finite(found.numbers), "ids": list(found.ids)}
+                self.event("finding", step=step, word=word, sentence=found.sentence, **facts)
+                self.say(f"Finding at step {step}: {found.sentence}")
+            elif not found and word in known:
+                self.event("healthy", step=step, word=word, sentence=known.pop(word))
+                self.say(f"Well again at step {step}: {word.replace('_', ' ')} is over")
 
     def unreadable(self, step: int, files: Mapping[str, str]) -> None:
         """Audio files met for the first time that cannot be read: id -> why."""
@@ -120,13 +143,9 @@ class TrainingLogger:
         self._window, self._since = [], now
 
     def _numbers(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics for the launcher, with where the time since the last ones went; JSON has no NaN,
-        so what is not finite is null.
-        """
+        """Metrics for the launcher, with where the time since the last ones went."""
         if self._loud:
-            everything = {**metrics, **self.clock.take()}
-            finite = {name: v if math.isfinite(v) else None for name, v in everything.items()}
-            self._report({"step": step, **finite})
+            self._report({"step": step, **_finite({**metrics, **self.clock.take()})})
 
     def _means(self) -> dict[str, float]:
         """Loss and parts per label token, and counts in all, over the steps that were taken."""
@@ -155,4 +174,17 @@ class TrainingLogger:
         self._numbers(step, {"valid_loss": measure.loss, **measure.figures})
         if measure.samples:
             self.event("samples", step=step, samples=[vars(each) for each in measure.samples])
-        self._since = time.monotonic()
+        self._judge_validation(step, measure, best)
+        self._since = self._last = time.monotonic()
+
+    def _judge_validation(self, step: int, measure: Measure, best: bool) -> None:
+        vitals, signs = self._vitals, measure.signs
+        mute = [each.id for each in measure.samples if not each.pred]
+        health.note_validation(vitals, measure.loss, signs, best)
+        self.judge(step, health.of_validation(vitals, self._scale, measure.loss, signs, mute))
+        self.say(f"Health at step {step}: {'; '.join(vitals.open.values()) or 'HEALTHY'}")
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON can have them: what is not finite is null."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -5,8 +5,8 @@ model on the dev data; what is in a batch concerns the objective alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +64,8 @@ class Measure:
     line: str  # the same for people
     samples: Sequence[Sample] = ()
     unreadable: Sequence[tuple[str, str]] = ()  # (id, why)
+    # shares of blank frames and of empty texts, frames a label; nothing where there is no CTC
+    signs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

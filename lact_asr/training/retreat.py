@@ -29,6 +29,8 @@ def retreat(folder: Path, state: State, outcome: Outcome) -> tuple[list[Path], s
     losses = _losses(folder)
     if not losses:
         return [], "Nothing was saved before: the next start begins anew"
+    if outcome.taken:  # the loss has risen
+        return _before_the_rise(folder, newest_sound(losses, math.inf, state.lowest_loss))
     if outcome.finite or state.in_a_row < BREAKER:  # the present weights give usable gradients
         return [], f"The next start goes on from step {max(losses)}"
     sound = newest_sound(losses, state.step - state.in_a_row, state.lowest_loss)
@@ -40,6 +42,20 @@ def retreat(folder: Path, state: State, outcome: Outcome) -> tuple[list[Path], s
     return checkpoint.put_aside(folder, sound), f"The next start goes on from step {sound}"
 
 
+def _before_the_rise(folder: Path, sound: int | None) -> tuple[list[Path], str]:
+    """As `retreat`. A checkpoint from before the rise is spared (`sound_step`): where there is none
+    the loss has risen from the start.
+    """
+    if sound is None:
+        return checkpoint.put_aside(folder, 0), "It has risen from the start: all begins anew"
+    return checkpoint.put_aside(folder, sound), f"The next start goes on from step {sound}"
+
+
+def sound_step(folder: Path, lowest: float) -> int | None:
+    """The step of the newest checkpoint from before the loss rose from its lowest running mean."""
+    return newest_sound(_losses(folder), math.inf, lowest)
+
+
 def _losses(folder: Path) -> dict[int, float]:
     """The loss at each step with a checkpoint; a damaged one is for the next start to tell of."""
     found = {}
@@ -49,7 +65,7 @@ def _losses(folder: Path) -> dict[int, float]:
     return found
 
 
-def newest_sound(losses: Mapping[int, float], useless: int, lowest: float) -> int | None:
+def newest_sound(losses: Mapping[int, float], useless: float, lowest: float) -> int | None:
     """The newest step of those with a checkpoint, before `useless` and before the loss rose.
 
     The weights of step `useless` have dropped every batch since: another learning rate does not

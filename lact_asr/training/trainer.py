@@ -29,6 +29,7 @@ from lact_asr.training import (
     checksums,
     early_stopping,
     guard,
+    interval,
     memory_probe,
     optim,
     quarantine,
@@ -36,13 +37,14 @@ from lact_asr.training import (
 )
 from lact_asr.training.averaging import Average, mean
 from lact_asr.training.clock import SAVING, STALLED, VALIDATING
+from lact_asr.training.health import Scale
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.material import Material
 from lact_asr.training.objective import Objective, SpeechObjective
 from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
-from lact_asr.training.retreat import retreat
+from lact_asr.training.retreat import retreat, sound_step
 from lact_asr.training.saving import Saver, copied
 from lact_asr.training.speech import Speech
 from lact_asr.utils.disturbance import undisturbed
@@ -156,10 +158,18 @@ class _Run:
         self.objective, self.material, self.vocabulary = objective, material, vocabulary
         self.config, self.folder, self.launcher = config, folder, launcher
         self.world, self.device = world, device
-        self.logger = TrainingLogger(
-            launcher.report, launcher.event, config.max_steps, material.terms, loud=world.main
+        self.scale = Scale(
+            len(vocabulary),
+            config.max_steps,
+            config.optim.clip_norm,
+            f"{material.terms.budget} {material.budget:g}",
         )
-        self.saver = Saver(self.logger.say)
+        self.logger = TrainingLogger(
+            launcher.report, launcher.event, self.scale, material.terms, loud=world.main
+        )
+        self.saver, self.meter = Saver(self.logger.say), interval.Meter()
+        every = config.checkpoint_every
+        self.every = 0 if every == "auto" else every
         self.state, self.saved = State(), 0
 
     def prepare(self) -> None:
@@ -230,7 +240,7 @@ class _Run:
         """Train from where the state is."""
         state, config, stop = self.state, self.config, False
         self.objective.trainable.train()
-        self.logger.begin(state.step)
+        self.logger.begin(state.step, state.vitals)
         while not stop:
             self.saver.check()
             ended = state.step >= config.max_steps
@@ -248,7 +258,10 @@ class _Run:
             if self._due():
                 with self.logger.clock.phase(SAVING):
                     self._save()
+            began = time.monotonic()
             stop = self._step(self.launcher.should_stop())
+            self.meter.stepping += time.monotonic() - began
+            self.meter.steps += 1
         self._finish()
         raise Interrupted(state.step)
 
@@ -261,8 +274,8 @@ class _Run:
 
     def _due(self) -> bool:
         """Whether to save: not while steps are dropped, with the weights that may be the reason."""
-        every = self.config.checkpoint_every
-        return not self.state.in_a_row and self.state.step // every > self.saved // every
+        step, every = self.state.step, self.every or interval.FIRST
+        return not self.state.in_a_row and step // every > self.saved // every
 
     def _step(self, stop: bool) -> bool:
         """One step; whether some rank was asked to stop."""
@@ -280,16 +293,17 @@ class _Run:
         state.step, state.averaged = state.step + 1, False
         if outcome.taken:
             self.average.follow(state.step)
-        self.logger.count_step(outcome)
+        rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
+        self.logger.count_step(state.step, outcome, rate)
         self.objective.end_step(state.step, outcome, self.logger)
         guard.note_unreadable(state, self.material.max_unreadable, self.logger, outcome.unreadable)
         try:
             guard.note_step(state, config, self.logger, outcome, self.objective.trainable)
+            guard.refuse_lost(state, self.scale, config.optim.learning_rate)
         except Failed as error:
             where = self.world.gather(self._retreat(outcome) if self.world.main else "")[0]
             raise Failed(error.cause, f"{error}. {where}") from None
         if state.step % config.log_every == 0 or state.step == 1:
-            rate = self.optimizer.param_groups[0]["lr"]  # what is in force, not what should be
             self.logger.progress(state.step, self.feed.position.epoch, rate, state.skipped)
         return outcome.stop
 
@@ -391,6 +405,25 @@ class _Run:
         )
         facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
         self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
+        if self.config.checkpoint_every == "auto":
+            self._choose_interval()
+
+    def _choose_interval(self) -> None:
+        """Set how often all ranks save, from what rank 0 has measured; a new choice is told."""
+        meter = self.world.gather(self.meter)[0]
+        hours = self.config.failure_every
+        steps = interval.choose(meter, 3600 * hours, self.every)
+        if steps == self.every:
+            return
+        self.every = steps
+        each = meter.stepping / meter.steps
+        facts = {"save_seconds": meter.save, "write_seconds": meter.write, "step_seconds": each}
+        rounded = {name: round(value, 4) for name, value in facts.items()}
+        self.logger.event("checkpoint_interval", steps=steps, failure_every_hours=hours, **rounded)
+        self.logger.say(
+            f"A checkpoint every {steps} steps, {steps * each:.3g} s: one holds training up for "
+            f"{meter.save:.3g} s, and a run is taken to be cut every {hours:g} h"
+        )
 
     def _write(self, name: str, facts: dict[str, Any], more: dict[str, Any]) -> None:
         """A checkpoint, by rank 0, of what all ranks have; written aside."""
@@ -404,6 +437,7 @@ class _Run:
         described = checkpoint.describe(model, self.vocabulary, self.config)
         files = copied({**tensors, "config.json": described, checkpoint.STATE: facts})
         took = {"wait_seconds": waited, "copy_seconds": time.monotonic() - began - waited}
+        self.meter.save = took["copy_seconds"]
         self.saver.put(partial(self._keep, name, files, took))
 
     def _keep(self, name: str, files: dict[str, Any], took: dict[str, float]) -> None:
@@ -412,10 +446,12 @@ class _Run:
         checkpoint.save(self.folder, name, files, self.launcher.fence)
         if name == checkpoint.BEST:
             return
-        seconds = {**took, "write_seconds": time.monotonic() - began}
+        self.meter.write = time.monotonic() - began
+        seconds = {**took, "write_seconds": self.meter.write}
         rounded = {what: round(value, 3) for what, value in seconds.items()}
         self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
-        checkpoint.prune(self.folder, max(self.config.keep_checkpoints, self.config.average.last))
+        newest = max(self.config.keep_checkpoints, self.config.average.last)
+        checkpoint.prune(self.folder, newest, sound_step(self.folder, self.state.lowest_loss))
 
     def _settle(self) -> None:
         """Wait, on every rank, until rank 0 has written all."""

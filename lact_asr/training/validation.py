@@ -20,6 +20,7 @@ from lact_asr.distributed.fsdp import run_dummy_forwards
 from lact_asr.distributed.processes import World
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.interface import CTCModel
+from lact_asr.model.masks import length_mask
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Sample
 from lact_asr.utils.spread import spread
@@ -44,6 +45,7 @@ class Validation:
     scores: Scores
     samples: list[Sample]
     unreadable: list[tuple[str, str]]  # (id, why)
+    signs: dict[str, float]  # `Measure.signs`
 
 
 def validate(
@@ -63,18 +65,22 @@ def validate(
     heard: dict[str, str] = {}
     unreadable: list[tuple[str, str]] = []
     calls = 0
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, label tokens
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, its labels, frames, blanks
     for batch, output, texts in decode(
         model, vocabulary, batches, device, config.precision, unreadable.extend
     ):
         heard |= zip(batch.ids, texts, strict=True)
         losses = ctc_losses(output.log_probs, output.lengths, batch)
         tokens = batch.target_lengths * (losses > 0)  # 0: no path fits the labels
-        sums += torch.stack([losses[tokens > 0].sum(), tokens.sum()])
+        blank = (output.log_probs.argmax(-1) == 0) & length_mask(
+            output.lengths, output.log_probs.shape[1]
+        )
+        counts = tokens.sum(), output.lengths.sum(), blank.sum()
+        sums += torch.stack([losses[tokens > 0].sum(), *counts])
         calls += 1
     silence = torch.zeros(1, SILENCE, device=device), torch.tensor([SILENCE], device=device)
     run_dummy_forwards(model, -(-len(shares) // world.world_size) - calls, *silence)
-    loss, weight = world.all_sum(sums).tolist()
+    loss, weight, frames, blanks = world.all_sum(sums).tolist()
     for part, missing in world.gather((heard, unreadable)):
         heard |= part
         unreadable += [each for each in missing if each not in unreadable]
@@ -84,4 +90,10 @@ def validate(
         Sample(corpus.ids.text(index), true[index], pred[index])
         for index in spread(range(len(corpus)), config.samples)
     ]
-    return Validation(loss / weight if weight else math.inf, score(true, pred), samples, unreadable)
+    signs = {
+        "blank_share": blanks / max(frames, 1),
+        "empty_share": sum(not each for each in pred) / len(pred),
+        "frames_per_label": frames / len(corpus.labels.flat),
+    }
+    scores = score(true, pred)
+    return Validation(loss / weight if weight else math.inf, scores, samples, unreadable, signs)

@@ -1,4 +1,4 @@
-"""Bad data and the original recipes, whose BatchNorm remembers what it hears: nothing stays."""
+"""Bad data under the original recipes, whose BatchNorm remembers: nothing of it is remembered."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_an_utterance_1e30_times_too_loud_is_left_out_before_a_model_hears_it(sp
     train = list(utterances(speech))
     loud = train[2].id
     guard = TEACHER["emergency"]["training"]["guard"]
-    result, recorded = run(
+    _, recorded = run(
         tmp_path / "loud",
         amplified(tmp_path, train, 2),
         CTCObjective(emergency()),
@@ -67,10 +67,10 @@ def test_behind_batch_norm_too_the_one_utterance_is_found(speech, tmp_path):
 
 def test_a_dropped_step_leaves_running_statistics_as_they_were(speech):
     objective = CTCObjective(emergency().train())
-    before = {name: value.clone() for name, value in objective.model.state_dict().items()}
     module = train_step.ObjectiveModule(objective)
     optimizer = torch.optim.SGD(objective.trainable.parameters(), lr=1.0)
-    for highest, taken in ((0.0, False), (torch.inf, True)):
+    for highest, taken in ((torch.inf, True), (0.0, False)):
+        before = {name: value.clone() for name, value in objective.model.state_dict().items()}
         setting = train_step.Setting(settings(), World(), torch.device("cpu"), highest)
         outcome = train_step.take_step(
             module, optimizer, [batch(speech, 4)], 0.0, setting, False, {}
@@ -78,7 +78,7 @@ def test_a_dropped_step_leaves_running_statistics_as_they_were(speech):
         after = objective.model.state_dict()
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         assert outcome.taken is taken
-        assert any("running_mean" in name for name in moved) is taken, "both ways it is heard"
+        assert any("running_mean" in name for name in moved) is taken, "both batches are heard"
         assert bool(moved) is taken
 
 

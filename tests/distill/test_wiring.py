@@ -61,6 +61,12 @@ def steps(recorded: RecordedEvents) -> list[dict[str, Any]]:
     return [line for line in recorded.metrics if "loss" in line]
 
 
+def sure(model: Recognizer) -> Recognizer:
+    """The model as one that has learned: it says something, right or wrong."""
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    return model
+
+
 ROUTED = {"feature_weight": 1.0, "router": {"kind": "recommended"}, **AT_ONCE}
 
 
@@ -95,7 +101,24 @@ def test_a_router_that_has_collapsed_is_said_to_the_launcher(tmp_path):
     collapsed = replace(outcome, parts={**outcome.parts, **parts})
     for step in range(100, 600, 100):
         objective.end_step(step, collapsed, *rest)
-    assert [facts["step"] for facts in recorded.named("router_collapsed")] == [300, 400, 500]
+    (found,) = (each for each in recorded.named("finding") if each["word"] == "router_collapse")
+    assert found["step"] == 300 and found["numbers"] == {"layer1": 0.99, "layer2": 0.01}
+    objective.end_step(600, outcome, *rest)
+    assert ["router_collapse", 600] in [[e["word"], e["step"]] for e in recorded.named("healthy")]
+
+
+def test_a_teacher_that_has_learned_nothing_is_found_and_is_no_measure(tmp_path, capsys):
+    silent = tiny(seed=1)
+    silent.head.weight.data *= 0.01
+    objective = DistillObjective(
+        tiny(), Live(silent, VOCABULARY), DistillConfig(**AT_ONCE), vocabulary=VOCABULARY
+    )
+    _, recorded = run(tmp_path, tones(tmp_path, 2), objective, max_steps=2)
+    assert [each["word"] for each in recorded.named("finding")] == ["teacher_unlearned"]
+    assert all("kd_relative" not in line for line in steps(recorded))
+    said = capsys.readouterr().out
+    assert "the teacher finds all symbols about equally likely" in said
+    assert "[RELATIVE]" in said and "kd=" not in said.split("[RELATIVE]")[1].splitlines()[0]
 
 
 BALANCED = {"balance": "ema", "feature_weight": 0.5, **AT_ONCE}
@@ -141,7 +164,7 @@ def test_learned_scales_and_maps_are_trained_and_kept(tmp_path):
 @pytest.mark.parametrize("kd", [{}, {"top_k": 5}])
 def test_what_counts_how_much_follows_the_settings_and_the_progress(tmp_path, kd):
     weights = {"alpha": 0.6, "kd_start": 0.2, "kd_end": 0.8, "kd_ramp": 0.5, "feature_weight": 0.3}
-    objective = taught_by(tiny(seed=1), **weights, curriculum="ramp_0_60", **kd)
+    objective = taught_by(sure(tiny(seed=1)), **weights, curriculum="ramp_0_60", **kd)
     _, recorded = run(tmp_path, tones(tmp_path, 4), objective, max_steps=5)
     for number, line in enumerate(steps(recorded)):
         progress = number / 5
@@ -163,7 +186,7 @@ def test_what_is_expected_before_learning_is_that_of_a_uniform_student_whoever_l
     for spread in (0.01, 1.0):
         student = tiny()
         torch.nn.init.normal_(student.head.weight, std=spread)
-        objective, folder = taught_by(tiny(seed=1), student), tmp_path / str(spread)
+        objective, folder = taught_by(sure(tiny(seed=1)), student), tmp_path / str(spread)
         _, recorded = run(folder, tones(tmp_path, 2), objective, max_steps=1)
         (line,) = steps(recorded)
         expected.append([line[name] / line[f"{name}_relative"] for name in ("kd", "ctc")])
@@ -217,6 +240,14 @@ def test_a_router_and_a_projector_pay_their_own_part_of_the_loss(tmp_path):
         parts = sum(value for name, value in line.items() if name.endswith("_weighted"))
         assert line["projector_weighted"] == line["projector"] > 0
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
+
+
+@pytest.mark.parametrize(("target", "alike"), [("projector", True), ("original", False)])
+def test_our_projector_reads_states_of_any_size_alike_and_the_original_does_not(target, alike):
+    projector = taught_by(tiny(seed=1), target=target).trainable["logit_projector"]
+    torch.nn.init.normal_(projector.map.weight)
+    states = torch.randn(1, 2, 32)
+    assert torch.allclose(projector(states), projector(9 * states), atol=1e-4) is alike
 
 
 def test_a_step_that_was_dropped_tells_router_and_balancer_nothing(tmp_path):

@@ -3,11 +3,15 @@
 import contextlib
 import json
 import os
+import signal
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jobs.backends.local import LocalBackend
@@ -23,6 +27,9 @@ SOUND: dict[str, list[dict[str, Any]]] = {
         {"time": 6.0, "event": "started", "host": "n1", "job": JOB},
         {"time": 7.0, "event": "interrupted", "job": JOB},
         {"time": 8.0, "event": "resumed", "host": "n1", "job": JOB},
+        {"time": 8.1, "event": "watched", "step": 3, "open": {"drift": "it drifts"}},
+        {"time": 8.2, "event": "finding", "step": 4, "word": "slow", "sentence": "it is slow"},
+        {"time": 8.3, "event": "healthy", "step": 9, "word": "slow", "sentence": "it is slow"},
     ],
     "metrics.jsonl": [
         {"time": 9.0, "step": 3, "total_steps": 10, "loss": 1.5, "seconds_left": 70.0, "wer": 0.5},
@@ -101,6 +108,42 @@ def test_a_loss_that_is_not_finite_is_said_with_the_steps_dropped(tmp_path: Path
     step = describe(run, Queue(LocalBackend()))["steps"][1]
     said = summary({**step, "state": "running", "reason": "", "last_line": ""})
     assert said == "40/100 (40 %), loss not finite, 14 steps dropped"
+
+
+@pytest.fixture
+def alive(tmp_path: Path) -> Iterator[Run]:
+    """A run whose second step is kept by a living process, which has a worker."""
+    run, token = make_run(tmp_path), "second.t1"
+    process = subprocess.Popen(["sh", "-c", "sleep 600 & wait", token], start_new_session=True)
+    job = f"{process.pid}.{token}"
+    write(run.step("second"), "submissions.jsonl", [{"time": 5.0, "token": token, "job": job}])
+    while len(psutil.Process(process.pid).children()) < 1:
+        time.sleep(0.01)
+    yield run
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_health_of_a_running_step_is_what_was_found_last_and_is_not_over(alive: Run) -> None:
+    drift, slow = ({"word": word, "sentence": f"{word} it is"} for word in ("drift", "slow"))
+    started = {"event": "started", "host": "n1"}
+    watched = {"event": "watched", "open": {"drift": "drift it is"}}
+    found, over = {"event": "finding", **slow}, {"event": "healthy", **slow}
+    cases: list[tuple[str | None, list[dict[str, Any]]]] = [
+        (None, [started]),
+        (None, [started, found]),  # the watch has not begun
+        ("drift it is", [started, watched]),
+        ("slow it is", [started, watched, found]),
+        ("drift it is", [started, watched, found, over]),
+        ("HEALTHY", [started, watched, {"event": "healthy", **drift}]),
+        (None, [started, watched, found, {**started, "event": "resumed"}]),
+        ("HEALTHY", [started, {"event": "watched", "open": {}}, {"event": "resumed", "step": 3}]),
+    ]
+    for expected, events in cases:
+        write(alive.step("second"), "events.jsonl", [{**each, "time": 6.0} for each in events])
+        step = describe(alive, Queue(LocalBackend()))["steps"][1]
+        assert (step["state"], step["health"]) == ("running", expected)
+        assert summary(step) == (expected or "")
 
 
 @pytest.mark.parametrize("name", SOUND)

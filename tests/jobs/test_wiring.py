@@ -288,7 +288,7 @@ def test_a_silence_while_the_end_is_waited_for_is_no_end_and_does_not_end_the_wa
             raise trouble
 
     queue.before_answer = before
-    assert cancel.cancel(run, queue) == (["one"], [], "")
+    assert cancel.cancel(run, queue) == (["one"], [], "", ())
 
 
 def test_while_the_queue_is_silent_nothing_is_submitted_or_ended(tmp_path):
@@ -314,7 +314,7 @@ def dying(tmp_path: Path) -> tuple[Run, Paper]:
 def test_what_takes_the_place_of_a_living_job_waits_behind_it(tmp_path, monkeypatch):
     monkeypatch.setattr(cancel, "_PAUSES", (0.0, 0.0))
     run, queue = dying(tmp_path)
-    assert cancel.cancel(run, queue) == ([], ["one"], "")
+    assert cancel.cancel(run, queue) == ([], ["one"], "", ())
     assert submitted(run, queue) == ["one"]
     assert queue.asked[-1] == ("one", [], ["100"])
     assert queue.ended == [["100"], ["100"]], "it is asked again: the first may have been lost"
@@ -362,7 +362,7 @@ def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_
     run.step("one").write_result({})
     queue.leaves = 4
     found = cancel.cancel(run, queue, ["one"])
-    assert found == (["two", "three"], [], "")
+    assert found == (["two", "three"], [], "", ())
     assert queue.ended == [["103", "102"]], "dependents first"
     ends = {name: run.step(name).latest().ended for name in (*NOTHING, "beside")}
     assert ends == {"one": False, "two": True, "three": True, "beside": False}
@@ -371,9 +371,9 @@ def test_cancel_waits_for_the_end_and_takes_what_stands_behind_but_not_what_has_
 def test_cancel_says_which_jobs_are_still_there(tmp_path, monkeypatch):
     monkeypatch.setattr(cancel, "_PAUSES", (0.0,) * 3)
     run, queue = dying(tmp_path)
-    assert cancel.cancel(run, queue) == ([], ["one"], "")
+    assert cancel.cancel(run, queue) == ([], ["one"], "", ())
     queue.leaves = 1
-    assert cancel.cancel(run, queue) == (["one"], [], "")
+    assert cancel.cancel(run, queue) == (["one"], [], "", ())
 
 
 def test_a_failed_step_is_submitted_again_although_its_job_is_still_leaving(tmp_path):

@@ -42,6 +42,7 @@ PROGRAMS = (
     "munged mariadb-install-db mariadbd mariadb slurmdbd slurmctld slurmd sacctmgr sbatch srun"
 )
 SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # daemons live in sbin
+PATIENCE = 600.0  # seconds: no test depends on how quick a loaded machine is
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 LONGEST_SOCKET = 107  # bytes of sun_path, <linux/un.h>
 
@@ -86,12 +87,12 @@ class PrivateSlurm:
 
     def __exit__(self, *_: object) -> None:
         self._keeper.terminate()
-        self._keeper.communicate(timeout=60)
+        self._keeper.communicate(timeout=PATIENCE)
 
-    def run(self, *command: str, timeout: float = 60) -> str:
+    def run(self, *command: str) -> str:
         """Standard output of a Slurm command; RuntimeError with its stderr if it fails."""
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=timeout
+            command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE
         )
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
@@ -101,11 +102,11 @@ class PrivateSlurm:
         """PENDING, RUNNING, COMPLETED ... as the controller says, which forgets after 300 s."""
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait until the condition holds; AssertionError with the queue if it never does."""
-        end, pause = time.monotonic() + seconds, 0.05
+        end, pause = time.monotonic() + PATIENCE, 0.05
         while not condition():
-            assert time.monotonic() < end, f"gave up after {seconds} s; the queue:\n{self.queue()}"
+            assert time.monotonic() < end, f"gave up after {PATIENCE} s; the queue:\n{self.queue()}"
             time.sleep(pause)
             pause = min(1.2 * pause, 0.25)  # most conditions start a process
 
@@ -227,16 +228,16 @@ class Keeper:
             raise SystemExit(f"{command[0]}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def _until(self, *command: str, output: str | None = None, seconds: float = 60) -> None:
+    def _until(self, *command: str, output: str | None = None) -> None:
         """Repeat a command until it succeeds (and prints exactly `output`, where that is given)."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while True:
             done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
             if done.returncode == 0 and output in (None, done.stdout):
                 return
             if time.monotonic() > end:
                 said = f"{done.stdout}{done.stderr}"
-                raise SystemExit(f"gave up on {' '.join(command)} after {seconds} s: {said}")
+                raise SystemExit(f"gave up on {' '.join(command)} after {PATIENCE} s: {said}")
             time.sleep(0.05)
 
 
@@ -278,7 +279,7 @@ def take_down(directory: Path) -> None:
         raise SystemExit(f"no private Slurm is kept in {directory}")
     keeper = psutil.Process(int(pid.read_text()))
     keeper.terminate()
-    keeper.wait(timeout=60)
+    keeper.wait(timeout=PATIENCE)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPOSITORY
-from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm
 
 UNTIL_GO = "until test -e go; do sleep 0.1; done"
 SOCKET_TIMED_OUT = (
@@ -49,7 +49,7 @@ class Launcher:
         for name in ("TRAINYARD_RUNS", "TRAINYARD_DATA", "PYTHONPATH"):
             self.environment.pop(name, None)
 
-    def __call__(self, *arguments: str, code: int = 0, timeout: float = 240) -> str:
+    def __call__(self, *arguments: str, code: int = 0) -> str:
         """What a command prints; AssertionError where its exit code is not `code`."""
         done = subprocess.run(
             [*self.command, *arguments],
@@ -57,7 +57,7 @@ class Launcher:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE,
         )
         said = done.stdout + done.stderr
         assert done.returncode == code, f"exit {done.returncode}, not {code}: {said}{self.queue()}"
@@ -158,7 +158,7 @@ class Launcher:
     def expect_accounts(self, **expected: list[str]) -> None:
         """Wait until sacct, which lags by seconds, has exactly these jobs of each step."""
         with contextlib.suppress(AssertionError):
-            self.slurm.wait_for(lambda: self.accounted() == expected, 60)
+            self.slurm.wait_for(lambda: self.accounted() == expected)
         found = self.accounted()
         assert found == expected, f"sacct has {found}, not {expected}"
 
@@ -166,7 +166,7 @@ class Launcher:
         """Each of these steps was one job, which completed, and there was no other job."""
         self.expect_accounts(**{name: ["COMPLETED"] for name in names})
 
-    def wait_for_states(self, seconds: float = 120, **states: str) -> None:
+    def wait_for_states(self, **states: str) -> None:
         """Wait until steps of the newest run are in these states."""
 
         def reached() -> bool:
@@ -174,5 +174,5 @@ class Launcher:
             return all(now[name] == state for name, state in states.items())
 
         with contextlib.suppress(AssertionError):
-            self.slurm.wait_for(reached, seconds)
-        assert reached(), f"not {states} within {seconds} s: {self.states()}\n{self.queue()}"
+            self.slurm.wait_for(reached)
+        assert reached(), f"not {states} within {PATIENCE} s: {self.states()}\n{self.queue()}"

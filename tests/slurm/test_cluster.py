@@ -8,12 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.slurm.cluster import REPOSITORY, PrivateSlurm
+from tests.slurm.cluster import PATIENCE, REPOSITORY, PrivateSlurm
 
 USER_OF_A_CLUSTER = """
 import sys, time
 from pathlib import Path
-from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm
 with PrivateSlurm(Path(sys.argv[1]), nodes=1, gpus=1) as slurm:
     job = Path(sys.argv[1]) / "job"
     slurm.run("sbatch", "--output=/dev/null", "--wrap", f"echo $$ > {job}; sleep 600")
@@ -53,7 +53,7 @@ def test_daemons_and_jobs_end_when_the_user_of_a_cluster_is_killed(tmp_path: Pat
     finally:
         user.kill()
         user.communicate()
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while any(map(lives, alive)) and time.monotonic() < end:
         time.sleep(0.1)
     assert [process for process in alive if lives(process)] == []

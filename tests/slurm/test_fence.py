@@ -65,23 +65,23 @@ def test_an_orphan_on_a_lost_node_leaves_to_the_requeued_job_without_another_wri
     launcher("run", launcher.write({"train": training}))
     step = StepDir(launcher.newest() / "steps" / "train")
     wait_for = launcher.slurm.wait_for
-    wait_for(lambda: checkpoints(step), 120)
+    wait_for(lambda: checkpoints(step))
     job = step.submissions()[-1].job
     launcher.slurm.run("scontrol", "requeuehold", job)
     wait_for(lambda: launcher.slurm.state(job) == "PENDING")
     code = launcher.newest() / "code"
     orphans.append(Orphan(step, code, launcher.folder, launcher.environment))
     orphan = orphans[0]
-    wait_for(lambda: orphan.steps() >= 3, 120)  # it trains and writes, as the first start would
+    wait_for(lambda: orphan.steps() >= 3)  # it trains and writes, as the first start would
     launcher.slurm.run("scontrol", "release", job)
-    wait_for(lambda: orphan.process.poll() is not None, 120)
+    wait_for(lambda: orphan.process.poll() is not None)
     last = orphan.log.read_text().splitlines()[-1]
     assert orphan.process.returncode == 0, last
     assert last.startswith(f"train goes on elsewhere (start 2 of job {job} on ")
     claim = json.loads((step.path / "attempt.json").read_text())
     assert (claim["job"], claim["restart"]) == (job, 1)
     since = claim["time"]
-    wait_for(lambda: len(steps_since(step, since)) > 30, 120)
+    wait_for(lambda: len(steps_since(step, since)) > 30)
     seen = steps_since(step, since)
     assert seen == list(range(seen[0], seen[0] + len(seen))), "no step was written twice"
     assert step.failure() is None

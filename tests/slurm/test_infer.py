@@ -48,7 +48,7 @@ def test_without_waiting_infer_says_where_to_look_and_resume_takes_settings(
     run = launcher.newest().name
     assert f"launch.py status {run}" in said and "Pred:" not in said
     assert "gpu" not in asked(launcher, "infer").split("TRES=")[1].split()[0]
-    launcher.wait_for_states(infer="succeeded", seconds=60)
+    launcher.wait_for_states(infer="succeeded")
     assert "Pred:" in launcher("logs", f"{run}/infer")
     launcher.slurm.wait_for(lambda: launcher.queued() == [])
     said = launcher("resume", run, "--set", "infer.samples=1", "--wait")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
 
@@ -166,7 +166,7 @@ def test_following_a_log_ends_when_the_step_ends_and_every_rank_has_its_own(
     assert following.stdout.readline() == "rank 0 starts\n"
     assert following.poll() is None
     launcher.touch("go")
-    rest, _ = following.communicate(timeout=120)
+    rest, _ = following.communicate(timeout=PATIENCE)
     assert "rank 0 ends\n" in rest and following.returncode == 0
     said = launcher("logs", "/both", "--rank", "1", "--grep", "^rank")
     assert said == "rank 1 starts\nrank 1 ends\n"

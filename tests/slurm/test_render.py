@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
 SITE = """\
@@ -35,7 +35,12 @@ def submit_all(launcher: Launcher, name: str = "scripts", code: int = 0) -> str:
     """What a rendered submit_all.sh prints, called from elsewhere; it must exit with `code`."""
     script = str(launcher.folder / name / "submit_all.sh")
     done = subprocess.run(
-        [script], env=launcher.environment, cwd="/", capture_output=True, text=True, timeout=120
+        [script],
+        env=launcher.environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -79,7 +79,7 @@ def end_soon_after_interruption(launcher: Launcher) -> None:
 
 def went_on_and_ended(launcher: Launcher, signal: str, state: str) -> None:
     """Training saved when the signal came, went on from there, ended; what is behind ran once."""
-    launcher.wait_for_states(600, last="succeeded")
+    launcher.wait_for_states(last="succeeded")
     interrupted, *_ = events(launcher, "interrupted")
     position = interrupted["position"]
     assert interrupted["signal"] == signal
@@ -100,7 +100,7 @@ def test_a_training_step_whose_nodes_are_taken_goes_on_from_its_checkpoint(
     runs: dict[str, Launcher],
 ) -> None:
     launcher = runs["preempted"]
-    launcher.slurm.wait_for(lambda: events(launcher, "checkpoint"), 200)
+    launcher.slurm.wait_for(lambda: events(launcher, "checkpoint"))
     job = launcher.status()["train"]["job"]
     taker = ["--partition=gpu", "--nodelist=n4", "--exclusive", "--output=/dev/null"]
     higher = launcher.slurm.run("sbatch", "--parsable", *taker, "--wrap", "sleep 600").strip()

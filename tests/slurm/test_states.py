@@ -145,7 +145,7 @@ def test_the_time_limit_is_reported(
     found = backend.submit(job, [])
     slurm.wait_for(running.exists)
     slurm.run("scontrol", "update", f"jobid={found}", "EndTime=now+1")
-    slurm.wait_for(lambda: is_in(backend, job, QueueState.FAILED), seconds=240)
+    slurm.wait_for(lambda: is_in(backend, job, QueueState.FAILED))
     assert state(backend, job).reason == told("time_limit")
 
 

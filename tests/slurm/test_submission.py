@@ -9,7 +9,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from jobs.backends.base import QueueState, SubmitUnclear
 from jobs.backends.slurm.backend import SlurmBackend
-from jobs.errors import SubmitRefused
+from jobs.errors import LimitReached, SubmitRefused
 from jobs.store import StepDir
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launcher import Launcher, chain
@@ -117,6 +117,34 @@ def test_a_verdict_of_the_controller_on_the_request_is_a_refusal(
     put_on_path(tmp_path / "bin", "sbatch", f'printf "{said}\\n" >&2; exit 1', monkeypatch)
     with pytest.raises(SubmitRefused, match="ask us"):
         backend.submit(make_step(tmp_path, "train"), [])
+
+
+VERDICT = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+@pytest.mark.parametrize(
+    ("before", "counts"),
+    [
+        ("AssocMaxSubmitJobLimit", True),
+        ("QOSMaxSubmitJobPerUserLimit", True),
+        ("AssocGrpSubmitJobsLimit", True),
+        ("lua: ask us", True),  # a version that names no limit: it may be this one
+        ("QOSGrpCpuLimit", False),
+        ("AssocMaxWallDurationPerJobLimit", False),
+    ],
+)
+def test_a_limit_of_how_many_jobs_there_are_is_told_from_limits_of_what_a_job_asks_for(
+    backend: SlurmBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    counts: bool,
+) -> None:
+    said = f"sbatch: error: {before}\\nsbatch: error: Batch job submission failed: {VERDICT}"
+    put_on_path(tmp_path / "bin", "sbatch", f'printf "{said}\\n" >&2; exit 1', monkeypatch)
+    with pytest.raises(SubmitRefused) as refused:
+        backend.submit(make_step(tmp_path, "train"), [])
+    assert isinstance(refused.value, LimitReached) is counts
 
 
 def test_a_run_that_the_preflight_refuses_leaves_nothing_behind(

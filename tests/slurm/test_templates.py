@@ -21,11 +21,11 @@ def test_a_pipeline_inside_one_allocation_goes_on_after_a_requeue(
     python = f"--export=ALL,PYTHON={launch.command[0]},PYTHONPATH={REPOSITORY}"
     said = slurm.run("sbatch", "--parsable", *small, python, script, launch.write(steps))
     job = said.strip()
-    slurm.wait_for(lambda: launch.ran() == ["first", "begun"], 30)
+    slurm.wait_for(lambda: launch.ran() == ["first", "begun"])
 
     slurm.run("scancel", "--batch", "--signal=USR2", job)  # what Slurm sends before the limit
-    slurm.wait_for(lambda: launch.ran()[2:] == ["begun"], 60)
+    slurm.wait_for(lambda: launch.ran()[2:] == ["begun"])
     launch.touch("go")
     log = tmp_path / f"trainyard-{job}.log"
-    slurm.wait_for(lambda: "COMPLETED" in slurm.run("squeue", "-h", "-tall", "-j", job, "-o%T"), 30)
+    slurm.wait_for(lambda: "COMPLETED" in slurm.run("squeue", "-h", "-tall", "-j", job, "-o%T"))
     assert launch.ran() == ["first", "begun", "begun", "-second", "third"], log.read_text()

@@ -11,6 +11,7 @@ from lact_asr.distributed import processes
 from tests.conftest import REPOSITORY
 from tests.lact_asr.tiny_runs import manifest
 from tests.lact_asr.training.test_train_step import gradient, gradient_of, relative
+from tests.slurm.cluster import PATIENCE
 
 
 def gradient_of_a_task(folder: Path) -> None:
@@ -28,7 +29,7 @@ def test_four_ranks_on_two_nodes_have_the_gradient_of_one_process(tmp_path):
     expected, outcome = gradient([list(range(8))], tmp_path)
     module = [sys.executable, "-m", "tests.ranks", __name__, "gradient_of_a_task"]
     command = ["srun", "--nodes=2", "--ntasks=4", "--export=ALL,OMP_NUM_THREADS=1", *module]
-    subprocess.run([*command, str(tmp_path)], check=True, cwd=REPOSITORY, timeout=120)
+    subprocess.run([*command, str(tmp_path)], check=True, cwd=REPOSITORY, timeout=PATIENCE)
     for rank in range(4):
         size, found, split, loss = torch.load(tmp_path / f"{rank}.pt")
         assert size == 4

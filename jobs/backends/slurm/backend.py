@@ -14,14 +14,15 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.slurm.client import TIMEOUT, ask, call, sacct, seconds
 from jobs.causes import told
-from jobs.errors import ClusterError, Elsewhere, SubmitRefused
+from jobs.errors import ClusterError, Elsewhere, LimitReached, SubmitRefused
+from jobs.healing.nodes import nodes_to_exclude
 from lact_asr.utils.files import PRIVATE
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ _REFUSED = (
     r"sbatch: (fatal|error: Invalid --|unrecognized option|invalid option|option )|"
     rf"Batch job submission failed: ({'|'.join(_VERDICTS)})"
 )
+# What it says of those that only count jobs. Slurm 22.05 names the limit on a line before its
+# verdict (AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, AssocGrpSubmitJobsLimit), and other
+# limits in the same way (QOSGrpCpuLimit); one that names none may mean either.
+_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w+Limit\b")
 _ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?")  # a whole line of it
 # Lines of squeue and sacct. Other jobs of the same user may have any name: "a|b", "two\nlines".
 _IN_QUEUE = re.compile(r"(\d+)\|([^|]+)\|([^|]+)\|(.*)\|([^|]*)")
@@ -112,15 +117,22 @@ class SlurmBackend:
         return _identity(call("scontrol", "show", "config"))
 
     def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
-        """Queue one step; SubmitRefused where Slurm refuses, SubmitUnclear where nobody knows."""
+        """Queue one step; SubmitRefused where Slurm refuses, SubmitUnclear where nobody knows.
+
+        It does not go to nodes that fail again and again, unless it could go nowhere else.
+        """
         from jobs.cluster import Cluster
 
-        script = job.logs / f"{_SCRIPT}{job.token}.sh"
-        script.touch(PRIVATE)  # it has the cluster's environment in it
-        script.write_text(_script(Cluster.model_validate(self.cluster), job, after, behind))
-        found = _sbatch(script)
-        script.rename(job.logs / f"{found}_submission.sh")
-        return found
+        cluster = Cluster.model_validate(self.cluster)
+        excluded = nodes_to_exclude(job.directory.parents[2], self.home)
+        try:
+            return _queue(_without(cluster, excluded), job, after, behind)
+        except LimitReached:
+            raise
+        except SubmitRefused:
+            if not excluded:
+                raise
+        return _queue(cluster, job, after, behind)
 
     def find(self, job: StepJob) -> str | None:
         """The id of the newest job that carries the token, in the queue or in the accounts."""
@@ -173,6 +185,24 @@ def load_early() -> None:
     threading.Thread(target=importlib.import_module, args=["submitit.slurm.slurm"]).start()
 
 
+def _without(cluster: "Cluster", nodes: Iterable[str]) -> "Cluster":
+    """The cluster without some nodes, beside those that its own file leaves out."""
+    excluded = [str(cluster.extra["exclude"])] if cluster.extra.get("exclude") else []
+    names = ",".join([*excluded, *nodes])
+    extra = {**cluster.extra, **({"exclude": names} if names else {})}
+    return cluster.model_copy(update={"extra": extra})
+
+
+def _queue(cluster: "Cluster", job: StepJob, after: Sequence[str], behind: Sequence[str]) -> str:
+    """Submit a step's script; the job's id."""
+    script = job.logs / f"{_SCRIPT}{job.token}.sh"
+    script.touch(PRIVATE)  # it has the cluster's environment in it
+    script.write_text(_script(cluster, job, after, behind))
+    found = _sbatch(script)
+    script.rename(job.logs / f"{found}_submission.sh")
+    return found
+
+
 def _script(cluster: "Cluster", job: StepJob, after: Sequence[str], behind: Sequence[str]) -> str:
     """submitit's script for one step, with our worker as its command."""
     from submitit.slurm.slurm import _make_sbatch_string
@@ -192,10 +222,17 @@ def _sbatch(script: Path) -> str:
         raise SubmitUnclear(str(silence)) from silence
     complaints = complaints.strip() or "sbatch ended without a word"
     if status and re.search(_REFUSED, complaints):
-        raise SubmitRefused(complaints)
+        raise _refusal(complaints)
     if status:
         raise SubmitUnclear(complaints)
     return _job_id(said)
+
+
+def _refusal(complaints: str) -> SubmitRefused:
+    """What it means that sbatch has said this: too many jobs, or a job that is never taken."""
+    limits = _LIMIT.findall(complaints)
+    counts = any("Submit" in limit for limit in limits) if limits else "submit limit" in complaints
+    return LimitReached(complaints) if counts else SubmitRefused(complaints)
 
 
 def _job_id(said: str) -> str:

@@ -5,9 +5,13 @@ import re
 import subprocess
 from typing import NamedTuple
 
-from jobs.errors import ClusterError
+from jobs.errors import ClusterError, Unreachable
 
 TIMEOUT = 60  # seconds for one call; Slurm's own MessageTimeout is 10 s to 100 s
+# What a client says of a controller that is restarted, overloaded or gone (slurm_errno.c of 22.05).
+_SILENT = re.compile(
+    r"Unable to contact|timed out|Connection (refused|reset)|Zero Bytes|Transport endpoint"
+)
 # Variables of a job that we may be in, and of users: they would beat what a command asks for.
 _INHERITED = (
     *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_", "SCANCEL_"),
@@ -38,14 +42,14 @@ class Question(NamedTuple):
     process: "subprocess.Popen[str]"
 
     def finish(self) -> tuple[int, str, str]:
-        """Exit status, standard output and error; ClusterError after a minute."""
+        """Exit status, standard output and error; Unreachable after a minute."""
         try:
             said, complaints = self.process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
             message = f"{self.program} has not answered for {TIMEOUT} s: try again"
-            raise ClusterError(message) from None
+            raise Unreachable(message) from None
         return self.process.returncode, said, complaints
 
     def answer(self, harmless: str = "") -> str:
@@ -54,7 +58,8 @@ class Question(NamedTuple):
         lines = [line for line in complaints.splitlines() if line.strip()]
         if status and not (harmless and all(re.search(harmless, line) for line in lines)):
             reason = "; ".join(lines) or f"exit status {status}"
-            raise ClusterError(f"{self.program} failed: {reason}")
+            kind = Unreachable if _SILENT.search(complaints) else ClusterError
+            raise kind(f"{self.program} failed: {reason}")
         return said
 
 

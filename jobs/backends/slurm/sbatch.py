@@ -16,6 +16,7 @@ from jobs.cluster import TEMPLATES, Cluster
 from jobs.healing.heal import AGAIN
 from jobs.pipeline import Resources
 from jobs.snapshot import entry
+from jobs.store import Run
 
 
 def request(cluster: Cluster, resources: Resources) -> dict[str, Any]:
@@ -104,12 +105,17 @@ def step_command(cluster: Cluster, step: Path) -> str:
     return f"{cluster.interpreter} -u -c {code} {shlex.quote(str(step))}"
 
 
-def _again(cluster: Cluster, step: Path) -> str:
+def _srun(cluster: Cluster, job: StepJob) -> str:
     """A function in the place of srun: after a bad end it asks whether to begin again.
 
-    The queue position and what depends on the job stay as they are.
+    The queue position and what depends on the job stay as they are. After the last end the job
+    submits what is left of a run that drives itself, and ends as its step has ended whatever comes
+    of that.
     """
+    step = shlex.quote(str(job.directory))
     heal = f"{cluster.interpreter} -c {shlex.quote(entry('jobs.healing.heal'))}"
+    marker = shlex.quote(str(Run(job.directory.parents[1]).follows))
+    launch = f"{cluster.interpreter} {shlex.quote(str(job.code / 'launch.py'))}"
     return "\n".join(
         [
             "srun() {",
@@ -118,8 +124,9 @@ def _again(cluster: Cluster, step: Path) -> str:
             "    status=0",
             '    command srun "$@" || status=$?',
             "    [ $status -eq 0 ] && break",
-            f"    {heal} {shlex.quote(str(step))} $status && status=0 || status=$?",
+            f"    {heal} {step} $status && status=0 || status=$?",
             "  done",
+            f"  [ ! -e {marker} ] || {launch} follow {step} || true",
             "  return $status",
             "}",
         ]
@@ -157,5 +164,5 @@ def _setup(cluster: Cluster, job: StepJob) -> list[str]:
         f"[ -d {cwd} ] || {{ echo {shlex.quote(gone)} >&2; exit 1; }}",
         f"cd {cwd}",
         "trap - ERR",
-        _again(cluster, job.directory),
+        _srun(cluster, job),
     ]

@@ -169,7 +169,7 @@ class Second(processes.World):
         return [{"first": "torn"} if isinstance(value, dict) else value, value]
 
 
-def test_one_of_two_processes_fills_its_share_and_reports_what_both_could_not_read(tmp_path):
+def test_a_share_of_the_work_is_filled_and_what_nobody_could_read_is_told_everybody(tmp_path):
     said, model = tiny_runs.tones(tmp_path, 4), tiny_runs.tiny()
     given: dict[str, Any] = {"world": Second(), "batch_seconds": 0.1}
     filling.open_cache(tmp_path / "whole", form(model))

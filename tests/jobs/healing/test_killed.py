@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lact_asr.data.librispeech import scan
@@ -15,11 +16,11 @@ from lact_asr.training.clock import PHASES, metric
 from tests.jobs.launcher import Launcher
 
 EVERY = 5  # steps between checkpoints
-STEPS = 30
+STEPS = 16
 
 
 def pipeline(folder: Path) -> str:
-    training = {"max_steps": STEPS, "batch_seconds": 10, "valid_every": 10, "log_every": 1}
+    training = {"max_steps": STEPS, "batch_seconds": 10, "valid_every": 8, "log_every": 1}
     training |= {"checkpoint_every": EVERY}
     settings = {"train": "some.jsonl", "dev": "some.jsonl", "training": training}
     resources = {"time": "10m", "cpus": 1, "memory_gb": 4}
@@ -39,26 +40,38 @@ def near(seconds: float) -> Any:
     return pytest.approx(seconds, rel=0.01, abs=0.05)
 
 
+def kill(launcher: Launcher, step: Path, everything: bool) -> None:
+    """End the worker, which its keeper starts again; or both, and resume the run."""
+    keeper = psutil.Process(int(read(step / "submissions.jsonl")[-1]["job"].split(".")[0]))
+    if everything:
+        os.killpg(keeper.pid, signal.SIGKILL)
+        done = launcher("resume", "--wait")
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        keeper.children()[0].kill()
+        launcher.until("succeeded", step="train")
+
+
+@pytest.mark.parametrize("everything", [True, False], ids=["with its keeper", "alone"])
 def test_replayed_recovery_and_ettr_are_what_the_metrics_of_a_killed_training_say(
-    tmp_path: Path, speech: Path
+    tmp_path: Path, speech: Path, everything: bool
 ) -> None:
     launcher = Launcher(tmp_path, {"TRAINYARD_CLUSTER": "local"})
     write_manifest(tmp_path / "some.jsonl", scan(speech / "train")[:6])
     step = launcher.run(launcher.write(pipeline(tmp_path))) / "steps" / "train"
     deadline = time.monotonic() + 200
-    while not [line for line in read(step / "metrics.jsonl") if line["step"] > 2 * EVERY + 1]:
+    while not [line for line in read(step / "metrics.jsonl") if line["step"] > EVERY + 1]:
         assert time.monotonic() < deadline, launcher.status()
         time.sleep(0.02)
     living = json.loads(launcher("ledger", "--json").stdout)["steps"][0]
     assert living["allocated"] > 0 and living["queued"] < 10
-    os.killpg(int(read(step / "submissions.jsonl")[-1]["job"].split(".")[0]), signal.SIGKILL)
-    before = read(step / "metrics.jsonl")
-    done = launcher("resume", "--wait")
-    assert done.returncode == 0, done.stdout + done.stderr
+    kill(launcher, step, everything)
 
     ledger = json.loads(launcher("ledger", "--json").stdout)["steps"][0]
-    after, events = read(step / "metrics.jsonl")[len(before) :], read(step / "events.jsonl")
+    lines, events = read(step / "metrics.jsonl"), read(step / "events.jsonl")
     first, second = (event for event in events if "restart" in event)
+    before = [line for line in lines if line["time"] < second["time"]]
+    after = lines[len(before) :]
     (resumed,) = (event["step"] for event in events if "checkpoint" in event and "epoch" in event)
     finished = events[-1]
     reached = before[-1]["step"]
@@ -78,6 +91,8 @@ def test_replayed_recovery_and_ettr_are_what_the_metrics_of_a_killed_training_sa
 
     silent = max(path.stat().st_mtime for path in step.glob(f"logs/{first['job']}_*"))
     ended = max(silent, before[-1]["time"], events[events.index(second) - 1]["time"])
+    if not everything:  # the allocation goes on
+        ended = second["time"]
     allocated = ended - first["time"] + finished["time"] - second["time"]
     assert ledger["allocated"] == pytest.approx(allocated, abs=0.01)
     assert sum(seconds.values()) == pytest.approx(allocated, abs=0.01)

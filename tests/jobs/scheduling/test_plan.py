@@ -1,10 +1,24 @@
 """The plan: pure, so its properties are checked over every graph that hypothesis can think of."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.backends.base import JobState, QueueState
-from jobs.scheduling.plan import ACTIVE, Evidence, State, observe, observe_all, plan, restrict
+from jobs.scheduling.plan import (
+    ACTIVE,
+    FOLLOWS,
+    Evidence,
+    Observed,
+    State,
+    Submit,
+    following,
+    observe,
+    observe_all,
+    plan,
+    plan_rest,
+    restrict,
+)
 
 
 @st.composite
@@ -212,3 +226,50 @@ def test_of_all_steps_too_a_start_after_the_answer_counts_and_a_success_breaks_n
     ]  # fmt: skip
     assert found["c"].reason == "by scancel", "what it needs has succeeded: that is not why"
     assert observe_all(evidence, queue)["d"].state is State.RUNNING
+
+
+CHAIN: dict[str, list[str]] = {"one": [], "two": ["one"], "three": ["two"], "four": ["three"]}
+
+
+def states(*found: State) -> dict[str, State]:
+    return dict(zip(CHAIN, found, strict=True))
+
+
+def test_what_is_left_follows_behind_what_has_not_succeeded_yet():
+    found = plan_rest(CHAIN, states(State.SUCCEEDED, State.RUNNING, State.NEW, State.NEW), CHAIN)
+    assert found == [Submit("three", ("two",)), Submit("four", ("three",))]
+
+
+@pytest.mark.parametrize("ended", [State.FAILED, State.CANCELLED, State.LOST])
+def test_behind_an_end_without_success_nothing_follows(ended):
+    at = states(State.SUCCEEDED, ended, State.NEW, State.NEW)
+    assert plan_rest(CHAIN, at, ["three", "four"]) == []
+    assert plan_rest({**CHAIN, "three": ["one"]}, at, ["three"]) == [Submit("three", ())]
+
+
+def test_only_what_is_to_follow_does_and_nothing_behind_what_is_not():
+    at = states(State.SUCCEEDED, State.RUNNING, State.NEW, State.NEW)
+    assert plan_rest(CHAIN, at, ["four"]) == [], "three was cancelled before it was submitted"
+    assert plan_rest(CHAIN, at, ["two", "three"]) == [Submit("three", ("two",))], "two runs"
+
+
+@pytest.mark.parametrize(
+    ("active", "stopped", "recent", "follows"),
+    [
+        (True, "", False, True),
+        (True, "refused", False, True),
+        (False, "", True, True),
+        (False, "refused", True, False),
+        (False, "", False, False),
+    ],
+)
+def test_what_is_left_is_said_to_follow_while_somebody_is_there_to_submit_it(
+    active, stopped, recent, follows
+):
+    second = State.RUNNING if active else State.SUCCEEDED
+    at = states(State.SUCCEEDED, second, State.NEW, State.NEW)
+    observed = {name: Observed(state) for name, state in at.items()}
+    said = following(CHAIN, observed, ["three", "four"], stopped, recent)
+    assert [*said] == ["three", "four"]
+    assert all((seen == FOLLOWS) is follows for seen in said.values())
+    assert follows or all(seen.reason.endswith(": launch.py resume") for seen in said.values())

@@ -1,8 +1,11 @@
 """A checkpoint that an old version of this code left goes on as that version went on."""
 
 import hashlib
+import os
 import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,8 @@ import torch
 from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.files import read_json, write_json
+from tests.conftest import REPOSITORY
 from tests.lact_asr.tiny_runs import run, tiny, tones
-from tests.ranks import in_ranks
 
 OLD = Path(__file__).parent / "old_checkpoint"
 MODEL = {"hidden": 8, "attention_heads": 2, "lact_heads": 1, "mlp": 8, "mels": 16, "dropout": 0.1}
@@ -40,11 +43,10 @@ def go_on(folder: Path) -> None:
     write_json(folder / "found.json", found)
 
 
-def test_a_checkpoint_of_old_code_goes_on_as_it_did_then(tmp_path, monkeypatch):
+def test_a_checkpoint_of_old_code_goes_on_as_it_did_then(tmp_path):
     """Bit for bit with the torch and on the kind of processor that it was written with."""
-    for name, value in PORTABLE.items():
-        monkeypatch.setenv(name, value)
-    assert in_ranks(go_on, tmp_path, 1) == [0]
+    command = [sys.executable, "-m", "tests.ranks", __name__, "go_on", str(tmp_path)]
+    subprocess.run(command, cwd=REPOSITORY, env=os.environ | PORTABLE, check=True)
     found, then = read_json(tmp_path / "found.json"), read_json(OLD / "went_on.json")
     assert [(each["step"], each["changed"]) for each in found["resumed"]] == [(3, [])]
     assert found["losses"] == pytest.approx(then["losses"], rel=1e-5)

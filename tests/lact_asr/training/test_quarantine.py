@@ -15,7 +15,7 @@ from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.quarantine import NOT_FINITE, SPOILED, halve, without
 from lact_asr.utils.errors import Failed
-from tests.lact_asr.tiny_runs import VOCABULARY, manifest, run, tiny, tones
+from tests.lact_asr.tiny_runs import VOCABULARY, RecordedEvents, manifest, run, tiny, tones
 from tests.lact_asr.training.test_resume import assert_same_bits
 from tests.lact_asr.training.test_trainer import Poisoned
 from tests.ranks import in_ranks
@@ -104,6 +104,25 @@ def test_where_no_loss_is_finite_it_is_not_the_data(tmp_path):
     assert recorded.named("quarantined") == []
     assert [facts["step"] for facts in recorded.named("step_dropped")] == [3]
     assert result.steps_skipped == 1
+
+
+def test_weights_that_are_not_finite_send_nobody_into_quarantine(tmp_path):
+    class Broken(CTCObjective):
+        """From the second step on a weight is NaN that one utterance alone needs."""
+
+        def __call__(self, batch: Batch, progress: float) -> Loss:
+            if progress:
+                self.model.extra.data.fill_(torch.nan)
+            loss = super().__call__(batch, progress)
+            needed = self.model.extra.sum() if lone in batch.ids else 0.0
+            return replace(loss, total=loss.total + needed)
+
+    train, model, recorded = tones(tmp_path, 10), tiny(), RecordedEvents()
+    lone, model.extra = train[4].id, torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(Failed, match="weights are not finite"):
+        run(tmp_path, train, Broken(model), recorded=recorded, **SHORT)
+    assert recorded.named("quarantined") == []
+    assert recorded.named("step_dropped")
 
 
 def test_a_gradient_that_is_not_finite_betrays_an_utterance_whose_loss_is(tmp_path):

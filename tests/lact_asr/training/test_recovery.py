@@ -40,13 +40,37 @@ def test_a_run_that_diverged_goes_on_from_before_with_a_sane_rate_and_learns(tmp
     assert recorded.losses()[60] < 0.8 * before.losses()[10]
 
 
+RISING = {"learning_rate": 3.0, "clip_norm": 1e9}  # every number stays finite
+EVER = {"max_steps": 300, "valid_every": 300, "keep_checkpoints": 1}
+
+
+def test_a_loss_that_rises_and_stays_finite_ends_the_run_before_the_rise(tmp_path):
+    """One checkpoint is kept, and five are made while the loss rises: the sound one is spared."""
+    train, recorded = tones(tmp_path, 6), RecordedEvents()
+    run(tmp_path, train, stop_at=60, checkpoint_every=60, **EVER)
+    with pytest.raises(Failed, match=r"^the loss is .*goes on from step 60$") as caught:
+        run(tmp_path, train, recorded=recorded, optim=RISING, checkpoint_every=4, **EVER)
+    assert caught.value.cause == "diverged"
+    assert numbered(tmp_path) == ["00000060"]
+    assert recorded.named("finding")[-1]["word"] == "loss_rising"
+    done, _ = run(tmp_path, train, **{**EVER, "max_steps": 64})
+    assert done.step == 64
+
+
+def test_a_loss_that_rises_from_the_start_begins_anew(tmp_path):
+    with pytest.raises(Failed, match="risen from the start: all begins anew"):
+        wild = {**RISING, "learning_rate": 30.0}
+        run(tmp_path, tones(tmp_path, 6), optim=wild, checkpoint_every=25, **EVER)
+    assert numbered(tmp_path) == []
+
+
 def test_checkpoints_with_weights_that_drop_every_step_are_put_aside(tmp_path):
     train, recorded = tones(tmp_path, 6), RecordedEvents()
     broken = Poisoned(tiny(), at=range(7, 999))  # six steps are taken
     with pytest.raises(Failed, match="goes on from step 4"):
         run(tmp_path, train, broken, recorded=recorded, **LONG)
     assert numbered(tmp_path) == ["00000002", "00000004"], "others would push them out"
-    assert [facts["checkpoint"] for facts in recorded.named("put_aside")] == ["00000006"]
+    assert recorded.named("put_aside") == [{"checkpoint": "00000006", "now": "diverged"}]
     aside = tmp_path / "checkpoints" / "diverged"
     assert checkpoint.find(aside) == aside  # for `diagnose`
     assert checkpoint.find(tmp_path) != aside

@@ -1,5 +1,6 @@
 """One step: its gradient is that of one big batch, however the batch is split."""
 
+import contextlib
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,12 +140,15 @@ class Linear(Objective[Any, Any]):
     """One weight, which is 1, and a loss that shows what it is made of."""
 
     def __init__(self) -> None:
-        self.model = self.trainable = torch.nn.Linear(1, 1, bias=False)
+        self.model = self.trainable = torch.nn.Linear(1, 1)
         torch.nn.init.ones_(self.trainable.weight)
+        torch.nn.init.ones_(self.trainable.bias)  # takes no part in the loss
         self.told: list[float] = []
+        self.half: list[bool] = []  # precision of each call
 
     def __call__(self, batch: Numbers, progress: float) -> Loss:
         self.told.append(progress)
+        self.half.append(torch.is_autocast_enabled("cpu"))
         total = batch.slope * self.trainable.weight.sum()
         seen = {"second": Part(2 * total.detach(), torch.tensor(8.0)), "first": Part(total * 0 + 3)}
         return Loss(total, torch.tensor(batch.labels), seen, {"rows": torch.tensor(len(batch))})
@@ -153,20 +157,22 @@ class Linear(Objective[Any, Any]):
 def step_of(*batches: Numbers, **given: Any) -> tuple[Outcome, Linear]:
     objective, known = Linear(), given.pop("known", {})
     stop, progress = given.pop("stop", False), given.pop("progress", 0.5)
-    clipped = settings(optim={"clip_norm": given.pop("clip_norm", 1e9)})
+    precision = given.pop("precision", "fp32")
+    clipped = settings(optim={"clip_norm": given.pop("clip_norm", 1e9)}, precision=precision)
     setting = train_step.Setting(clipped, ALONE, torch.device("cpu"), **given)
     optimizer = torch.optim.SGD(objective.trainable.parameters(), lr=1.0)
-    objective.trainable.weight.grad = torch.full((1, 1), 1000.0)  # of an earlier step
+    for parameter in objective.trainable.parameters():
+        parameter.grad = torch.full_like(parameter, 1000.0)  # of an earlier step
     module = train_step.ObjectiveModule(objective)
     outcome = train_step.take_step(module, optimizer, batches, progress, setting, stop, known)
     return outcome, objective
 
 
 def test_what_a_step_came_to_is_summed_over_its_micro_batches_and_divided_once():
-    some = Numbers(["a", "b"], slope=3.0, labels=2.0, amount=0.25, unreadable=[("x", "torn")])
-    more = Numbers(["c"], slope=5.0, labels=6.0, amount=0.5, unreadable=[("y", "no such file")])
+    some = Numbers(["a", "b"], slope=3.0, labels=2.0, amount=0.1, unreadable=[("x", "torn")])
+    more = Numbers(["c"], slope=5.0, labels=6.0, amount=0.2, unreadable=[("y", "no such file")])
     outcome, objective = step_of(some, more, known={"x": "torn"})
-    assert (outcome.loss, outcome.weight, outcome.amount) == (1.0, 8.0, 0.75)
+    assert (outcome.loss, outcome.weight, outcome.amount) == (1.0, 8.0, 0.1 + 0.2)
     assert outcome.grad_norm == pytest.approx(1.0) and outcome.taken
     assert outcome.parts == {"first": Part(0.75), "second": Part(2.0, 2.0)}
     assert outcome.counts == {"rows": 3.0}
@@ -175,12 +181,32 @@ def test_what_a_step_came_to_is_summed_over_its_micro_batches_and_divided_once()
     assert outcome.stop is False and step_of(some, stop=True)[0].stop is True
     assert objective.told == [0.5, 0.5]
     assert objective.trainable.weight.item() == pytest.approx(0.0), "moved by the mean gradient"
+    assert objective.trainable.bias.grad is None, "of zeros an optimizer would take decay for it"
+
+
+def test_micro_batches_have_the_precision_asked_for_and_only_the_last_is_summed_over_all(
+    monkeypatch,
+):
+    alone = []
+    monkeypatch.setattr(
+        train_step, "no_sync", lambda module: alone.append(module) or contextlib.nullcontext()
+    )
+    some = Numbers(["a"])
+    assert step_of(some, some, some, precision="bf16")[1].half == [True] * 3
+    assert len(alone) == 2 and isinstance(alone[0], train_step.ObjectiveModule)
+    assert step_of(some)[1].half == [False] and len(alone) == 2
 
 
 def test_a_data_parallel_wrapper_sees_all_that_an_objective_learns():
     objective = Linear()
-    (found,) = train_step.ObjectiveModule(objective).parameters()
-    assert found is objective.trainable.weight
+    found = list(train_step.ObjectiveModule(objective).parameters())
+    assert [id(each) for each in found] == [id(each) for each in objective.trainable.parameters()]
+
+
+def test_labels_of_a_step_are_counted_in_float64():
+    """In float32 the next number behind 2 ** 24 is 2 ** 24 + 2."""
+    many, one = Numbers(["a"], labels=2.0**24), Numbers(["b"], labels=1.0)
+    assert step_of(many, one)[0].weight == 2**24 + 1
 
 
 def test_the_step_after_clipping_has_the_norm_that_is_allowed():

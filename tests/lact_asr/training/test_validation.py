@@ -17,6 +17,7 @@ from lact_asr.decoding.metrics import score
 from lact_asr.decoding.transcribe import transcribe
 from lact_asr.distributed.processes import World
 from lact_asr.model.recognizer import Recognizer
+from lact_asr.training import validation
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.validation import Validation, comparison_key, validate
 from lact_asr.utils.files import read_json
@@ -119,7 +120,7 @@ class OneOfTwo(World):
         return [value, self.other[1]] if self.other else [value]
 
 
-def test_two_ranks_share_the_dev_set_and_put_together_what_they_heard(tmp_path, model):
+def test_halves_of_the_dev_set_that_are_heard_apart_are_put_together(tmp_path, model):
     dev = tones(tmp_path, 6)
     dev[1].audio.unlink()
     dev[4].audio.write_bytes(b"")
@@ -157,3 +158,25 @@ def test_validation_leaves_the_model_in_evaluation_mode_and_reads_it_in_the_aske
     model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     check(model, tones(tmp_path, 2), settings(precision="bf16", samples=0))
     assert seen == [True] and not model.training
+
+
+def test_whoever_has_fewer_batches_calls_its_model_as_often_as_the_others(
+    tmp_path, model, monkeypatch
+):
+    """A split model gathers its weights from all ranks, which wait for whoever does not call it."""
+    called: list[tuple[int, list[int], list[int]]] = []
+    monkeypatch.setattr(
+        validation,
+        "run_dummy_forwards",
+        lambda model, calls, wave, length: called.append(
+            (calls, list(wave.shape), length.tolist())
+        ),
+    )
+    dev = tones(tmp_path, 5)
+    corpus, config = whole_corpus(dev, VOCABULARY), settings(batch_seconds=0.1)
+    for rank in (0, 1):
+        validate(model, corpus, VOCABULARY, config, OneOfTwo(rank), torch.device("cpu"), 0)
+    min(dev, key=lambda each: each.duration).audio.unlink()
+    validate(model, corpus, VOCABULARY, config, World(), torch.device("cpu"), 0)
+    silence = [1, 1600], [1600]  # a tenth of a second
+    assert called == [(0, *silence), (1, *silence), (1, *silence)]
