@@ -253,7 +253,7 @@ def _recovery(step: StepDir, fault: float, end: float) -> float | None:
     starts = [each["time"] for each in step.events() if "host" in each]
     begun = next((at for at in starts if fault < at < end), fault)  # of a process that came after
     taken = [(line["time"], line["step"]) for line in step.metrics() if "learning_rate" in line]
-    reached = max((number for at, number in taken if at <= begun), default=0)
+    reached = max((number for at, number in taken if at <= fault), default=0)
     ends = (at for at, number in taken if begun < at < end and number > reached)
     return next((round(at - fault, 1) for at in ends), None)
 

@@ -187,7 +187,8 @@ def test_a_rehearsal_from_beginning_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = json.loads(done.stdout)
     assert (row["cause"], row["ended"], row["weights"]) == ("killed", "succeeded", "identical")
-    assert (row["injected"], row["lost"]) == ("step 18, rank 0", 2)
+    assert row["injected"] == "step 18, rank 0"
+    assert row["lost"] in (2, 7), "the checkpoint of step 15 may still be on its way to the disk"
     (folder,) = (tmp_path / "runs").iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {path.name for path in folder.iterdir()} >= {"few", "undisturbed", "kill"}
