@@ -326,6 +326,7 @@ def _judge(word: str, reason: str, elapsed: str) -> JobState:
     if word not in _STATES:
         return JobState(QueueState.UNKNOWN, f"Slurm says {word}", seconds(elapsed))
     said = _WORDS.get(word) or _WORDS.get(reason, reason)
-    if word == "CANCELLED" and not said:
-        said = "by scancel"  # one that Slurm cancels itself has a reason
+    if word == "CANCELLED" and (not said or said.startswith("by ")):
+        # squeue tells no reason, sacct by whom; a job that Slurm cancels itself has a reason
+        said = f"{told('killed_by_hand')} ({said or 'by scancel'})"
     return JobState(_STATES[word], said, seconds(elapsed))
