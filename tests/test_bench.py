@@ -63,6 +63,11 @@ def test_checkpoint_stands_beside_none_and_beside_one_in_place() -> None:
     assert "500 steps with one aside, beside none, wall, by reckoning" in said
 
 
+def test_mutated_pipeline_files_are_read_or_refused() -> None:
+    said = json.loads(bench("mutated_pipelines"))
+    assert said["read"] + said["refused"] == said["count"] and not said["made"]
+
+
 def test_mutated_checkpoints_are_read_right_or_refused() -> None:
     said = json.loads(bench("mutated_checkpoints"))
     assert not [what for what in said["with_checksums"] if "wrong" in what]

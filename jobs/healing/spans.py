@@ -225,7 +225,8 @@ def _cut(begin: float, end: float, pieces: Iterable[_Piece]) -> Iterator[Span]:
         parts = [(what, seconds) for what, seconds in parts if seconds > 0]
         for place, (what, seconds) in enumerate(parts, start=1):
             stop = until if place == len(parts) else min(at + seconds, until)
-            yield Span(at, stop, what)
+            if stop > at:  # 5e-324 s are not
+                yield Span(at, stop, what)
             at = stop
 
 

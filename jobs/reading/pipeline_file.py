@@ -336,7 +336,7 @@ class _Steps:
         for inner, mark in former(kind.Settings, raw):
             words = f"{mark.name!r} is called {mark.now!r} now: write {inner[-1]}: {mark.now}"
             self.document.notice((*place, *inner), words)
-        settings: dict[str, Any] = model.model_dump()
+        settings: dict[str, Any] = model.model_dump(warnings=False)  # references are no numbers
         for key, field in kind.Settings.model_fields.items():
             if any(isinstance(mark, Present) for mark in field.metadata):
                 self._present((*place, key), None if (key,) in unknown else settings[key])

@@ -217,8 +217,8 @@ def load_model(
             f"{path} holds a model of the family {config['family']!r}; "
             f"known here: {', '.join(sorted(families))}"
         )
+    vocabulary = load_vocabulary(config["vocabulary"])
     try:
-        vocabulary = load_vocabulary(config["vocabulary"])
         model = families[config["family"]](config["model"], len(vocabulary))
     except (LookupError, TypeError, ValueError) as error:
         raise Damaged(path / CONFIG, f"no model can be made from it: {error}") from error
@@ -235,6 +235,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise Damaged(path / CONFIG, error.why) from None
     if found is None or not found.keys() >= _DESCRIBED:
         raise Damaged(path / CONFIG, f"it does not say {', '.join(sorted(_DESCRIBED))}")
+    try:
+        load_vocabulary(found["vocabulary"])
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise Damaged(path / CONFIG, f"its vocabulary is none: {error}") from error
     return found
 
 

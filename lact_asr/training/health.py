@@ -94,7 +94,24 @@ class Mean:
         self.value += (value - self.value) / min(self.count, memory)
 
 
-MEANS = ("loss", "level", "swing", "norm", "usual_norm", "seconds", "usual_seconds", "apart")
+@dataclass
+class Pace:
+    """How long the steps of this process take; another one may have another machine."""
+
+    seconds: Mean = field(default_factory=Mean)
+    usual: Mean = field(default_factory=Mean)
+    stalled: float = 0.0  # seconds that slow steps in a row have taken
+
+    def add(self, seconds: float) -> None:
+        """One more step; the first ones are slow: memory, kernels and files are new."""
+        self.seconds.add(seconds, QUICK)
+        slow = self.usual.count >= WARM and seconds > STALL * self.usual.value
+        self.stalled = self.stalled + seconds if slow else 0.0
+        if not slow and self.seconds.count > QUICK:
+            self.usual.add(seconds, LONG)
+
+
+MEANS = ("loss", "level", "swing", "norm", "usual_norm", "apart")
 
 
 @dataclass
@@ -110,9 +127,6 @@ class Vitals:
     fell: int = 0  # step at which it last did
     norm: Mean = field(default_factory=Mean)
     usual_norm: Mean = field(default_factory=Mean)
-    seconds: Mean = field(default_factory=Mean)
-    usual_seconds: Mean = field(default_factory=Mean)
-    stalled: float = 0.0  # seconds that slow steps in a row have taken
     apart: Mean = field(default_factory=Mean)  # a loss at the start, as a share of what is expected
     labels: float = 0.0  # heard so far
     peak_rate: float = 0.0
@@ -130,15 +144,10 @@ class Vitals:
         means = {name: Mean(**saved[name]) for name in MEANS if name in saved}
         return cls(**{**saved, **means})
 
-    def start_clock(self) -> None:
-        """Another process begins, perhaps on another machine."""
-        self.seconds, self.usual_seconds, self.stalled = Mean(), Mean(), 0.0
 
-
-def note_step(vitals: Vitals, step: int, outcome: Outcome, seconds: float, rate: float) -> None:
+def note_step(vitals: Vitals, step: int, outcome: Outcome, rate: float) -> None:
     """Take in a step."""
     vitals.step, vitals.peak_rate = step, max(vitals.peak_rate, rate)
-    _note_seconds(vitals, seconds)
     if not outcome.taken:
         return
     loss = outcome.parts["ctc"].value if "ctc" in outcome.parts else outcome.loss
@@ -155,18 +164,6 @@ def note_step(vitals: Vitals, step: int, outcome: Outcome, seconds: float, rate:
         shares = relative(outcome.parts)
         vitals.apart.add(max(shares.get("ctc", 0.0), shares.get("kd", 0.0)), START)
     _note_level(vitals)
-
-
-def _note_seconds(vitals: Vitals, seconds: float) -> None:
-    """The first steps of a process are slow: memory, kernels and files are new."""
-    usual = vitals.usual_seconds
-    vitals.seconds.add(seconds, QUICK)
-    if vitals.seconds.count <= QUICK:
-        return
-    slow = usual.count >= WARM and seconds > STALL * usual.value
-    vitals.stalled = vitals.stalled + seconds if slow else 0.0
-    if not slow:
-        usual.add(seconds, LONG)
 
 
 def _note_level(vitals: Vitals) -> None:
@@ -191,7 +188,6 @@ def of_step(
         news["oscillation"] = _oscillation(vitals, scale, rate)
         news["plateau"] = _plateau(vitals, scale, rate)
         news["nothing_learned"] = _nothing_learned(vitals, scale, rate)
-    news["slow"] = _slow(vitals)
     return {word: found for word, found in news.items() if _holds(vitals, word, bool(found))}
 
 
@@ -286,10 +282,15 @@ def _nothing_learned(vitals: Vitals, scale: Scale, rate: float) -> Finding | Non
     )
 
 
-def _slow(vitals: Vitals) -> Finding | None:
-    if vitals.stalled < STALLED:
-        return None
-    seconds, usual = vitals.seconds.value, vitals.usual_seconds.value
+def of_pace(pace: Pace) -> dict[str, Finding | None]:
+    """Whether this process has become slow."""
+    if 0 < pace.stalled < STALLED:
+        return {}
+    return {"slow": _slow(pace) if pace.stalled else None}
+
+
+def _slow(pace: Pace) -> Finding:
+    seconds, usual = pace.seconds.value, pace.usual.value
     return Finding(
         "slow",
         f"a step takes {seconds:.3g} s where {usual:.3g} s is usual: look at what else runs on the "

@@ -10,7 +10,7 @@ from typing import Any
 
 from lact_asr.training import health
 from lact_asr.training.clock import Clock
-from lact_asr.training.health import Finding, Scale, Vitals
+from lact_asr.training.health import Finding, Pace, Scale, Vitals
 from lact_asr.training.loss import Outcome, Part, shown
 from lact_asr.training.material import Material, Measure, Terms
 from lact_asr.utils.progress import clock
@@ -30,7 +30,7 @@ class TrainingLogger:
     ) -> None:
         self._report, self._event, self._loud = report, event, loud
         self._scale, self._total, self._terms = scale, scale.total_steps, terms
-        self._vitals = Vitals()
+        self._vitals, self._pace = Vitals(), Pace()
         self.clock = Clock()
         self._first = 0  # step at which this process began
         self._started = self._since = self._last = time.monotonic()
@@ -60,7 +60,6 @@ class TrainingLogger:
         self._since = self._last = self._started
         self.clock.restart()
         self._vitals = vitals
-        vitals.start_clock()
         self.event("watched", step=step, open=dict(vitals.open))
 
     def end(self, step: int) -> None:
@@ -71,9 +70,11 @@ class TrainingLogger:
         """One more step, at a learning rate."""
         self._window.append(outcome)
         now = time.monotonic()
-        health.note_step(self._vitals, step, outcome, now - self._last, rate)
+        self._pace.add(now - self._last)
         self._last = now
-        self.judge(step, health.of_step(self._vitals, self._scale, outcome, rate))
+        health.note_step(self._vitals, step, outcome, rate)
+        news = health.of_step(self._vitals, self._scale, outcome, rate)
+        self.judge(step, {**news, **health.of_pace(self._pace)})
 
     def judge(self, step: int, news: Mapping[str, Finding | None]) -> None:
         """Say what is wrong that was not, and what was wrong and is well again (None)."""

@@ -339,6 +339,13 @@ def test_a_foreign_vocabulary_is_refused_by_name():
             )
 
 
+def test_a_film_is_read_if_either_of_the_two_looks_at_it():
+    watching = {**SMALL, "video": "features", "video_features": 3}
+    assert objective(teacher=tiny_teacher(**watching)).video_shape == (3,)
+    assert objective(student=tiny_teacher(**watching)).video_shape == (3,)
+    assert objective().video_shape is None
+
+
 def test_a_step_must_be_announced():
     with pytest.raises(RuntimeError, match="begin_step"):
         objective()(noise(), 0.0)

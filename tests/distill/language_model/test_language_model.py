@@ -28,7 +28,6 @@ from lact_asr.data.manifest import Utterance, write_manifest
 from lact_asr.distributed import processes
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
-from lact_asr.training.loss import relative
 from lact_asr.training.trainer import FitResult, Launcher
 from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import read_json
@@ -94,7 +93,8 @@ def test_a_uniform_student_costs_what_is_expected_of_it():
     student = model()
     torch.nn.init.zeros_(student.head.weight)
     loss = LMObjective(student, 7, model(seed=1), LMDistillConfig(top_k=5))(batch(["CAT SAT"]), 0.1)
-    assert relative(per_label(loss)) == pytest.approx({"lm": 1, "kd": 1}, rel=1e-5)
+    for part in per_label(loss).values():
+        assert part.value == pytest.approx(part.expected, rel=1e-5)
 
 
 def test_without_a_teacher_the_texts_count_in_full():
@@ -186,7 +186,8 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     result, after, resumed = train(tmp_path / "two", **changes)
     assert result.step == 12
     untimed = lambda rows: [{k: v for k, v in r.items() if "second" not in k} for r in rows]
-    assert untimed(before + after) == untimed(through)
+    told = lambda rows: [row for row in untimed(rows) if len(row) > 1]
+    assert told(before + after) == told(through)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 

@@ -23,7 +23,7 @@ from tests.distill.language_model.test_language_model import (
     sentences,
     texts_run,
 )
-from tests.lact_asr.tiny_runs import RecordedEvents
+from tests.lact_asr.tiny_runs import RecordedEvents, replace_file
 from tests.ranks import in_ranks
 
 
@@ -101,15 +101,18 @@ def test_other_texts_begin_a_new_epoch_and_the_record_says_what_has_changed(tmp_
 
 
 class Odd(LMObjective):
-    """A model whose loss is multiplied at some calls, the first is 1."""
+    """A model whose loss is multiplied at some steps, the first is 1, whatever it reads."""
 
-    def __init__(self, model: LanguageModel, factor: float, calls: range) -> None:
+    def __init__(self, model: LanguageModel, factor: float, at: range) -> None:
         super().__init__(model, 256)
-        self.factor, self.calls, self.called = factor, calls, 0
+        self.factor, self.at, self.steps = factor, at, 0
+
+    def begin_step(self, batches, all_sum) -> None:
+        self.steps += 1
 
     def __call__(self, batch, progress) -> Loss:
-        loss, self.called = super().__call__(batch, progress), self.called + 1
-        return replace(loss, total=loss.total * (self.factor if self.called in self.calls else 1))
+        loss = super().__call__(batch, progress)
+        return replace(loss, total=loss.total * (self.factor if self.steps in self.at else 1))
 
 
 def test_a_spike_is_dropped_and_its_texts_are_named(tmp_path):
@@ -166,7 +169,7 @@ def test_a_checkpoint_of_the_loop_that_was_is_refused_with_what_to_write(tmp_pat
     path = tmp_path / "checkpoints/00000003"
     trainer = checkpoint.load(path / "trainer.pt")
     state = {"step": 3, "validated": 0, "best": 9.5, "in_a_row": 0}
-    torch.save({"optimizer": trainer["optimizer"], "state": state}, path / "trainer.pt")
+    replace_file(path / "trainer.pt", {"optimizer": trainer["optimizer"], "state": state})
     with pytest.raises(Misfit, match=f"init_from: {path}"):
         texts_run(tmp_path, model(), RecordedEvents())
 

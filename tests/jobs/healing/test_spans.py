@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobs.healing.spans import (
@@ -238,6 +238,7 @@ SOME_LINES = st.lists(
 
 
 @given(SOME_EVENTS, SOME_LINES, TIMES, TIMES, st.booleans())
+@example([started(0.0)], [line(2.0, 0, useful=5e-324, stalled=1)], 0.0, 2.0, False)
 def test_spans_fill_an_allocation_exactly_whatever_is_on_record(
     events: list[dict[str, Any]],
     lines: list[dict[str, Any]],

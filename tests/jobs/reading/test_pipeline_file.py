@@ -282,6 +282,19 @@ steps:
 """
 
 
+def test_a_reference_in_the_place_of_a_number_is_read_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    steps = read(
+        tmp_path,
+        "steps:\n  first: {kind: command, settings: {argv: [true]}}\n"
+        "  second:\n    kind: train\n    needs: [first]\n    settings: {train: a, dev: b, "
+        "training: {max_steps: '${first.count}'}}\n".replace("[true]", "['true']"),
+    )
+    assert steps.step("second").settings["training"]["max_steps"] == "${first.count}"
+    assert not recwarn.list
+
+
 def test_two_dollars_before_a_brace_are_text_and_not_a_reference(tmp_path: Path) -> None:
     first, second = read(tmp_path, ESCAPED).steps
     assert first.settings["argv"][2] == 'echo $${HOME} $HOME $$ "$$${X}"'  # as written: job.json

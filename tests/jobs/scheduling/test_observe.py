@@ -135,6 +135,23 @@ def test_nobody_is_asked_about_a_try_that_has_recorded_how_it_failed(tmp_path):
     assert all(each.events == [] for each in seen.records.values())
 
 
+def test_a_failure_that_is_written_while_the_queue_is_asked_is_seen(tmp_path):
+    run = make_run(tmp_path)
+    write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+
+    class Late(Answers):
+        """A job that fails in this moment."""
+
+        def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
+            run.step("second").write_failure({"class": "error", "message": "it broke", "job": JOB})
+            return {token: JobState(QueueState.RUNNING) for token in jobs}
+
+    queue = Queue(Late())
+    assert view(run, queue).observed["second"].state.value == "failed"
+    assert queue.is_due, "without pauses it is asked each time"
+    assert view(run, queue, thorough=True).busy == ""
+
+
 def test_only_those_who_are_asked_about_are_answered_of_and_an_old_answer_is_not_asked_again(
     monkeypatch,
 ):
@@ -217,7 +234,14 @@ def event(name: str, **facts: Any) -> dict[str, Any]:
         ([event("started")], NOW - 30),
         ([event("started", job="6")], 0.0),
         ([event("started", time=NOW - 40), event("resumed")], NOW - 30),
-        ([event("started"), {"event": "resumed", "time": NOW - 20}, event("checkpoint")], NOW - 30),
+        (
+            [
+                event("started"),
+                {"event": "resumed", "time": NOW - 20},
+                event("checkpoint", time=NOW),
+            ],
+            NOW - 30,
+        ),
         ([event("started"), event("interrupted")], 0.0),
         ([event("started"), event("finished")], 0.0),
         ([event("started"), event("failed")], 0.0),

@@ -49,6 +49,7 @@ def test_a_batch_holds_what_the_manifest_names_and_nothing_where_it_names_none(t
         assert not batch.video[row, length:].any()
     assert batch.to("cpu").video.equal(batch.video)
     twice = repeat_batch(batch, 2)
+    assert (twice.ids, twice.texts) == (batch.ids * 2, batch.texts * 2)
     assert twice.video[3:].equal(batch.video) and twice.video_lengths.tolist() == lengths * 2
     for without in (read(said, None), read(said[2:])):
         assert without.video is None and without.video_lengths is None

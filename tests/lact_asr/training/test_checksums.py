@@ -117,6 +117,17 @@ def test_a_checkpoint_from_before_there_were_checksums_goes_on_unless_it_cannot_
         assert_same_bits(tmp_path / name, tmp_path / "whole", "00000009")
 
 
+def test_a_vocabulary_that_is_none_is_refused_without_checksums_too(tmp_path):
+    run(tmp_path, tones(tmp_path, 2), max_steps=3)
+    best = tmp_path / "checkpoints/best"
+    config = read_json(best / "config.json")
+    config["vocabulary"]["symbols"].append("A")
+    write_json(best / "config.json", config)
+    without_checksums(best)
+    with pytest.raises(Damaged, match="its vocabulary is none: symbols must be"):
+        begin_from(best, tiny(), VOCABULARY)
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "state.json"])
 def test_nothing_begins_with_a_damaged_model(tmp_path, file):
     run(tmp_path, tones(tmp_path, 2), max_steps=3)

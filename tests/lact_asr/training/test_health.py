@@ -17,7 +17,7 @@ from lact_asr.data.dataset import whole_corpus
 from lact_asr.data.loader import Stream
 from lact_asr.distributed.processes import World
 from lact_asr.training import health, optim
-from lact_asr.training.health import Scale, Vitals
+from lact_asr.training.health import Pace, Scale, Vitals
 from lact_asr.training.loss import Loss, Outcome, Part
 from lact_asr.training.objective import CTCObjective
 from tests.conftest import REPOSITORY
@@ -40,12 +40,14 @@ def judged(
     losses: Any, norms: Any = 1.0, seconds: Any = 0.1, rate: float = 1e-3, scale: Scale = SCALE
 ) -> dict[int, list[tuple[str, bool]]]:
     """What becomes known at which step of a run with these numbers: (word, whether it is wrong)."""
-    vitals, known = Vitals(), {}
+    vitals, pace, known = Vitals(), Pace(), {}
     told = np.stack(np.broadcast_arrays(losses, norms, seconds), axis=1)
     for step, (loss, norm, took) in enumerate(told.tolist(), start=1):
         each = outcome(loss, norm)
-        health.note_step(vitals, step, each, took, rate)
-        for word, found in health.of_step(vitals, scale, each, rate).items():
+        health.note_step(vitals, step, each, rate)
+        pace.add(took)
+        news = {**health.of_step(vitals, scale, each, rate), **health.of_pace(pace)}
+        for word, found in news.items():
             if (found is not None) != (word in vitals.open):
                 known.setdefault(step, []).append((word, found is not None))
                 vitals.open.pop(word, None)
@@ -98,7 +100,7 @@ def test_a_loss_that_stays_is_a_plateau_unless_the_rate_is_nearly_nothing() -> N
     assert list(known.values()) == [[("plateau", True)]] and min(known) > 300
     vitals, last = Vitals(), outcome(2.9)
     for step in range(1, 400):
-        health.note_step(vitals, step, last, 0.1, 1e-3)
+        health.note_step(vitals, step, last, 1e-3)
     assert health._plateau(vitals, SCALE, 1e-3) and not health._plateau(vitals, SCALE, 4e-4)
 
 
@@ -120,26 +122,17 @@ def test_steps_that_take_many_times_as_long_for_a_minute_are_found() -> None:
     assert min(known) >= 300 + 60 / 3
 
 
-def test_another_process_has_times_of_its_own() -> None:
-    vitals, each = Vitals(), outcome(1.0)
-    for seconds in (0.5, 50.0):  # the second one on a slower machine
-        vitals.start_clock()
-        for step in range(1, 100):
-            health.note_step(vitals, step, each, seconds, 1e-3)
-            assert not health.of_step(vitals, SCALE, each, 1e-3).get("slow")
-
-
 def test_a_beginning_far_above_even_probabilities_is_found() -> None:
     for value, expected in ((9.41, True), (3.6, False)):
         vitals, each = Vitals(), outcome(9.0, kd=Part(value, 3.43), feature=Part(90.0, 2.0))
         for step in range(1, 6):
-            health.note_step(vitals, step, each, 0.1, 1e-3)
+            health.note_step(vitals, step, each, 1e-3)
             found = health.of_step(vitals, SCALE, each, 1e-3).get("bad_start")
             assert bool(found) is (expected and step == 5)
     begun = Vitals()
     for step in range(1, 30):  # a student that was trained before, with a teacher that says little
         each = outcome(0.5, kd=Part(9.0, 0.01))
-        health.note_step(begun, step, each, 0.1, 1e-3)
+        health.note_step(begun, step, each, 1e-3)
         assert not health.of_step(begun, SCALE, each, 1e-3).get("bad_start")
 
 
@@ -192,7 +185,7 @@ def test_the_likely_cause_of_silence_is_named(frames: float, labels: float, caus
 def test_what_is_remembered_survives_a_checkpoint() -> None:
     vitals = Vitals(open={"drift": "it drifts"})
     for step, loss in enumerate(FALLING[:80], start=1):
-        health.note_step(vitals, step, outcome(loss), 0.1, 1e-3)
+        health.note_step(vitals, step, outcome(loss), 1e-3)
     assert Vitals.loaded(asdict(vitals)) == vitals
     assert Vitals.loaded({}) == Vitals()
 
@@ -295,8 +288,7 @@ def test_a_machine_that_becomes_slow_is_found(
                 time.sleep(1.0)
             return super().__call__(batch, progress)
 
-    monkeypatch.setattr(health, "STALLED", 2.0)  # for a minute would be too long for a test,
-    monkeypatch.setattr(health, "LASTING", 3)  # and so would twenty steps
+    monkeypatch.setattr(health, "STALLED", 2.0)  # a minute would be too long for a test
     _, recorded = run(tmp_path, tones(tmp_path, 2), Waiting(tiny()), max_steps=75, **CALM)
     assert "slow" in words(recorded)
 
@@ -305,7 +297,7 @@ def test_watching_costs_microseconds_a_step() -> None:
     vitals, each = Vitals(), outcome(1.0)
     began = time.process_time()
     for step in range(1, 2001):
-        health.note_step(vitals, step, each, 0.1, 1e-3)
+        health.note_step(vitals, step, each, 1e-3)
         health.of_step(vitals, SCALE, each, 1e-3)
     assert (time.process_time() - began) / 2000 < 1e-3  # 12 microseconds here
 

@@ -49,13 +49,15 @@ def test_a_run_chooses_says_and_keeps_to_its_interval(tmp_path, monkeypatch, cap
     )
     told = recorded.named("checkpoint_interval")
     saved = [int(path.name) for path in checkpoint.by_step(tmp_path / "checkpoints")]
-    assert saved[0] == 4 and len(saved) > 3, "the interval chosen is that of the writing"
+    chosen = told[0]["steps"]
+    assert saved[:2] == [4, min(30, (4 // chosen + 1) * chosen)]
     assert told[0]["failure_every_hours"] == 1e-9
     assert min(told[0][f"{what}_seconds"] for what in ("save", "step")) > 0
     assert f"A checkpoint every {told[0]['steps']} steps" in capsys.readouterr().out
-    _, recorded = run(tmp_path / "rare", tones(tmp_path, 2), checkpoint_every="auto", **changes)
-    [told] = recorded.named("checkpoint_interval")
-    assert told["steps"] > 26, "a failure a day is worth no checkpoint in 26 such steps"
+    _, recorded = run(
+        tmp_path / "rare", tones(tmp_path, 2), checkpoint_every="auto", failure_every=1e6, **changes
+    )
+    assert recorded.named("checkpoint_interval")[0]["steps"] > 26
     assert [facts["step"] for facts in recorded.named("checkpoint")] == [4, 30]
 
 

@@ -87,8 +87,7 @@ def test_what_goes_wrong_aside_ends_the_run_at_the_next_step_with_the_same_error
 @pytest.mark.parametrize("stop_at", [4, 99])
 def test_the_last_checkpoint_is_there_before_the_run_says_how_it_ended(tmp_path, stop_at):
     """A checkpoint that could not be written is no `Interrupted`, and no result."""
-    at = min(stop_at, 6)
-    late = {"checkpoint_every": 9, "valid_every": 9} if stop_at < 6 else {"checkpoint_every": 9}
+    at, late = min(stop_at, 6), {"checkpoint_every": 9, "valid_every": 9}
 
     def fence() -> None:
         if list((tmp_path / "checkpoints").glob(f".new.{at:08d}.*")):
