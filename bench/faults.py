@@ -449,6 +449,8 @@ CASES = (
         "runs on a tmpfs of 1.2 GB, filled to the last byte; a person makes room and resumes",
         "disk_full",
         act=fill_disk,
+        like="long",
+        training=QUIET[3].training,
         person="made room, resume",
         alone=True,
     ),
