@@ -207,9 +207,14 @@ def fail_node(run: Disturbed) -> None:
     run.note()
     run.slurm.run("scontrol", "update", "nodename=n4", "state=down", "reason=power")
     job = run.launcher.status()["train"]["job"]
-    run.wait_for(lambda: run.slurm.state(job) == "PENDING")
+    run.wait_for(lambda: run.slurm.state(job) != "RUNNING" or _begun(run) > 1)
     with contextlib.suppress(RuntimeError):  # it has come back by itself
         run.slurm.run("scontrol", "update", "nodename=n4", "state=resume")
+
+
+def _begun(run: Disturbed) -> int:
+    """How often the training has begun."""
+    return sum("host" in event for event in run.step.events())
 
 
 def cancel_by_hand(run: Disturbed) -> None:
@@ -443,7 +448,14 @@ CASES = (
         like="two ranks",
         step=TWO,
     ),
-    Case("rate x 1000", "for five steps", "diverged", [fault("rate", times=5)]),
+    Case(
+        "rate x 1000",
+        "for 60 of 300 steps",
+        "diverged",
+        [fault("rate", 60, times=60)],
+        like="long",
+        training=QUIET[3].training,
+    ),
     Case(
         "disk full",
         "runs on a tmpfs of 1.2 GB, filled to the last byte; a person makes room and resumes",
@@ -546,6 +558,9 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome
             state = run.run()
             step = quiet or run.step
             outcome.came = judge(case.name, step, run.step, state)
+            if state == "cancelled":  # no file tells who ended it: Slurm does
+                said = run.launcher.status()["train"]["cause"]
+                outcome.came = outcome.came._replace(cause=said)
     except Exception as error:
         outcome.note = f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")
         with contextlib.suppress(AssertionError, ValueError):
