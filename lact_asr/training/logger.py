@@ -64,7 +64,8 @@ class TrainingLogger:
 
     def end(self, step: int) -> None:
         """The loop has ended, saved: where the time since the last line went."""
-        self._numbers(step, {})
+        if step > self._first:
+            self._numbers(step, {})
 
     def count_step(self, step: int, outcome: Outcome, rate: float) -> None:
         """One more step, at a learning rate."""

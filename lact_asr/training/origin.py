@@ -57,10 +57,13 @@ def require_fit(path: Path, model: Model, vocabulary: Vocabulary) -> None:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], inside: str = "") -> list[str]:
-    """Settings that differ: `optim.learning_rate: 4.0 before, 0.004 now`."""
+    """Settings that differ: `optim.learning_rate: 4.0 before, 0.004 now`.
+
+    One that nobody knew before is none of them.
+    """
     found = []
-    for name in dict.fromkeys([*before, *now]):
-        one, other = before.get(name), now.get(name)
+    for name, one in before.items():
+        other = now.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found += changes(one, other, f"{inside}{name}.")
         elif one != other:

@@ -28,7 +28,7 @@ from lact_asr.model.masks import length_mask
 from lact_asr.text.ctc import uniform_ctc_loss
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step
-from lact_asr.training.loss import relative, shown
+from lact_asr.training.loss import shown
 from lact_asr.training.trainer import fit
 from lact_asr.utils.errors import DataError
 from tests.distill.tiny_models import (
@@ -38,6 +38,7 @@ from tests.distill.tiny_models import (
     memorize,
     part,
     per_label,
+    shares_of,
     tiny_baseline,
     tiny_teacher,
     utterances,
@@ -88,7 +89,7 @@ def test_a_student_that_knows_nothing_costs_what_is_expected_of_it(changes):
     taught, spoken = objective(**changes), noise()
     torch.nn.init.zeros_(taught.model.head.weight)  # every symbol is as likely
     taught.begin_step([spoken], sum_of_one_rank)
-    shares = relative(per_label(taught(spoken, 0.0)))
+    shares = shares_of(per_label(taught(spoken, 0.0)))
     assert shares == pytest.approx({"ctc": 1, "kd": 1}, rel=1e-5)
 
 
@@ -111,7 +112,7 @@ def test_every_hint_begins_near_what_is_expected_of_it():
     source, spoken = Live(tiny_teacher(seed=1), VOCABULARY), noise()
     taught = DistillObjective(tiny(layers=2), source, config, vocabulary=VOCABULARY)
     taught.begin_step([spoken], sum_of_one_rank)
-    shares = relative(per_label(taught(spoken, 0.0)))
+    shares = shares_of(per_label(taught(spoken, 0.0)))
     for name in ("feature", "layerwise", "contrastive"):
         assert shares[name] == pytest.approx(1, abs=0.2), name
     even = even_attention(taught, spoken)

@@ -71,6 +71,11 @@ def per_label(loss: Loss) -> dict[str, Part[float]]:
     return {name: Part(mean(part.value), mean(part.expected)) for name, part in loss.parts.items()}
 
 
+def shares_of(parts: dict[str, Part[float]]) -> dict[str, float]:
+    """Each part as a share of what is expected of it, however little that is."""
+    return {name: part.value / part.expected for name, part in parts.items() if part.expected}
+
+
 def memorize(model: torch.nn.Module, spoken: Batch, steps: int, rate: float = 2e-3) -> list[str]:
     """Plain CTC on one batch for so many steps, then what the model hears in it."""
     objective = CTCObjective(model)

@@ -32,7 +32,7 @@ from lact_asr.training.trainer import FitResult, Launcher
 from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import read_json
 from lact_asr.utils.locks import no_fence
-from tests.distill.tiny_models import per_label
+from tests.distill.tiny_models import per_label, shares_of
 from tests.lact_asr.tiny_runs import RecordedEvents, ended
 from tests.ranks import in_ranks
 
@@ -93,8 +93,7 @@ def test_a_uniform_student_costs_what_is_expected_of_it():
     student = model()
     torch.nn.init.zeros_(student.head.weight)
     loss = LMObjective(student, 7, model(seed=1), LMDistillConfig(top_k=5))(batch(["CAT SAT"]), 0.1)
-    for part in per_label(loss).values():
-        assert part.value == pytest.approx(part.expected, rel=1e-5)
+    assert shares_of(per_label(loss)) == pytest.approx({"lm": 1, "kd": 1}, rel=1e-5)
 
 
 def test_without_a_teacher_the_texts_count_in_full():

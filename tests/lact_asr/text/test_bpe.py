@@ -57,9 +57,8 @@ def test_it_travels_inside_a_checkpoint(tmp_path):
         "model": MODEL.model_dump(),
         "vocabulary": json.loads(json.dumps(LEARNED.to_dict())),
     }
-    path = save(
-        tmp_path, "one", {"model.safetensors": model.state_dict(), "config.json": described}
-    )
+    files = {"model.safetensors": model.state_dict(), "config.json": described, "state.json": {}}
+    path = save(tmp_path, "one", files)
     found, vocabulary, _ = load_model(path, FAMILIES)
     assert vocabulary == LEARNED
     assert vocabulary.encode("A MATTER") == LEARNED.encode("A MATTER")

@@ -16,7 +16,7 @@ from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import processes
 from lact_asr.model.recognizer import Recognizer
-from lact_asr.training import checkpoint
+from lact_asr.training import checkpoint, checksums
 from lact_asr.training.clock import PHASES, metric
 from lact_asr.training.guard import BREAKER
 from lact_asr.training.loss import Loss
@@ -207,7 +207,7 @@ def test_it_learns_eight_utterances_by_heart(speech, tmp_path):
 
 
 def state_of(folder: Path) -> dict[str, float]:
-    return read_json(folder / "state.json")
+    return checksums.facts(folder)
 
 
 def test_a_checkpoint_says_its_step_epoch_and_loss_and_the_best_its_figures(tmp_path):
