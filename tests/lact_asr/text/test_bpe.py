@@ -56,6 +56,7 @@ def test_it_travels_inside_a_checkpoint(tmp_path):
         "family": "lact",
         "model": MODEL.model_dump(),
         "vocabulary": json.loads(json.dumps(LEARNED.to_dict())),
+        "training": {},
     }
     files = {"model.safetensors": model.state_dict(), "config.json": described, "state.json": {}}
     path = save(tmp_path, "one", files)
