@@ -189,7 +189,7 @@ class Bench:
             time.sleep(random.random())  # begin anywhere between two of the scheduler's moments
             began = time.time()
             command(call.words, {**self.environment, **call.environment}, call.folder)
-            self.slurm.wait_for(lambda: mark.exists() and mark.read_text(), 60)
+            self.slurm.wait_for(lambda: mark.exists() and mark.read_text())
             values.append(float(mark.read_text()) - began)
 
         rows = self.beside(f"chain of {len(jobs.names)} trivial steps, end to end", ratio=1.1)
@@ -223,7 +223,7 @@ class Bench:
         self.launched("failing", "broken")
         jobs = set(self.newest_jobs().values())
         known = ("squeue", "-h", "-t", "all", "-o", "%A")
-        self.slurm.wait_for(lambda: not jobs & set(self.slurm.run(*known).split()), 120)
+        self.slurm.wait_for(lambda: not jobs & set(self.slurm.run(*known).split()))
         return self.status(f"{len(jobs)} ended jobs", 0.20)
 
     def submissions(self) -> list[Row]:

@@ -70,8 +70,8 @@ def test_the_script_asks_line_for_line_what_submitit_asks(
     assert directives(ours) == directives(theirs)
     assert "#SBATCH --dependency=afterok:17:18" in ours
     for line in told["setup"]:
-        assert line in ours.splitlines() and line in theirs.splitlines()
-    srun = next(line for line in theirs.splitlines() if line.startswith("srun"))
+        assert f"\n{line}\n" in ours and f"\n{line}\n" in theirs
+    srun = next(line for line in theirs.splitlines() if line.startswith("srun -"))
     words = shlex.split(srun.replace("--output ", "--output=").replace("--error ", "--error="))
     assert set(words) - {"COMMAND"} <= set(shlex.split(ours[ours.index("srun --") :]))
 
@@ -174,7 +174,7 @@ def test_a_step_imports_the_snapshot_from_whatever_folder_it_runs_in(tmp_path: P
         )
     site = Cluster(name="here", python=shlex.quote(sys.executable))
     lines = sbatch_text(site, step_job(tmp_path)).splitlines()
-    script = "\n".join(line for line in lines if not line.startswith("srun"))
+    script = "\n".join(line for line in lines if not line.startswith("srun -"))
     command = lines[-1][lines[-1].index(site.python) :]
     done = subprocess.run(["bash", "-c", f"{script}\n{command}"], capture_output=True, text=True)
     assert done.stdout == f"snapshot {tmp_path / 'steps' / 'train'}\n", done.stderr

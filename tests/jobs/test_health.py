@@ -17,7 +17,8 @@ steps:
       dev: {folder}/train.jsonl
       preset: plain
       model: {{hidden: 32, layers: 1, attention_heads: 2, lact_heads: 1, mlp: 64}}
-      training: {{max_steps: 100000, batch_seconds: 8, valid_every: 5, log_every: 1}}
+      training: {{max_steps: 100000, batch_seconds: 8, valid_every: 5, log_every: 1,
+        optim: {{learning_rate: 1e-7}}}}
 """
 
 
@@ -27,7 +28,8 @@ def test_status_calls_a_healthy_training_so_while_it_runs(tmp_path: Path) -> Non
     run = launch.run(launch.write(PIPELINE.format(folder=tmp_path)), "--cluster", "local")
     try:
         deadline = time.monotonic() + 200
-        while "Health at step 5: HEALTHY" not in launch("logs", "/train").stdout:
+        said = ("logs", "/train", "--lines", "100000", "--grep", "Health")
+        while "Health at step 5: HEALTHY" not in launch(*said).stdout:
             assert time.monotonic() < deadline, launch("logs", "/train")
             time.sleep(0.5)
         assert launch.status()["train"]["health"] == "HEALTHY"

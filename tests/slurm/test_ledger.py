@@ -93,7 +93,7 @@ def test_the_memory_of_a_job_that_could_not_say_it_is_in_the_accounts(launcher: 
         assert trouble == ""
         return bool(found and found[0].end and (found[0].memory_gb or 0) > 0.29)
 
-    launcher.slurm.wait_for(measured, 60)
+    launcher.slurm.wait_for(measured)
     one = ledger(launcher)["steps"]["one"]
     assert one["seconds"]["useful"] == 0 and one["allocated"] > 3
 

@@ -177,14 +177,13 @@ def test_a_chain_cancelled_from_outside_is_no_success(launcher: Launcher) -> Non
     launcher("resume", "--wait")
 
 
-def test_the_end_of_a_killed_worker_is_told_by_its_log(launcher: Launcher) -> None:
+def test_the_end_of_a_killed_worker_is_told(launcher: Launcher) -> None:
     step = sh("echo begun >&2; kill -KILL $PPID")
     launcher("run", launcher.write({"one": step}), "--wait", code=1)
     said = next(line for line in launcher("status", code=1).splitlines() if "one " in line)
-    assert "failed" in said and "its log ends: srun: error: " in said and ": Killed (" in said
-    run = launcher.newest().name
-    assert f"(launch.py logs {run}/one)" in said
-    assert ": Killed" in launcher("logs", f"{run}/one")
+    assert "failed" in said and "killed: a process of it was killed from outside (SIGKILL)" in said
+    assert "tried 2 of 2 times" in said
+    assert ": Killed" in launcher("logs", "/one")
 
 
 def test_a_setup_line_that_fails_is_told_by_the_log(launcher: Launcher) -> None:

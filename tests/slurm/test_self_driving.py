@@ -198,7 +198,7 @@ def test_where_a_job_has_the_only_place_it_says_so_and_resume_does_the_rest(
 ) -> None:
     limit(1)
     launcher("run", launcher.write(chain(one="", two="", three="")))
-    launcher.slurm.wait_for(lambda: events(launcher, "one", "not_followed"), 150)
+    launcher.slurm.wait_for(lambda: events(launcher, "one", "not_followed"))
     launcher.slurm.wait_for(has_left(launcher))
     assert launcher.states() == {"one": "succeeded", "two": "new", "three": "new"}
     reason = launcher.status(code=1)["two"]["reason"]

@@ -86,7 +86,7 @@ def test_a_job_in_a_state_that_a_later_slurm_invents_is_alive_while_squeue_lists
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("PREEMPTED|None|0:01", JobState(QueueState.PENDING, "preempted", 1.0)),
+        ("PREEMPTED|None|0:01", JobState(QueueState.PENDING, told("preempted"), 1.0)),
         ("SUSPENDED|None|0:01", JobState(QueueState.RUNNING, "suspended", 1.0)),
         ("COMPLETING|None|0:01", JobState(QueueState.RUNNING, "", 1.0)),
         ("REQUEUED|None|0:00", JobState(QueueState.PENDING, "", 0.0)),

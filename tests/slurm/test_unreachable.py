@@ -38,7 +38,7 @@ class Controller:
         if self.started:
             self.started.wait(60)
         self.slurm.wait_for(
-            lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60
+            lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
         )
 
     def start(self) -> None:

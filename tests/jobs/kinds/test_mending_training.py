@@ -27,7 +27,8 @@ def pipeline(folder: Path) -> str:
     }
     data = {"train": "tones.jsonl", "dev": "tones.jsonl"}
     settings = {**data, "preset": "plain", "model": SMALL, "training": training}
-    return json.dumps({"steps": {"train": {"kind": "train", "settings": settings}}})
+    step = {"kind": "train", "settings": settings, "remedies": "none"}  # a person mends it here
+    return json.dumps({"steps": {"train": step}})
 
 
 def test_a_diverged_step_goes_on_with_a_sane_rate_from_before_it_diverged(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_a_diverged_step_goes_on_with_a_sane_rate_from_before_it_diverged(tmp_pa
     done = launch("resume", run.name, "--set", f"{RATE}=4e3", "--wait")
     assert done.returncode == 1, done.stdout + done.stderr
     reason = launch.status(run.name)["train"]["reason"]
-    assert "diverged: 20 steps in a row" in reason
+    assert reason.startswith("diverged: ")
     assert f"The next start goes on from step {sane}" in reason
 
     short = ("--set", f"{RATE}=4e-3", "--set", f"train.training.max_steps={sane + 30}")

@@ -126,7 +126,7 @@ def test_the_pauses_grow_by_half_to_three_times_the_first_and_anew_after_a_chang
 def test_nobody_is_asked_about_a_try_that_has_recorded_how_it_failed(tmp_path):
     run, backend = make_run(tmp_path), Answers()
     write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
-    run.step("second").write_failure({"class": "error", "message": "it broke", "job": JOB})
+    run.step("second").decide_failure({"cause": "error", "message": "it broke", "job": JOB})
     queue = Queue(backend)
     queue.trouble = "it was silent a moment ago"
     seen = view(run, queue)
@@ -143,7 +143,7 @@ def test_a_failure_that_is_written_while_the_queue_is_asked_is_seen(tmp_path):
         """A job that fails in this moment."""
 
         def states(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
-            run.step("second").write_failure({"class": "error", "message": "it broke", "job": JOB})
+            run.step("second").decide_failure({"cause": "error", "message": "it broke", "job": JOB})
             return {token: JobState(QueueState.RUNNING) for token in jobs}
 
     queue = Queue(Late())
@@ -195,7 +195,7 @@ def record(*tries: Submission, folder: StepDir | None = None, **facts: Any) -> R
 
 NOW = 1_000_000.0
 FIRST = Submission("one.t1", NOW - 50, job="7")
-FAILURE = {"class": "error", "message": "it broke", "job": "7", "time": NOW - 9}
+FAILURE = {"cause": "error", "message": "it broke", "job": "7", "time": NOW - 9}
 
 
 def test_what_the_files_say_of_a_step_is_put_in_the_words_of_the_plan(monkeypatch, tmp_path):
