@@ -67,12 +67,18 @@ def limit_of(cause: str, declared: Mapping[str, int] | None) -> int:
 
 
 def in_force(settings: dict[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings with the changes of all remedies; one that a person has changed since stays."""
+    """The settings with the changes of all remedies. Where a person has changed one of a remedy's
+    settings since, that remedy and all later ones of these settings are void.
+    """
+    void: set[str] = set()
     for event in events:
-        for dotted, (before, after) in changes_of(event).items():
-            place: Place = tuple(dotted.split("."))
-            if dict(walk(settings)).get(place) == before:
-                settings = replace(settings, place, after)
+        changes, present = changes_of(event), dict(walk(settings))
+        known = all(present.get(_place(dotted)) == old for dotted, (old, _) in changes.items())
+        if not known or void & changes.keys():
+            void |= changes.keys()
+            continue
+        for dotted, (_, new) in changes.items():
+            settings = replace(settings, _place(dotted), new)
     return settings
 
 
@@ -139,6 +145,10 @@ def _slow_down(settings: Mapping[str, Any]) -> Changes:
 
 def _dotted(place: Place) -> str:
     return ".".join(map(str, place))
+
+
+def _place(dotted: str) -> Place:
+    return tuple(dotted.split("."))
 
 
 # the change that answers a cause, and the endings of the settings that it changes

@@ -79,10 +79,14 @@ def test_a_step_without_the_setting_has_no_such_remedy() -> None:
 
 
 def test_what_a_person_has_changed_since_is_left_alone() -> None:
+    """Her 10 is not taken for the 10 of the first remedy, and doubled batches do not stay alone."""
     events = taken("diverged", SETTINGS, [])
-    training: dict[str, Any] = {**SETTINGS["training"], "optim": {**OPTIM, "learning_rate": 2e-4}}
-    now = in_force({**SETTINGS, "training": training}, events)
-    assert now["training"]["optim"] == {"learning_rate": 2e-4, "clip_norm": 0.5}
+    for _ in range(2):
+        events = taken("out_of_memory_gpu", in_force(SETTINGS, events), events)
+    for changed in ({"batch_seconds": 20.0}, {"accumulate": 2}):
+        training: dict[str, Any] = {**SETTINGS["training"], **changed}
+        now = in_force({**SETTINGS, "training": training}, events)["training"]
+        assert now == {**training, "optim": {"learning_rate": 5e-4, "clip_norm": 0.5}}
 
 
 anything = st.one_of(st.integers(), st.text(), st.none(), st.lists(st.integers(5), max_size=3))
