@@ -491,7 +491,15 @@ CASES = (
         step={"gate": {"wer": "<= 0.0"}},
         survives=False,
     ),
-    Case("scancel", "by hand", "killed_by_hand", act=cancel_by_hand, survives=False),
+    Case(
+        "scancel",
+        "by hand",
+        "killed_by_hand",
+        act=cancel_by_hand,
+        survives=False,
+        like="long",
+        training=QUIET[3].training,
+    ),
     Case(
         "spoiled checkpoint",
         "half of the newest weights zeroed while the job waits in the queue",
@@ -558,8 +566,7 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome
             state = run.run()
             step = quiet or run.step
             outcome.came = judge(case.name, step, run.step, state)
-            if state == "cancelled":  # no file tells who ended it: Slurm does
-                said = run.launcher.status()["train"]["cause"]
+            if said := named_by_slurm(run, state):
                 outcome.came = outcome.came._replace(cause=said)
     except Exception as error:
         outcome.note = f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")
@@ -572,6 +579,14 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome
     if case.cause and outcome.came:
         outcome.named_right = outcome.came.cause == case.cause
     return outcome
+
+
+def named_by_slurm(run: Disturbed, state: str) -> str:
+    """The cause of an end that no file of the step tells of: who has cancelled it, a bad node."""
+    if state == "cancelled":
+        return str(run.launcher.status()["train"]["cause"])
+    nodes = run.launcher.newest().parent / "nodes.jsonl"
+    return "node_failed" if nodes.exists() else ""
 
 
 @contextlib.contextmanager
