@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -661,12 +662,14 @@ def main() -> None:
             "speech": "real speech" if given.data else "speech of espeak-ng",
         }
         version, rows = commit(), [] if given.tiny else known_rows()
+        names, one_at_a_time = [case.name for case in CASES], threading.Lock()
 
         def note(outcome: Outcome) -> None:
-            rows[:] = with_row(rows, described(outcome, version), [case.name for case in CASES])
-            print(" | ".join(cells(described(outcome, version))), flush=True)
-            if not given.tiny:
-                write(rows, about)
+            with one_at_a_time:
+                rows[:] = with_row(rows, described(outcome, version), names)
+                print(" | ".join(cells(described(outcome, version))), flush=True)
+                if not given.tiny:
+                    write(rows, about)
 
         measure(slurm, Path(name), quiet, cases, given.data, given.at_once, note)
     print(page(rows, about))
