@@ -33,8 +33,9 @@ def accounts(launcher: Launcher) -> dict[str, list[float]]:
     """Submission, begin and end of the job of each step, seconds since 1970."""
     asked = ["-S", "now-1hour", "-o", "JobName,Submit,Start,End,WorkDir"]
     found = {}
-    for line in launcher.slurm.run("sacct", "-n", "-P", "-X", *asked).splitlines():
-        name, *moments, cwd = line.split("|")
+    said = launcher.slurm.run("sacct", "-n", "-P", "-X", *asked).splitlines()
+    for line in [line for line in said if line.count("|") >= 4]:  # some names have two lines
+        name, *moments, cwd = line.rsplit("|", 4)
         if Path(cwd) == launcher.folder:
             times = [datetime.fromisoformat(moment).timestamp() for moment in moments]
             found[name.split(".")[0]] = times
