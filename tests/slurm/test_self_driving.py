@@ -5,6 +5,7 @@ The limits are real ones, kept by slurmctld, and the jobs submit each other from
 
 import getpass
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
+PLENTY = 10_000
 SIX = ("one", "two", "three", "four", "five", "six")
 
 
@@ -23,14 +25,29 @@ def launcher(tmp_path: Path, slurm: PrivateSlurm) -> Launcher:
 
 @pytest.fixture
 def limit(slurm: PrivateSlurm) -> Iterator[Callable[[int], None]]:
-    """Says how many jobs the user may have in the queue."""
+    """Says how many jobs the user may have in the queue.
+
+    Slurm 22.05 may count a job that was requeued and cancelled for ever: in one of three full runs
+    of the suite an empty queue held one place of two. Places taken before the test are added.
+    """
+    user = ["sacctmgr", "-i", "modify", "user", getpass.getuser()]
+    slurm.run(*user, "set", f"MaxSubmitJobs={PLENTY}")  # the counts are shown beside a limit
+    taken = {account: places_taken(slurm, account) for account in ("root", "lab")}
 
     def set_to(jobs: int) -> None:
-        user = ["sacctmgr", "-i", "modify", "user", getpass.getuser(), "set"]
-        slurm.run(*user, f"MaxSubmitJobs={jobs}")
+        for account, lost in taken.items():
+            limited = -1 if jobs < 0 else jobs + lost
+            slurm.run(*user, "where", f"account={account}", "set", f"MaxSubmitJobs={limited}")
 
     yield set_to
     set_to(-1)
+
+
+def places_taken(slurm: PrivateSlurm, account: str) -> int:
+    """How many jobs of the user Slurm counts under an account."""
+    said = slurm.run("scontrol", "-o", "show", "assoc_mgr", "flags=assoc", f"accounts={account}")
+    (count,) = re.findall(rf"UserName={getpass.getuser()}\(.*MaxSubmitJobs=\d+\((\d+)\)", said)
+    return int(count)
 
 
 def events(launcher: Launcher, step: str, name: str) -> list[dict[str, object]]:
