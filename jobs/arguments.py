@@ -105,6 +105,7 @@ def _add_for_pipelines(add: _Add) -> None:
     render.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     _add_cluster(render)
     _add_set(render)
+    _add_rehearse(add)
 
 
 def _add_for_runs(add: _Add) -> None:
@@ -114,6 +115,22 @@ def _add_for_runs(add: _Add) -> None:
     status.add_argument("--watch", action="store_true", help="redraw until nothing is active")
     status.add_argument("--json", action="store_true", help="the same as data")
 
+    logs = add("logs", "print or follow the log of a step")
+    logs.add_argument("step", metavar="RUN/STEP", help="the step; /STEP means the newest run")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the step ends")
+    logs.add_argument("--grep", metavar="RE", help="only lines that match this expression")
+    logs.add_argument("--rank", type=_amount, default=0, metavar="N", help="process (default 0)")
+    logs.add_argument(
+        "--lines", type=_amount, default=100, metavar="N", help="how many (default 100)"
+    )
+
+    cancel = add("cancel", "cancel a run, or a step and all behind it")
+    cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="named always: no default")
+    _add_resume(add)
+    _add_ledger(add)
+
+
+def _add_ledger(add: _Add) -> None:
     ledger = add(
         "ledger",
         "where every second of a run went, and what to ask for next time",
@@ -135,34 +152,8 @@ def _add_for_runs(add: _Add) -> None:
     _add_run(ledger)
     ledger.add_argument("--json", action="store_true", help="the same as data")
 
-    logs = add("logs", "print or follow the log of a step")
-    logs.add_argument("step", metavar="RUN/STEP", help="the step; /STEP means the newest run")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the step ends")
-    logs.add_argument("--grep", metavar="RE", help="only lines that match this expression")
-    logs.add_argument("--rank", type=_amount, default=0, metavar="N", help="process (default 0)")
-    logs.add_argument(
-        "--lines", type=_amount, default=100, metavar="N", help="how many (default 100)"
-    )
 
-    rehearse = add(
-        "rehearse",
-        "run a pipeline in minutes, once undisturbed and once with each of some faults",
-        _REHEARSAL,
-    )
-    rehearse.add_argument("file", metavar="FILE", help=_FILE)
-    _add_cluster(rehearse)
-    _add_set(rehearse)
-    rehearse.add_argument(
-        "--faults",
-        default=USUAL,
-        metavar="LIST",
-        help=f"which, with commas; default: {USUAL.replace(',', ', ')}, as far as there is a queue",
-    )
-    rehearse.add_argument("--json", action="store_true", help="the table as data")
-
-    cancel = add("cancel", "cancel a run, or a step and all behind it")
-    cancel.add_argument("run", metavar="RUN[/STEP]", nargs="?", help="named always: no default")
-
+def _add_resume(add: _Add) -> None:
     resume = add(
         "resume",
         "submit what is left of a run: failed, cancelled and lost steps",
@@ -186,6 +177,24 @@ def _add_for_runs(add: _Add) -> None:
     )
     resume.add_argument("--fresh-code", action="store_true", help="with the code as it is now")
     resume.add_argument("--wait", action="store_true", help="stay until every step has ended")
+
+
+def _add_rehearse(add: _Add) -> None:
+    rehearse = add(
+        "rehearse",
+        "run a pipeline in minutes, once undisturbed and once with each of some faults",
+        _REHEARSAL,
+    )
+    rehearse.add_argument("file", metavar="FILE", help=_FILE)
+    _add_cluster(rehearse)
+    _add_set(rehearse)
+    rehearse.add_argument(
+        "--faults",
+        default=USUAL,
+        metavar="LIST",
+        help=f"which, with commas; default: {USUAL.replace(',', ', ')}, as far as there is a queue",
+    )
+    rehearse.add_argument("--json", action="store_true", help="the table as data")
 
 
 def _add_for_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

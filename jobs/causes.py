@@ -98,6 +98,7 @@ CAUSES: dict[str, Cause] = {
         "Slurm does not answer",
         "asks again, ever more slowly, after a look for what may have been queued",
         "`resume RUN` when Slurm is back: nothing is submitted twice",
+        3,
     ),
     "not_requeued": Cause(
         "Slurm did not put the job back into the queue",

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.locks import no_fence
 
+SAVED = 75  # exit status of what has saved and is to be started again (EX_TEMPFAIL)
+
 
 def no_signal() -> int | None:
     """A `signal` for callers whom no cluster interrupts."""

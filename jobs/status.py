@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import logs
 from jobs.causes import cause_in
+from jobs.healing import remedies
 from jobs.healing.nodes import explain, nodes_to_exclude
 from jobs.healing.spans import ENDS, STARTS
 from jobs.printing import duration, one_line
@@ -69,7 +70,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "state": state.value,
         "reason": reason.splitlines()[0] if reason else "",
         "cause": cause_in(reason),
-        "remedies": sum(event["event"] == "remedy" for event in record.events),
+        "remedies": sum(event["event"] == remedies.EVENT for event in record.events),
         "job": latest.job or (job.job if job else "") if latest else "",
         "submissions": len(record.tries),
         "seconds": None if seconds is None else round(seconds, 1),

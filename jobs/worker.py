@@ -21,9 +21,8 @@ from jobs import gate, kinds
 from jobs.errors import Superseded, UserError
 from jobs.fence import Attempt, Fence
 from jobs.healing import nodes, remedies
-from jobs.healing.cause import SECONDARY, cause_of, sentence
-from jobs.healing.heal import SAVED
-from jobs.job import Job
+from jobs.healing.cause import SECONDARY, cause_of, failure_record, sentence
+from jobs.job import SAVED, Job
 from jobs.kinds import _external
 from jobs.reading.paths import replace, walk
 from jobs.reading.references import fill_references
@@ -221,17 +220,8 @@ class _Process:
         if self.world_size > 1 and cause in SECONDARY:
             time.sleep(_LET_FIRST)
         self.fence.check()
-        self.step.write_failure(
-            {
-                "cause": cause,
-                "message": message,
-                "traceback": traceback.format_exc(),
-                "host": os.uname().nodename,
-                "rank": self.rank,
-                "job": self.attempt.job,
-                "time": time.time(),
-            }
-        )
+        record = failure_record(self.attempt, self.rank, cause, message, traceback.format_exc())
+        self.step.write_failure(record)
         self._event("failed", cause=cause, message=message, **used())
 
 

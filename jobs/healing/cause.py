@@ -5,13 +5,17 @@ nothing any more, how it ended and the last lines of its log.
 """
 
 import errno
+import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from typing import Any
 
 from jobs.causes import CAUSES
 from jobs.errors import UserError
+from jobs.fence import Attempt
 from lact_asr.utils.errors import DataError, Failed
 
 _ADVICE = {
@@ -51,6 +55,7 @@ _WORDS = (
         "out_of_memory_gpu",
         r"CUDA (error: )?out of memory|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED",
     ),
+    ("slurm_unreachable", r"srun: error: .*(Unable to contact slurm controller|Socket timed out)"),
     ("port_in_use", r"EADDRINUSE|[Aa]ddress already in use"),
     (
         "collective_timeout",
@@ -111,6 +116,21 @@ def present_name(cause: str) -> str:
     """A cause of failure.json in today's words; one from elsewhere is an error without a name."""
     cause = _FORMER.get(cause, cause)
     return cause if cause in CAUSES else "error"
+
+
+def failure_record(
+    attempt: Attempt, rank: int | None, cause: str, message: str, traceback: str = ""
+) -> dict[str, Any]:
+    """What failure.json says; `rank` is None where no process could say it."""
+    return {
+        "cause": cause,
+        "message": message,
+        "traceback": traceback,
+        "host": os.uname().nodename,
+        "rank": rank,
+        "job": attempt.job,
+        "time": time.time(),
+    }
 
 
 def _by_words(said: str) -> str:

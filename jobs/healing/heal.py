@@ -16,13 +16,13 @@ from jobs.causes import CAUSES
 from jobs.errors import Superseded
 from jobs.fence import Attempt, Fence
 from jobs.healing import nodes, remedies
-from jobs.healing.cause import SECONDARY, cause_of_end
+from jobs.healing.cause import SECONDARY, cause_of_end, failure_record
 from jobs.healing.remedies import GivenUp, Remedy
+from jobs.job import SAVED
 from jobs.store import StepDir
 from lact_asr.utils.errors import DataError
 
 AGAIN = 86  # exit status that asks the batch script to run the step once more
-SAVED = 75  # exit status of a step that saved and left (EX_TEMPFAIL)
 PAGE = "docs/when-things-go-wrong.md"
 _TAIL = 1 << 14  # bytes at the end of a log that are looked at
 
@@ -82,17 +82,8 @@ def _failure(step: StepDir, attempt: Attempt, status: int) -> dict[str, Any]:
     cause, message = cause_of_end(status, _words(step, attempt))
     if recorded is not None and own and cause in ("error", recorded["cause"]):
         return recorded
-    failure = {
-        "cause": cause,
-        "message": message,
-        "traceback": "",
-        "host": os.uname().nodename,
-        "rank": None,
-        "job": attempt.job,
-        "time": time.time(),
-    }
     step.add_event("failed", {"job": attempt.job, "cause": cause, "message": message})
-    return failure
+    return failure_record(attempt, None, cause, message)
 
 
 def _words(step: StepDir, attempt: Attempt) -> str:

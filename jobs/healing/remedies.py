@@ -14,7 +14,8 @@ from jobs.reading.paths import Place, replace, walk
 EVENT = "remedy"
 _BUDGETS = ("batch_seconds", "batch_tokens")  # what a micro-batch may hold
 _SMALLEST = 2  # of a budget: half of less holds no utterance or text
-_PAUSE = 2.0  # seconds before the second try at a port; doubled each time
+_LATER = ("port_in_use", "slurm_unreachable")  # causes that pass: tried again after a pause
+_PAUSE = 2.0  # seconds before the second try at these; doubled each time
 Changes = dict[str, tuple[Any, Any]]  # "training.optim.learning_rate" -> (before, after)
 
 
@@ -53,7 +54,7 @@ def answer(
     changes = change(settings) if change else {}
     if change and not changes:
         raise GivenUp("no setting of this step could be changed to mend that")
-    pause = _PAUSE * 2 ** len(before) if cause == "port_in_use" else 0.0
+    pause = _PAUSE * 2 ** len(before) if cause in _LATER else 0.0
     return Remedy(cause, reason, changes, pause)
 
 
@@ -90,7 +91,7 @@ def changes_of(event: Mapping[str, Any]) -> Changes:
     return {
         dotted: (pair[0], pair[1])
         for dotted, pair in found.items()
-        if isinstance(pair, list) and len(pair) == 2
+        if isinstance(pair, list) and [type(each) in (int, float) for each in pair] == [True, True]
     }
 
 

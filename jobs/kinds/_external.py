@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.job import Job
+from jobs.job import SAVED, Job
 from lact_asr.utils.errors import Failed, Interrupted
 from lact_asr.utils.files import read_json
 
-_SAVED = 75  # EX_TEMPFAIL: saved, to be started again
 _LATE = 1.0  # seconds that the cluster's signal may come after the program's end
 _CHECK = 10.0  # seconds between two checks of whether a newer start has taken the step over
 
@@ -70,12 +69,12 @@ def _was_interrupted(status: int, job: Job) -> bool:
     The cluster signals every process of a step, one after the other: the end of the program may be
     seen before the signal that is meant for us.
     """
-    if 0 < status < 128 and status != _SAVED:
+    if 0 < status < 128 and status != SAVED:
         return False
     patience = time.monotonic() + _LATE
     while time.monotonic() < patience:
         number = job.signal()
-        if number is not None and status in (_SAVED, -number, 128 + number):
+        if number is not None and status in (SAVED, -number, 128 + number):
             return True
         time.sleep(0.02)
     return False

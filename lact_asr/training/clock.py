@@ -34,6 +34,7 @@ class Clock:
         self._phase = USEFUL
         self._since = self._now()
         self._spent = dict.fromkeys(PHASES, 0.0)
+        self._stepping = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -52,7 +53,14 @@ class Clock:
     def _charge(self) -> None:
         now = self._now()
         self._spent[self._phase] += now - self._since
+        if self._phase in (USEFUL, STALLED):
+            self._stepping += now - self._since
         self._since = now
+
+    def stepping(self) -> float:
+        """Seconds since the start in steps and in waiting for their data."""
+        self._charge()
+        return self._stepping
 
     def take(self) -> dict[str, float]:
         """Metrics: the seconds of each phase since they were taken last; their sum is all of it."""

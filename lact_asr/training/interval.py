@@ -15,12 +15,10 @@ _OTHER = 1.5  # times as long or short as the present interval is another one
 
 @dataclass
 class Meter:
-    """What this start has measured, in seconds."""
+    """What the newest checkpoint has cost, in seconds."""
 
     save: float = 0.0  # that training waits for a checkpoint
     write: float = 0.0  # until it is on the disk: no two are written at once
-    stepping: float = 0.0  # in `steps`
-    steps: int = 0
 
 
 def best_seconds(save: float, failure: float) -> float:
@@ -31,8 +29,10 @@ def best_seconds(save: float, failure: float) -> float:
     return math.sqrt(2 * save * failure) * (1 + math.sqrt(part) / 3 + part / 9) - save
 
 
-def choose(cost: Meter, failure: float, present: int) -> int:
-    """Steps between two checkpoints; the present ones, 0 at first, where they are about right."""
+def choose(cost: Meter, step: float, failure: float, present: int) -> int:
+    """Steps, of so many seconds each, between two checkpoints; the present ones, 0 at first, where
+    they are about right.
+    """
     seconds = max(best_seconds(cost.save, failure), cost.write)
-    steps = max(1, round(seconds * cost.steps / cost.stepping))
+    steps = max(1, round(seconds / step))
     return present if present / _OTHER <= steps <= present * _OTHER else steps

@@ -67,6 +67,10 @@ class TrainingLogger:
         if step > self._first:
             self._numbers(step, {})
 
+    def step_seconds(self, step: int) -> float:
+        """Seconds a step has taken since the loop started, the waiting for its data among them."""
+        return self.clock.stepping() / (step - self._first)
+
     def count_step(self, step: int, outcome: Outcome, rate: float) -> None:
         """One more step, at a learning rate."""
         self._window.append(outcome)

@@ -258,10 +258,7 @@ class _Run:
             if self._due():
                 with self.logger.clock.phase(SAVING):
                     self._save()
-            began = time.monotonic()
             stop = self._step(self.launcher.should_stop())
-            self.meter.stepping += time.monotonic() - began
-            self.meter.steps += 1
         self._finish()
         raise Interrupted(state.step)
 
@@ -410,13 +407,13 @@ class _Run:
 
     def _choose_interval(self) -> None:
         """Set how often all ranks save, from what rank 0 has measured; a new choice is told."""
-        meter = self.world.gather(self.meter)[0]
+        measured = self.logger.step_seconds(self.state.step), self.meter
+        each, meter = self.world.gather(measured)[0]
         hours = self.config.failure_every
-        steps = interval.choose(meter, 3600 * hours, self.every)
+        steps = interval.choose(meter, each, 3600 * hours, self.every)
         if steps == self.every:
             return
         self.every = steps
-        each = meter.stepping / meter.steps
         facts = {"save_seconds": meter.save, "write_seconds": meter.write, "step_seconds": each}
         rounded = {name: round(value, 4) for name, value in facts.items()}
         self.logger.event("checkpoint_interval", steps=steps, failure_every_hours=hours, **rounded)

@@ -71,6 +71,7 @@ TIMEOUT = "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNu
     [
         (128 + signal.SIGKILL, "", "killed"),
         (-signal.SIGKILL, "", "killed"),
+        (1, "srun: error: Unable to create step for job 7: Socket timed out", "slurm_unreachable"),
         (128 + signal.SIGKILL, f"{SRUN}\n{OOM_KILL}", "out_of_memory_host"),
         (128 + signal.SIGKILL, f"Connection closed by peer\n{SRUN}", "killed"),
         (128 + signal.SIGSEGV, "Fatal Python error: Segmentation fault", "crashed"),

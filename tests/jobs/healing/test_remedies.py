@@ -51,12 +51,13 @@ def test_a_step_that_is_killed_begins_again_as_often_as_it_gets_further() -> Non
         answer("killed", "", SETTINGS, events, None)
 
 
-def test_a_port_is_tried_again_ever_later() -> None:
+@pytest.mark.parametrize("cause", ["port_in_use", "slurm_unreachable"])
+def test_what_passes_is_tried_again_ever_later(cause: str) -> None:
     events: Events = []
     pauses = []
     for _ in range(3):
-        pauses.append(answer("port_in_use", "", {}, events, None).pause)
-        events = taken("port_in_use", {}, events)
+        pauses.append(answer(cause, "", {}, events, None).pause)
+        events = taken(cause, {}, events)
     assert pauses == [2.0, 4.0, 8.0]
 
 
@@ -96,4 +97,5 @@ anything = st.one_of(st.integers(), st.text(), st.none(), st.lists(st.integers(5
 def test_a_damaged_record_changes_nothing(values: list[Any]) -> None:
     damaged = [{"event": EVENT, "changes": value} for value in values]
     damaged += [{"event": EVENT, "changes": {"training.accumulate": value}} for value in values]
+    damaged.append({"event": EVENT, "changes": {"training.accumulate": [1, "many"]}})
     assert in_force(SETTINGS, damaged) == SETTINGS

@@ -48,6 +48,9 @@ def test_time_belongs_to_the_innermost_phase_and_otherwise_is_useful() -> None:
     assert clock.take() == spent(useful=17, validating=10, saving=4)
     hand.wait(32)
     assert clock.take() == spent(useful=32), "each second is told once"
+    with clock.phase(STALLED):
+        hand.wait(64)
+    assert clock.stepping() == 17 + 32 + 64, "validating and saving are no part of a step"
 
 
 def test_a_phase_left_by_an_error_has_ended() -> None:

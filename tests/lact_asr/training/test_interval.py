@@ -31,14 +31,14 @@ def test_where_saving_takes_longer_than_a_run_lives_it_is_done_that_often():
 
 
 def test_steps_are_chosen_anew_only_where_the_present_ones_are_far_off():
-    meter = Meter(save=0.5, stepping=200.0, steps=100)  # sqrt(2 x 0.5 x 86,400) = 294 s
-    assert choose(meter, 86_400, present=0) == 147
-    assert choose(meter, 86_400, present=120) == 120
-    assert choose(meter, 86_400, present=300) == 147
-    assert choose(meter, 86_400, present=20) == 147
+    meter = Meter(save=0.5)  # sqrt(2 x 0.5 x 86,400) = 294 s
+    assert choose(meter, 2.0, 86_400, present=0) == 147
+    assert choose(meter, 2.0, 86_400, present=120) == 120
+    assert choose(meter, 2.0, 86_400, present=300) == 147
+    assert choose(meter, 2.0, 86_400, present=20) == 147
     meter.write = 2000.0
-    assert choose(meter, 86_400, present=147) == 1000, "two at once are not written"
-    assert choose(Meter(save=0.1, stepping=9e9, steps=1), 86_400, present=0) == 1
+    assert choose(meter, 2.0, 86_400, present=147) == 1000, "two at once are not written"
+    assert choose(Meter(save=0.1), 9e9, 86_400, present=0) == 1
 
 
 def test_a_run_chooses_says_and_keeps_to_its_interval(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,314 @@
+"""Runs of the fault matrix, and what is done to them from outside: killed, moved, spoiled."""
+
+import contextlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import soundfile
+
+from jobs.store import StepDir
+from lact_asr.data.manifest import read_manifest, write_manifest
+from tests.slurm.cluster import PrivateSlurm, die_with_parent
+from tests.slurm.launcher import Launcher, sh
+
+UTTERANCES = 24
+AT = 18  # the step before which a fault comes
+PATIENCE = 600.0  # seconds that a run may take
+SMALL = {"hidden": 32, "layers": 1, "attention_heads": 2, "lact_heads": 1, "mlp": 64, "dropout": 0}
+TRAINING = {
+    "max_steps": 30,
+    "batch_seconds": 14,
+    "valid_every": 15,
+    "checkpoint_every": 5,
+    "log_every": 1,
+    "samples": 0,
+    "optim": {"learning_rate": 2e-3, "warmup_steps": 5},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the matrix."""
+
+    name: str
+    how: str
+    cause: str = ""  # the right one; empty where there is nothing to name
+    faults: Sequence[Mapping[str, Any]] = ()
+    act: "Callable[[Disturbed], None] | None" = None  # from outside, once the run is submitted
+    like: str = "one process"  # the undisturbed run that it is compared with
+    survives: bool = True
+    person: str = ""  # what a person had to do for the run to end well
+    training: Mapping[str, Any] = field(default_factory=dict)
+    step: Mapping[str, Any] = field(default_factory=dict)
+    cluster: str = ""  # what the cluster file says
+    alone: bool = False  # it touches daemons that the other runs need
+
+
+class Disturbed:
+    """A run of the matrix, in a folder of its own."""
+
+    def __init__(self, slurm: PrivateSlurm, folder: Path, case: Case, few: Path) -> None:
+        self.slurm, self.folder, self.case = slurm, folder, case
+        folder.mkdir()
+        self.launcher = Launcher(folder, slurm)
+        write_manifest(folder / "few.jsonl", read_manifest(few))
+        (folder / "site.yaml").write_text(case.cluster or "extra: {}\n")
+
+    @property
+    def step(self) -> StepDir:
+        return StepDir(self.launcher.newest() / "steps" / "train")
+
+    def run(self) -> str:
+        """From submission to the end; the state of the training."""
+        settings = {"train": "few.jsonl", "dev": "few.jsonl", "preset": "plain", "model": SMALL}
+        settings["training"] = {**TRAINING, **self.case.training}
+        train = {"kind": "train", "settings": settings, "faults": list(self.case.faults)}
+        train["resources"] = {"time": "20m", "cpus": 1, "memory_gb": 2}
+        train |= self.case.step
+        steps = {"train": train, "behind": sh("echo behind >> ran", "train")}
+        self.launcher("run", self.launcher.write(steps), "--cluster", "site.yaml")
+        if self.case.act:
+            self.case.act(self)
+        self.wait_for(self.ended, PATIENCE)
+        return self.launcher.states()["train"]
+
+    def ended(self) -> bool:
+        """Whether nothing of it is in the queue any more."""
+        return not self.launcher.queued() and self.settled()
+
+    def settled(self) -> bool:
+        active = ("waiting", "queued", "running")
+        return not any(state in active for state in self.launcher.states().values())
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 240) -> None:
+        """Wait until something holds; AssertionError if it never does."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"gave up after {seconds:g} s"
+            time.sleep(0.1)
+
+    def reached(self) -> int:
+        """The newest step of training."""
+        return max((line["step"] for line in self.step.metrics() if "step" in line), default=0)
+
+    def until_step(self, number: int) -> None:
+        self.wait_for(lambda: self.reached() >= number)
+
+    def note(self) -> None:
+        """Put on record that a fault comes now, as those do that come from inside."""
+        facts = {"planned": {"fault": self.case.name}, "step": self.reached() + 1, "rank": 0}
+        self.step.add_fault(facts)
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes of the training that have begun to train or will."""
+        place = str(self.step.path)
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            ours = any("jobs.worker" in word for word in words) and words[-1] == place
+            if ours and "srun" not in words[0]:
+                found.append(process)
+        return found
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End the worker by a signal."""
+        for process in self.workers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.step.path / "checkpoints"
+
+
+def kill_at_random_moments(run: Disturbed, times: int = 20, seed: int = 0) -> None:
+    """SIGKILL again and again; every second one waits for a checkpoint that is being written."""
+    chance, inside = random.Random(seed), 0
+    for number in range(times):
+        before = run.reached() if number else -1
+        run.wait_for(lambda b=before: run.reached() > b or run.settled())
+        time.sleep(chance.uniform(0, 1.0))
+        if number % 2:
+            with contextlib.suppress(AssertionError):
+                run.wait_for(lambda: list(run.checkpoints.glob(".new.*")), 5)
+        if run.settled():
+            break
+        inside += bool(list(run.checkpoints.glob(".new.*")))
+        run.note()
+        run.kill()
+    (run.folder / "note").write_text(
+        f"{len(run.step.faults())} kills, {inside} inside a checkpoint"
+    )
+
+
+def crash(run: Disturbed) -> None:
+    run.until_step(AT)
+    run.note()
+    run.kill(signal.SIGSEGV)
+
+
+def take_node(run: Disturbed) -> None:
+    """A job of a higher partition takes the node, and gives it back."""
+    run.until_step(AT)
+    _take(run)
+
+
+def take_node_five_times(run: Disturbed) -> None:
+    for _ in range(5):
+        before = run.reached()
+        run.wait_for(lambda b=before: run.reached() > b + 2 or run.settled())
+        _take(run)
+
+
+def _take(run: Disturbed) -> None:
+    run.note()
+    job = run.launcher.status()["train"]["job"]
+    taker = ["--partition=gpu", "--nodelist=n4", "--exclusive", "--output=/dev/null"]
+    higher = run.slurm.run("sbatch", "--parsable", *taker, "--wrap", "sleep 600").strip()
+    run.wait_for(lambda: run.slurm.state(job) == "PENDING")
+    run.slurm.run("scancel", higher)
+
+
+def fail_node(run: Disturbed) -> None:
+    """The administrator's word for a node that has gone: Slurm requeues what ran there."""
+    run.until_step(AT)
+    run.note()
+    run.slurm.run("scontrol", "update", "nodename=n4", "state=down", "reason=power")
+    job = run.launcher.status()["train"]["job"]
+    run.wait_for(lambda: run.slurm.state(job) != "RUNNING" or _begun(run) > 1)
+    with contextlib.suppress(RuntimeError):  # it has come back by itself
+        run.slurm.run("scontrol", "update", "nodename=n4", "state=resume")
+
+
+def _begun(run: Disturbed) -> int:
+    """How often the training has begun."""
+    return sum("host" in event for event in run.step.events())
+
+
+def cancel_by_hand(run: Disturbed) -> None:
+    run.until_step(AT)
+    run.note()
+    run.slurm.run("scancel", run.launcher.status()["train"]["job"])
+
+
+def spoil_newest_checkpoint(run: Disturbed) -> None:
+    """While the job waits in the queue again, half of the newest weights become zeros."""
+    run.wait_for(lambda: any(event["event"] == "interrupted" for event in run.step.events()))
+    newest = sorted(run.checkpoints.glob("[0-9]*"))[-1] / "model.safetensors"
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+def cut_newest_checkpoint(run: Disturbed) -> None:
+    """While the job waits in the queue again, the newest weights lose their second half."""
+    run.wait_for(lambda: any(event["event"] == "interrupted" for event in run.step.events()))
+    newest = sorted(run.checkpoints.glob("[0-9]*"))[-1] / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+
+
+def restart_controller(run: Disturbed) -> None:
+    """slurmctld is killed, is away for ten seconds in which the training goes on, comes back."""
+    run.until_step(AT // 2)
+    run.note()
+    with daemon_away(run.slurm, "slurmctld"):
+        time.sleep(10)
+
+
+def lose_database(run: Disturbed) -> None:
+    """slurmdbd is away until the training has ended."""
+    run.until_step(AT // 2)
+    run.note()
+    with daemon_away(run.slurm, "slurmdbd"):
+        run.wait_for(lambda: run.launcher.states()["behind"] == "succeeded")
+
+
+def move_run(run: Disturbed) -> None:
+    """The run's folder gets another name while it trains; a person gives it back, and resumes."""
+    run.until_step(AT)
+    run.note()
+    here = run.launcher.newest()
+    away = here.rename(here.with_name(f"{here.name}-moved"))
+    run.wait_for(lambda: not run.launcher.queued())
+    if here.exists():  # what was written since lies in a folder of that name
+        shutil.rmtree(here)
+    away.rename(here)
+    run.launcher("resume", here.name)
+
+
+def fill_disk(run: Disturbed) -> None:
+    """Runs lie on a small disk of their own; what is free of it is taken; a person makes room."""
+    run.until_step(AT // 2)
+    run.note()
+    ballast = run.launcher.newest().parent / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free)
+        while True:
+            file.write(bytes(4096))
+    run.wait_for(lambda: run.launcher.states()["train"] == "failed")
+    run.wait_for(lambda: not run.launcher.queued())
+    ballast.unlink()
+    run.launcher("resume", run.launcher.newest().name)
+
+
+def spoil_utterance(run: Disturbed) -> None:
+    """NaN in the samples of one file, before the run begins to read it."""
+    utterances = read_manifest(run.folder / "few.jsonl")
+    bad = utterances[UTTERANCES // 2]
+    samples, rate = soundfile.read(bad.audio, dtype="float32")
+    samples[len(samples) // 3 :] = math.nan
+    path = run.folder / "nan.wav"
+    soundfile.write(path, samples.astype(np.float32), rate, subtype="FLOAT")
+    lines = [json.loads(line) for line in (run.folder / "few.jsonl").read_text().splitlines()]
+    lines[UTTERANCES // 2]["audio"] = str(path)
+    (run.folder / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.step.add_fault({"planned": {"fault": "nan in a file"}, "step": 1, "rank": 0})
+
+
+def lose_manifest(run: Disturbed) -> None:
+    (run.folder / "few.jsonl").unlink()
+    run.step.add_fault({"planned": {"fault": "no manifest"}, "step": 1, "rank": 0})
+
+
+@contextlib.contextmanager
+def daemon_away(slurm: PrivateSlurm, name: str) -> Iterator[None]:
+    """Kill a daemon of the private cluster; behind the block it is there again."""
+    mine = str(slurm.conf)
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(psutil.Error):
+            if process.info["name"] == name and process.environ().get("SLURM_CONF") == mine:
+                process.kill()
+                process.wait(30)
+    try:
+        yield
+    finally:
+        with (slurm.directory / "log" / f"{name}.again").open("w") as log:
+            subprocess.Popen(
+                [name, "-D"],
+                env=slurm.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        ask = {"slurmctld": ["scontrol", "ping"], "slurmdbd": ["sacctmgr", "-n", "show", "cluster"]}
+        slurm.wait_for(lambda: "DOWN" not in _said(slurm, ask[name]))
+
+
+def _said(slurm: PrivateSlurm, command: Sequence[str]) -> str:
+    try:
+        return slurm.run(*command)
+    except RuntimeError:
+        return "DOWN"
