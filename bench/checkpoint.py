@@ -2,7 +2,7 @@
 
     python -m bench.checkpoint [--size small] [--steps 25] [--rounds 5]
 
-Blocks of training steps (`bench.train_step`: real ones, on noise) take turns in one process, with
+Blocks of training steps (`bench.steps`: real ones, on noise) take turns in one process, with
 the same model and optimizer: without a checkpoint, with one written aside at the beginning, with
 one written before the first step. A block ends when its checkpoint is on disk. What a checkpoint
 adds to a block is what it costs, whatever the interval: the share of every interval follows from it
@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from bench.harness import Row, rounds, show, write
-from bench.machine import device, machine, precision, synchronize
-from bench.train_step import SHAPES, model, noise
-from lact_asr.config.training import LoopConfig, OptimConfig, TrainingConfig
-from lact_asr.distributed.processes import World
-from lact_asr.training import checkpoint, optim, train_step
+from bench.machine import device, machine, synchronize
+from bench.steps import Stepper, noise
+from bench.train_step import SHAPES, model
+from lact_asr.config.training import LoopConfig
+from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.saving import Saver, copied
 
@@ -38,23 +38,14 @@ class Training:
     """A model that takes steps and is saved as a run saves it."""
 
     def __init__(self, size: str, audio: float, folder: Path) -> None:
-        self.objective = CTCObjective(model("ours", size).to(device()).train())
-        config = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
-        self.optimizer = optim.build(self.objective, config.optim)
-        self.called = train_step.ObjectiveModule(self.objective)
-        self.setting = train_step.Setting(config, World(), device())
-        self.batch, self.folder, self.saved = noise(audio, audio), folder, 0
-
-    def step(self) -> None:
-        """One training step."""
-        train_step.take_step(
-            self.called, self.optimizer, [self.batch], 0.0, self.setting, False, {}
-        )
+        objective = CTCObjective(model("ours", size).to(device()).train())
+        self.step = Stepper(objective, noise(audio, audio))
+        self.folder, self.saved = folder, 0
 
     def contents(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        trainer = {"optimizer": self.optimizer.state_dict()}
-        weights = self.objective.model.state_dict()
+        trainer = {"optimizer": self.step.optimizer.state_dict()}
+        weights = self.step.objective.model.state_dict()
         return {checkpoint.WEIGHTS: weights, "trainer.pt": trainer, checkpoint.STATE: {"step": 0}}
 
     def save(self, contents: dict[str, Any]) -> None:

@@ -11,20 +11,18 @@ in the pipelines; without one: processor time of one thread.
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import soundfile
 import torch
 from torch import nn
 
-from bench.harness import Row, rounds, show, write
+from bench.harness import Row, show, write
 from bench.machine import device, machine, precision, seconds
-from bench.train_step import high_water, in_fresh_process, noise
+from bench.steps import Stepper, in_turns, noise, peak_memory
 from distill.cache.filling import fill, form_of, identity
 from distill.cache.teacher import Cached
 from distill.config import models as distill_config
@@ -35,7 +33,6 @@ from distill.objective import DistillObjective
 from distill.teachers import Live, Source
 from lact_asr.config import model as lact_config
 from lact_asr.config.model import ModelConfig
-from lact_asr.config.training import OptimConfig, TrainingConfig
 from lact_asr.data.audio import RATE
 from lact_asr.data.batch import Batch
 from lact_asr.data.manifest import Utterance
@@ -43,7 +40,6 @@ from lact_asr.distributed.processes import World
 from lact_asr.model.interface import count_parameters
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.training import optim, train_step
 
 VOCABULARY = Vocabulary.characters()
 WAYS = ("cached", "live")
@@ -104,64 +100,31 @@ def source(way: str, folder: Path, pair: Pair) -> Source:
     return Cached(folder, identity(model, VOCABULARY))
 
 
-def stepper(way: str, folder: Path, pair: Pair, lesson: Batch) -> Callable[[], None]:
-    """A function that takes one training step."""
+def stepper(way: str, folder: Path, pair: Pair, lesson: Batch) -> Stepper:
+    """A student that takes training steps."""
     torch.manual_seed(1)
     student = Recognizer(pair.student, len(VOCABULARY)).to(device()).train()
-    objective = DistillObjective(
-        student, source(way, folder, pair), DistillConfig(), vocabulary=VOCABULARY
-    )
-    settings = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
-    optimizer = optim.build(objective, settings.optim)
-    called, setting = (
-        train_step.ObjectiveModule(objective),
-        train_step.Setting(settings, World(), device()),
-    )
-
-    def step() -> None:
-        batch = lesson.to(device())
-        objective.begin_step([batch], World().all_sum)
-        outcome = train_step.take_step(called, optimizer, [batch], 0.5, setting, False, {})
-        assert outcome.taken, f"{way}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
-
-    return step
+    teaching = source(way, folder, pair)
+    objective = DistillObjective(student, teaching, DistillConfig(), vocabulary=VOCABULARY)
+    return Stepper(objective, lesson, progress=0.5)
 
 
-def peak_memory(way: str, folder: Path, pair: Pair, clip: float, batch_seconds: float) -> float:
-    """GiB that student, teacher or cache, and one step take at most."""
-    torch.set_num_threads(1)
-    lesson = noise(clip, batch_seconds)
-    before = psutil.Process().memory_info().rss
-    stepper(way, folder, pair, lesson)()
-    if device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return (high_water() - before) / 2**30
+def fresh(way: str, folder: Path, pair: Pair, clip: float, batch_seconds: float) -> Stepper:
+    """The same on a batch of its own, for another process."""
+    return stepper(way, folder, pair, noise(clip, batch_seconds))
 
 
 def compared(name: str, given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """The rows of one pair, and its sizes."""
     pair, lesson = PAIRS[name], noise(given.clip, given.batch_seconds)
-    took: dict[str, list[float]] = {way: [] for way in WAYS}
+    sizes = (given.clip, given.batch_seconds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cache(folder, pair, lesson)
-        take = {way: stepper(way, folder, pair, lesson) for way in WAYS}
-        for way in WAYS:
-            take[way]()  # allocations, kernels
-        rounds(
-            given.rounds,
-            *(lambda way=way: took[way].append(seconds(take[way])) for way in WAYS),
-        )
+        took = in_turns({way: stepper(way, folder, pair, lesson) for way in WAYS}, given.rounds)
         reading = _reading(folder, pair, lesson, given.rounds)
         size = sum(path.stat().st_size for path in folder.glob("*.bin"))
-        memory = {
-            way: [
-                in_fresh_process(
-                    partial(peak_memory, way, folder, pair, given.clip, given.batch_seconds)
-                )
-            ]
-            for way in WAYS
-        }
+        memory = {way: [peak_memory(partial(fresh, way, folder, pair, *sizes))] for way in WAYS}
     rows = [
         Row(f"{name}: step", goal_ratio=pair.goal, ours=took["cached"], theirs=took["live"]),
         Row(f"{name}: share of the step that reads", unit="share", goal=0.05,

@@ -11,32 +11,22 @@ without one: processor time of one thread.
 """
 
 import argparse
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
-from bench.harness import Row, rounds, show, write
-from bench.machine import device, machine, matmul_peak, precision, seconds
+from bench.harness import Row, show, write
+from bench.machine import device, machine, matmul_peak
 from bench.peers import equal, parameters
+from bench.steps import SYMBOLS, Stepper, in_turns, noise, peak_memory
 from lact_asr.config.model import SIZES, ModelConfig
-from lact_asr.config.training import OptimConfig, TrainingConfig
-from lact_asr.data.audio import RATE
 from lact_asr.data.batch import Batch
-from lact_asr.distributed.processes import World
 from lact_asr.model.recognizer import Recognizer
-from lact_asr.training import optim, train_step
 from lact_asr.training.objective import CTCObjective
 
-SYMBOLS = 29
-LABELS = 14  # a second of read speech
 SMALL = ModelConfig(hidden=256, layers=6, attention_heads=4, lact_heads=2, mlp=768, conv_layers=2)
 SMALLEST = ModelConfig(hidden=32, layers=1, attention_heads=2, lact_heads=1, mlp=64, conv_layers=2)
 SHAPES = {"small": SMALL, "smallest": SMALLEST, **SIZES}
@@ -52,77 +42,23 @@ def model(name: str, size: str) -> nn.Module:
     return Recognizer(ours, SYMBOLS) if name == "ours" else equal(name, ours, SYMBOLS)
 
 
-def noise(clip: float, batch_seconds: float) -> Batch:
-    """Clips of up to `clip` seconds, the second one 5 % shorter: there is padding to mask."""
-    generator = torch.Generator().manual_seed(0)
-    count = max(1, round(batch_seconds / clip))
-    lengths = torch.full((count,), round(clip * RATE))
-    lengths[1:2] = round(0.95 * clip * RATE)
-    labels = torch.full((count,), round(clip * LABELS))
-    targets = torch.randint(1, SYMBOLS, (int(labels.sum()),), generator=generator)
-    waves = torch.randn(count, int(lengths.max()), generator=generator) * 0.1
-    names = [str(number) for number in range(count)]
-    return Batch(names, names, waves, lengths, targets, labels)
+def stepper(name: str, size: str, batch: Batch) -> Stepper:
+    """A contestant that takes training steps."""
+    return Stepper(CTCObjective(model(name, size).to(device()).train()), batch)
 
 
-def stepper(name: str, size: str, batch: Batch) -> Callable[[], float]:
-    """A function that takes one training step and says its loss."""
-    objective = CTCObjective(model(name, size).to(device()).train())
-    config = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
-    optimizer = optim.build(objective, config.optim)
-    called, setting = (
-        train_step.ObjectiveModule(objective),
-        train_step.Setting(config, World(), device()),
-    )
-
-    def step() -> float:
-        outcome = train_step.take_step(called, optimizer, [batch], 0.0, setting, False, {})
-        assert outcome.taken, f"{name}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
-        return outcome.loss
-
-    return step
-
-
-def peak_memory(name: str, size: str, clip: float, batch_seconds: float) -> float:
-    """GiB that the model and one step take at most."""
-    torch.set_num_threads(1)
-    batch = noise(clip, batch_seconds)
-    before = psutil.Process().memory_info().rss
-    stepper(name, size, batch)()
-    if device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return max(high_water() - before, 1) / 2**30
-
-
-def high_water() -> int:
-    """Most bytes this process has had in memory; getrusage would begin with the parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def in_fresh_process(work: Callable[[], float]) -> float:
-    """The result of a function in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work).result()
-
-
-def measured(size: str, batch: Batch, count: int) -> dict[str, list[float]]:
-    """Seconds of the contestants' steps, taken in turns."""
-    took: dict[str, list[float]] = {name: [] for name in NAMES}
-    step = {name: stepper(name, size, batch) for name in NAMES}
-    for name in NAMES:
-        step[name]()  # allocations, kernels
-    rounds(count, *(lambda name=name: took[name].append(seconds(step[name])) for name in NAMES))
-    return took
+def fresh(name: str, size: str, clip: float, batch_seconds: float) -> Stepper:
+    """The same on a batch of its own, for another process."""
+    return stepper(name, size, noise(clip, batch_seconds))
 
 
 def at(clip: float, given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """The rows of one length of clip, and what else was found out."""
     batch = noise(clip, given.batch_seconds)
     audio = batch.seconds
-    took = measured(given.size, batch, given.rounds)
+    took = in_turns({name: stepper(name, given.size, batch) for name in NAMES}, given.rounds)
     memory = {
-        name: [in_fresh_process(partial(peak_memory, name, given.size, clip, given.batch_seconds))]
+        name: [peak_memory(partial(fresh, name, given.size, clip, given.batch_seconds))]
         for name in NAMES
     }
     rows = []

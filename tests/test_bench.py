@@ -14,7 +14,8 @@ from bench.bootstrap import difference, word_errors
 from bench.curves import svg
 from bench.learn import SHAPE, compared, curve, model, settings
 from bench.peers import equal, parameters
-from bench.train_step import NAMES, noise, stepper
+from bench.steps import noise
+from bench.train_step import NAMES, stepper
 from bench.ttt_op import cases
 from lact_asr.config.model import SIZES, ModelConfig
 from lact_asr.model.recognizer import Recognizer
