@@ -135,6 +135,21 @@ def test_nobody_is_asked_about_a_try_that_has_recorded_how_it_failed(tmp_path):
     assert all(each.events == [] for each in seen.records.values())
 
 
+def test_a_failure_that_may_still_heal_is_none_while_its_job_lives(tmp_path):
+    run, step = make_run(tmp_path), "second"
+    write(run.step(step), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+    run.step(step).write_failure({"cause": "killed", "message": "it died", "job": JOB})
+    alive, gone = Answers(), Answers()
+    alive.answer = {"second.t1": JobState(QueueState.RUNNING)}
+    gone.answer = {"second.t1": JobState(QueueState.FAILED, "exit status 1")}
+    said = view(run, Queue(alive)).observed[step]
+    assert said.state.value == "running" and said.reason.endswith(
+        "begin again after killed: it died"
+    )
+    said = view(run, Queue(gone)).observed[step]
+    assert (said.state.value, said.reason) == ("failed", "killed: it died")
+
+
 def test_a_failure_that_is_written_while_the_queue_is_asked_is_seen(tmp_path):
     run = make_run(tmp_path)
     write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
