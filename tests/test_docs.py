@@ -12,24 +12,12 @@ from jobs.healing.heal import PAGE
 from jobs.reading.pipeline_file import read_pipeline
 from tests.conftest import REPOSITORY
 from tests.docs_from_code import when_things_go_wrong
+from tests.jobs.test_cli import COMMANDS
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 CALL = re.compile(r"(?:\$ )?(?:python launch\.py|launch\.py|trainyard) (\S[^#]*)")
-COMMANDS = {
-    "run",
-    "check",
-    "kinds",
-    "status",
-    "logs",
-    "cancel",
-    "resume",
-    "render",
-    "infer",
-    "ledger",
-    "rehearse",
-}
 FILES = re.compile(
     r"\b(?:jobs|slurm_templates|lact_asr|distill|bench|docs|tests|trainyard)/[\w./*-]+"
 )

@@ -27,6 +27,8 @@ COMMANDS = [
     "resume",
     "render",
     "infer",
+    "ledger",
+    "rehearse",
     "diagnose",
 ]  # the contract of DESIGN
 
