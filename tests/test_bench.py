@@ -22,7 +22,7 @@ from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.files import append_json
 from tests.conftest import REPOSITORY
-from tests.slurm.cluster import missing_programs
+from tests.slurm.cluster import PATIENCE, missing_programs
 
 TINY = ModelConfig(hidden=64, layers=2, attention_heads=2, lact_heads=1, mlp=96, conv_layers=2)
 
@@ -37,7 +37,7 @@ def bench(name: str, *words: object) -> str:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert before == (result.exists() and result.stat().st_mtime_ns), "a tiny form writes nothing"

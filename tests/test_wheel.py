@@ -13,6 +13,7 @@ import pytest
 
 from jobs.snapshot import PARTS
 from tests.conftest import REPOSITORY
+from tests.slurm.cluster import PATIENCE
 
 STEP = "steps: {a: {kind: command, settings: {argv: [PYTHON, -c, PROGRAM]}}}"
 WHERE = "import jobs.worker; print(jobs.worker.__file__)"
@@ -21,7 +22,7 @@ WHERE = "import jobs.worker; print(jobs.worker.__file__)"
 def pip(python: str | Path, *words: object) -> None:
     """pip without a network, and without a look at what else is installed."""
     command = [python, "-m", "pip", *words[:1], "--quiet", "--no-deps", "--no-index", *words[1:]]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -58,7 +59,7 @@ class Environment:
             env={**kept, "PYTHON": str(self.python)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
         said = done.stdout + done.stderr
         assert done.returncode == code, said

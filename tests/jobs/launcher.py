@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPOSITORY
+from tests.slurm.cluster import PATIENCE
 
 
 class Launcher:
@@ -49,9 +50,9 @@ class Launcher:
         assert done.returncode in (0, 1), done.stderr
         return {step["step"]: step for step in json.loads(done.stdout)["steps"]}
 
-    def until(self, *states: str, step: str, seconds: float = 120) -> dict[str, Any]:
+    def until(self, *states: str, step: str) -> dict[str, Any]:
         """The status once `step` is in one of `states`."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE
         while (status := self.status())[step]["state"] not in states:
             assert time.monotonic() < deadline, status
             time.sleep(0.2)

@@ -15,6 +15,7 @@ from jobs import kinds
 from jobs.reading.yaml12 import read
 from tests.conftest import REPOSITORY
 from tests.jobs.launcher import Launcher
+from tests.slurm.cluster import PATIENCE
 
 COMMANDS = [
     "run",
@@ -186,7 +187,7 @@ def test_ctrl_c_while_a_run_is_made_leaves_none(launch: Launcher) -> None:
             stdout=file,
             stderr=file,
         )
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not (launch.folder / "copying").exists():
         assert time.monotonic() < end and made.poll() is None
         time.sleep(0.05)

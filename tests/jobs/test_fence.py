@@ -15,6 +15,7 @@ from jobs.job import Job, no_signal
 from jobs.kinds import _external, command
 from jobs.store import StepDir
 from tests.jobs.test_worker import events, make_step, start
+from tests.slurm.cluster import PATIENCE
 
 OLD, NEW = "train.aaaa", "train.bbbb"
 
@@ -85,7 +86,7 @@ def test_a_submission_that_was_refused_takes_nobodys_place(step: StepDir) -> Non
 
 
 def test_rank_0_claims_the_folder_for_its_start(step: StepDir) -> None:
-    assert start(step, **of("8", NEW, restart=2)).wait(timeout=120) == 0
+    assert start(step, **of("8", NEW, restart=2)).wait(timeout=PATIENCE) == 0
     claim = step.claim()
     assert (claim["token"], claim["job"], claim["restart"]) == (NEW, "8", 2)
     assert claim["host"] == os.uname().nodename
@@ -121,7 +122,7 @@ def test_starts_at_the_same_moment_agree_on_the_newest(step: StepDir) -> None:
 def test_a_start_that_finds_a_newer_one_leaves_without_a_trace(step: StepDir) -> None:
     Fence(step, Attempt(NEW, "8", 1)).enter(claim=True)
     process = start(step, **of("8", NEW))
-    said, wrong = process.communicate(timeout=120)
+    said, wrong = process.communicate(timeout=PATIENCE)
     assert (process.returncode, wrong) == (0, "")
     assert said.startswith("train goes on elsewhere (start 2 of job 8 on ")
     assert said.endswith("): this job leaves its place\n")
@@ -142,7 +143,7 @@ def test_a_start_overtaken_while_it_runs_writes_neither_result_nor_failure(
     (tmp_path / "go").touch()
     if "TERM" in script:
         process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert said.splitlines()[-1].startswith("train goes on elsewhere")
     assert step.result() is None and step.failure() is None
@@ -157,7 +158,7 @@ def test_one_of_several_ranks_that_leaves_ends_the_others(step: StepDir) -> None
         time.sleep(0.05)
     Fence(step, Attempt(NEW, "8", 1)).enter(claim=True)
     step.mark_done("8.0", 1)
-    assert process.wait(timeout=120) == 75
+    assert process.wait(timeout=PATIENCE) == 75
     assert step.result() is None
 
 
@@ -165,7 +166,7 @@ def test_a_rank_that_leaves_before_it_begins_ends_those_who_looked_sooner(step: 
     """They wait for it in a collective: minutes, on nodes that the newer start may need."""
     Fence(step, Attempt(NEW, "8", 1)).enter(claim=True)
     process = start(step, **{**of("8", NEW), "SLURM_NTASKS": "2"})
-    assert process.wait(timeout=120) == 75
+    assert process.wait(timeout=PATIENCE) == 75
     assert events(step) == [] and not (step.path.parent / "ran").exists()
 
 
@@ -183,7 +184,7 @@ def test_a_program_whose_step_is_taken_over_is_ended(
     job = Job(tmp_path, 0, 1, 0, nothing, nothing, bool, no_signal, fence)
     with pytest.raises(Superseded):
         command.run(command.Settings(argv=["sleep", "60"]), job)
-    assert started[0].wait(timeout=120) == -signal.SIGTERM
+    assert started[0].wait(timeout=PATIENCE) == -signal.SIGTERM
 
 
 def _noting(started: list["subprocess.Popen[bytes]"]) -> type["subprocess.Popen[bytes]"]:

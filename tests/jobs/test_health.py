@@ -7,6 +7,7 @@ from pathlib import Path
 from lact_asr.data.manifest import write_manifest
 from tests.jobs.launcher import Launcher
 from tests.lact_asr.tiny_runs import tones
+from tests.slurm.cluster import PATIENCE
 
 PIPELINE = """\
 steps:
@@ -27,7 +28,7 @@ def test_status_calls_a_healthy_training_so_while_it_runs(tmp_path: Path) -> Non
     launch = Launcher(tmp_path)
     run = launch.run(launch.write(PIPELINE.format(folder=tmp_path)), "--cluster", "local")
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + PATIENCE
         said = ("logs", "/train", "--lines", "100000", "--grep", "Health")
         while "Health at step 5: HEALTHY" not in launch(*said).stdout:
             assert time.monotonic() < deadline, launch("logs", "/train")

@@ -27,6 +27,7 @@ from jobs.scheduling.observe import Queue, view
 from jobs.store import Run, RunStore, StepDir, user
 from tests.conftest import REPOSITORY
 from tests.jobs.test_worker import COMPLETE, events, make_step
+from tests.slurm.cluster import PATIENCE
 
 RESOURCES = {"time": "1h", "nodes": 1, "gpus": 0, "cpus": 1, "memory_gb": 1}
 NOTHING: dict[str, list[str]] = {"one": [], "two": ["one"], "three": ["two"]}
@@ -431,7 +432,7 @@ def test_who_submits_at_this_moment_is_named(tmp_path):
 
 
 def wait_for(path: Path, content: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not path.exists() or path.read_text() != content:
         assert time.monotonic() < deadline, path.read_text() if path.exists() else "not there"
         time.sleep(0.02)
@@ -459,7 +460,7 @@ def start(step: StepDir, **environment: str) -> "subprocess.CompletedProcess[str
     return subprocess.run(
         [sys.executable, "-m", "jobs.worker", str(step.path)],
         cwd=REPOSITORY, env={**inherited, "TRAINYARD_JOB": "7", **environment},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from jobs.worker import resolve, stuck
 from lact_asr.training import checkpoint
 from lact_asr.utils.errors import DataError, Failed
 from tests.conftest import REPOSITORY
+from tests.slurm.cluster import PATIENCE
 
 COMPLETE = {"environment": {}, "folder": None, "handles_warning": False}  # as the launcher writes
 
@@ -146,7 +147,7 @@ def test_the_warning_before_the_time_limit_does_not_end_a_program(tmp_path: Path
     os.kill(process.pid, signal.SIGUSR2)
     os.kill(_child(process.pid), signal.SIGUSR2)
     (tmp_path / "go").touch()
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     assert step.result() is not None
 
 
@@ -162,7 +163,7 @@ def test_a_program_that_fails_after_the_warning_has_failed(
     _until(lambda: _child(process.pid))
     os.kill(process.pid, signal.SIGUSR2)
     (tmp_path / "go").touch()
-    assert process.wait(timeout=120) == 1
+    assert process.wait(timeout=PATIENCE) == 1
     assert words in step.failure()["message"]
     assert events(step) == ["started", "failed"]
 
@@ -177,7 +178,7 @@ def test_a_bash_program_traps_the_warning_if_it_says_so_and_states_how_far_it_ca
     _until((tmp_path / "ready").exists)
     for pid in (process.pid, _child(process.pid)):
         os.kill(pid, signal.SIGUSR2)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     assert step.failure() is None
     last = step.events()[-1]
@@ -187,7 +188,7 @@ def test_a_bash_program_traps_the_warning_if_it_says_so_and_states_how_far_it_ca
 
 def test_the_status_of_an_interruption_without_an_interruption_is_a_failure(tmp_path: Path) -> None:
     step = make_step(tmp_path, ["sh", "-c", "exit 75"])
-    assert start(step).wait(timeout=120) == 1
+    assert start(step).wait(timeout=PATIENCE) == 1
     assert "sh ended with status 75" in step.failure()["message"]
 
 
@@ -217,7 +218,7 @@ def test_a_step_whose_need_has_no_result_does_not_run_and_says_so(tmp_path: Path
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "result.json").touch()
     process = start(step)
-    said, wrong = process.communicate(timeout=120)
+    said, wrong = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "waiting 10 s for the result of corpus" in said
     assert step.failure()["cause"] == "needs_missing"
@@ -234,7 +235,7 @@ def test_a_result_that_another_node_sees_late_is_waited_for(tmp_path: Path) -> N
     process = start(step)
     _until(lambda: events(step))
     upstream.write_result({})
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=PATIENCE) == 0
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"wer": 0.', "\xff"])
@@ -242,7 +243,7 @@ def test_a_result_file_that_is_none_is_no_success(tmp_path: Path, content: str) 
     step = make_step(tmp_path, ["true"])
     (tmp_path / "result.json").write_bytes(content.encode("latin-1"))
     process = start(step)
-    said, wrong = process.communicate(timeout=120)
+    said, wrong = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, wrong
     assert "that is no success, the step runs" in said
     assert step.result()["seconds"] >= 0
@@ -256,7 +257,7 @@ def test_a_program_that_writes_no_json_object_is_told_what_to_write(
 ) -> None:
     step = make_step(tmp_path, ["sh", "-c", f"printf %s '{text}' > $TRAINYARD_RESULT"])
     process = start(step)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert words in step.failure()["message"] and "$TRAINYARD_RESULT" in said
     assert "Traceback" not in said
@@ -269,7 +270,7 @@ def test_a_full_disk_is_a_sentence_that_names_the_file_and_a_class_of_its_own(
     fill = "ln -s /dev/full $TRAINYARD_STEP/.result.json.$(uname -n).$PPID"
     step = make_step(tmp_path, ["sh", "-c", fill])
     process = start(step)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     words = f"{tmp_path}/result.json: No space left on device: make room"
     assert step.failure()["cause"] == "disk_full" and words in step.failure()["message"]
@@ -291,7 +292,7 @@ def test_where_not_even_a_failure_can_be_written_the_log_still_has_a_last_line(
     step = make_step(tmp_path, ["true"])
     (tmp_path / "failure.json").mkdir()
     process = start(step)
-    said, wrong = process.communicate(timeout=120)
+    said, wrong = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "the record of the failure is not whole" in said
     words = (
@@ -305,7 +306,7 @@ def test_a_file_that_may_not_be_written_is_a_sentence(tmp_path: Path) -> None:
     step = make_step(tmp_path, ["true"])
     (tmp_path / "events.jsonl").symlink_to("/sys/kernel/uevent_seqnum")  # closed to root too
     process = start(step)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert step.failure()["cause"] == "permission"
     assert "events.jsonl: Permission denied" in said.splitlines()[-1]
@@ -315,7 +316,7 @@ def test_a_file_that_may_not_be_written_is_a_sentence(tmp_path: Path) -> None:
 def test_a_folder_without_a_job_is_a_sentence(tmp_path: Path) -> None:
     for step in (StepDir(tmp_path), StepDir(tmp_path / "moved")):
         process = start(step)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
         assert "does not say what to do" in said.splitlines()[-1]
         assert "Traceback" not in said
@@ -371,7 +372,7 @@ def _signalled(step: StepDir, sent: signal.Signals) -> int:
     _until(lambda: _child(process.pid))
     os.kill(process.pid, sent)
     os.kill(_child(process.pid), sent)
-    return process.wait(timeout=120)
+    return process.wait(timeout=PATIENCE)
 
 
 def _child(pid: int) -> int:
@@ -385,7 +386,7 @@ def _child(pid: int) -> int:
 
 
 def _until(condition: Any) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

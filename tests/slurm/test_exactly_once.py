@@ -88,7 +88,7 @@ def test_resume_adopts_a_job_that_nobody_could_look_for_at_the_time(launcher: La
     assert running.stdout is not None
     assert any("trying again in 2 s" in line for line in running.stdout)
     running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=120)
+    said, _ = running.communicate(timeout=PATIENCE)
     assert f"resume {launcher.newest().name}" in said and running.returncode == 130
     launcher.unwrap()
     launcher("resume", "--wait")

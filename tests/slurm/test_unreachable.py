@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.slurm.cluster import PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, chain
 
 STEPS = ("one", "two", "three", "four")
@@ -101,7 +101,7 @@ def test_run_waits_for_a_controller_that_is_down_and_says_so(
     said = read_until(running, "trying again in 2 s")
     assert "Unable to contact slurm controller (connect failure)" in said
     controller.start()
-    more = running.communicate(timeout=120)[0]
+    more = running.communicate(timeout=PATIENCE)[0]
     assert running.returncode == 0, more
     launcher.wait_for_states(four="succeeded")
     assert launcher.ran() == [*STEPS]
@@ -123,7 +123,7 @@ def test_a_controller_that_goes_away_between_two_submissions_has_each_step_once(
     said = read_until(running, "trying again in ")
     assert "two" in said or "Unable to contact" in said
     controller.start()
-    said += running.communicate(timeout=120)[0]
+    said += running.communicate(timeout=PATIENCE)[0]
     assert running.returncode == 0, said
     assert all(f"  {name}: job " in said for name in STEPS)
     assert (launcher.folder / "queued").exists() == queued
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_the_waiting_and_says_what_to_do(
     controller.stop()
     read_until(running, "trying again in ")
     os.kill(running.pid, signal.SIGINT)
-    assert "stopped while submitting" in running.communicate(timeout=120)[0]
+    assert "stopped while submitting" in running.communicate(timeout=PATIENCE)[0]
     assert running.returncode == 130
     controller.start()
     launcher.touch("go")

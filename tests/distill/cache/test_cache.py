@@ -29,6 +29,7 @@ from lact_asr.utils.errors import DataError
 from tests.conftest import REPOSITORY
 from tests.distill.tiny_models import VOCABULARY, batch, tiny_baseline, tiny_teacher, utterances
 from tests.ranks import in_ranks
+from tests.slurm.cluster import PATIENCE
 
 SMALL = {"blocks": 2, "mlp": 144}
 AT_ONCE = {"curriculum": "all_on"}
@@ -248,7 +249,7 @@ def test_killed_in_the_middle_it_goes_on_and_hears_nothing_twice(speech, tmp_pat
     words = [sys.executable, "-m", "tests.ranks", __name__, "slowly", str(tmp_path)]
     process = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     folder = tmp_path / "cache"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while len(list(folder.glob("[0-9]*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.jobs.launcher import Launcher
+from tests.slurm.cluster import PATIENCE
 
 CHAIN = """\
 steps:
@@ -120,7 +121,7 @@ def test_cancel_ends_the_program_itself_and_resume_starts_it_again(launch: Launc
     assert _processes("sleep 60", launch) == 0
     launch("resume")
     launch.until("running", step="sleeper")
-    deadline = time.monotonic() + 120  # the worker runs before its program does
+    deadline = time.monotonic() + PATIENCE  # the worker runs before its program does
     while _processes("sleep 60", launch) != 1:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -155,7 +156,7 @@ def test_workers_that_outlive_their_keeper_are_running_until_cancel_has_ended_th
     slow = SLEEPER.replace("[sleep, 60]", f'[sh, -c, "{program}"]')
     run = launch.run(launch.write(slow), "--cluster", "local")
     trace = launch.folder / "trace"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not trace.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)

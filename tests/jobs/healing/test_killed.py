@@ -14,6 +14,7 @@ from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import write_manifest
 from lact_asr.training.clock import PHASES, metric
 from tests.jobs.launcher import Launcher
+from tests.slurm.cluster import PATIENCE
 
 EVERY = 5  # steps between checkpoints
 STEPS = 16
@@ -59,7 +60,7 @@ def test_replayed_recovery_and_ettr_are_what_the_metrics_of_a_killed_training_sa
     launcher = Launcher(tmp_path, {"TRAINYARD_CLUSTER": "local"})
     write_manifest(tmp_path / "some.jsonl", scan(speech / "train")[:6])
     step = launcher.run(launcher.write(pipeline(tmp_path))) / "steps" / "train"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not [line for line in read(step / "metrics.jsonl") if line["step"] > EVERY + 1]:
         assert time.monotonic() < deadline, launcher.status()
         time.sleep(0.02)

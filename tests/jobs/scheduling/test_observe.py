@@ -15,6 +15,7 @@ from jobs.scheduling.observe import Queue, Record, view
 from jobs.scheduling.plan import Evidence
 from jobs.store import StepDir, Submission
 from tests.jobs.test_status import JOB, make_run, write
+from tests.slurm.cluster import PATIENCE
 
 JOBS = {"second.t1": JOB}
 
@@ -54,7 +55,7 @@ def test_after_a_failure_the_queue_is_asked_soon_and_once(tmp_path: Path) -> Non
     """Slurm takes the steps behind it out of the queue, which no file tells."""
     run, backend = make_run(tmp_path), Counted()
     write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
-    queue, end = Queue(backend, every=1000.0), time.monotonic() + 60.0
+    queue, end = Queue(backend, every=1000.0), time.monotonic() + PATIENCE
     view(run, queue)
     view(run, queue)
     assert backend.asked == 1 and not queue.is_due

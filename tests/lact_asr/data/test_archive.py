@@ -17,6 +17,7 @@ from lact_asr.data.disk_space import MARKER
 from lact_asr.utils.errors import DataError, Interrupted
 from tests.lact_asr.data.noise_corpus import archive, facts, subset_folder
 from tests.lact_asr.data.web_server import CorpusServer, serving
+from tests.slurm.cluster import PATIENCE
 
 NAME = "dev-clean"
 OBTAIN = """
@@ -175,7 +176,7 @@ def test_two_jobs_that_want_the_same_subset_fetch_it_once(
     subset, root = offer(), tmp_path / "root"
     server.rate = 20_000
     jobs = [process(subset, root, server) for _ in range(2)]
-    assert [job.wait(120) for job in jobs] == [0, 0]
+    assert [job.wait(PATIENCE) for job in jobs] == [0, 0]
     assert len(server.asked) == 1
     assert visible(root) == ["LICENSE.TXT", NAME]
 

@@ -15,6 +15,7 @@ from lact_asr.training.trainer import FitResult
 from tests.lact_asr.tiny_runs import manifest, run, tiny
 from tests.lact_asr.training.test_resume import assert_same_bits
 from tests.ranks import in_ranks
+from tests.slurm.cluster import PATIENCE
 
 KILLS, INSIDE = 10, 3  # at least so often in all, and so often in the midst of a write
 SETTINGS = {"max_steps": 80, "checkpoint_every": 1, "valid_every": 7, "batch_seconds": 3.0}
@@ -29,7 +30,7 @@ def train(folder: Path, source: Path) -> FitResult:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "what is waited for does not come"
         time.sleep(0.0002)

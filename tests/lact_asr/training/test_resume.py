@@ -18,6 +18,7 @@ from lact_asr.utils.errors import DataError, Interrupted
 from lact_asr.utils.files import read_json
 from tests.lact_asr.tiny_runs import VOCABULARY, manifest, replace_file, run, settings, tiny, tones
 from tests.ranks import in_ranks
+from tests.slurm.cluster import PATIENCE
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -83,7 +84,7 @@ def test_a_checkpoint_that_names_the_best_wer_and_loss_goes_on(tmp_path):
 
 def wait_for(path: Path) -> None:
     """Until a checkpoint is there."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while not checkpoint.complete(path):
         assert time.monotonic() < end, f"{path} does not come"
         time.sleep(0.01)

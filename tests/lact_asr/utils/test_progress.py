@@ -10,6 +10,7 @@ import pytest
 
 from lact_asr.utils import progress
 from lact_asr.utils.progress import Progress, clock, size
+from tests.slurm.cluster import PATIENCE
 
 LOOP = """
 from lact_asr.utils.progress import Progress
@@ -55,7 +56,7 @@ def test_a_terminal_gets_a_bar() -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     command = [sys.executable, "-c", LOOP]
-    subprocess.run(command, stdout=theirs, env=environment, check=True, timeout=120)
+    subprocess.run(command, stdout=theirs, env=environment, check=True, timeout=PATIENCE)
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
