@@ -126,8 +126,8 @@ class _Process:
 
     def _remedies(self) -> dict[str, Any]:
         """What the result says of settings that are not those of the file; empty where all are."""
-        changed = [remedies.changes_of(event) for event in self.step.events()]
-        return {"remedies": list(map(remedies.in_words, changed))} if any(changed) else {}
+        changed = list(filter(None, map(remedies.changes_of, self.step.events())))
+        return {"remedies": list(map(remedies.in_words, changed))} if changed else {}
 
     def _join(self) -> None:
         """The step has succeeded when all ranks have; one that fails ends the others, rank 0 too.

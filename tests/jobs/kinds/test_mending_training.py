@@ -69,7 +69,7 @@ def test_a_diverged_step_goes_on_with_a_sane_rate_from_before_it_diverged(tmp_pa
 def test_a_start_after_a_remedy_has_its_settings_and_the_result_says_so(tmp_path: Path) -> None:
     described = json.loads(pipeline(tmp_path))["steps"]["train"]
     described["settings"] |= {name: str(tmp_path / "tones.jsonl") for name in ("train", "dev")}
-    described["settings"]["training"] |= {"max_steps": 2, "log_every": 1}
+    described["settings"]["training"] |= {"max_steps": 2, "accumulate": 1}
     step = make_step(tmp_path / "train", [], kind="train", settings=described["settings"])
     changes = {"training.batch_seconds": [8, 4], "training.accumulate": [1, 2]}
     step.add_event("remedy", {"cause": "out_of_memory_gpu", "reason": "", "changes": changes})
