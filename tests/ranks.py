@@ -6,7 +6,6 @@ python -m tests.ranks MODULE FUNCTION FOLDER calls MODULE.FUNCTION(Path(FOLDER))
 import importlib
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,8 @@ from pathlib import Path
 import torch
 
 from tests.conftest import REPOSITORY
+from tests.slurm.cluster import PATIENCE, free_ports
 
-PATIENCE = 600  # seconds, on a loaded machine
 # Ranks are forked from a process that has nothing but these imports, which take 2.7 s of a core.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "torch", "tests.lact_asr.tiny_runs"])
@@ -23,9 +22,7 @@ FORKS.set_forkserver_preload(["pytest", "torch", "tests.lact_asr.tiny_runs"])
 
 def in_ranks(function: Callable[[Path], None], folder: Path, world_size: int) -> list[int]:
     """Exit codes of `function` run by each rank; what it prints goes to folder/rank<n>.log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     shared = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = []
     for rank in range(world_size):

@@ -44,6 +44,9 @@ PROGRAMS = (
 SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # daemons live in sbin
 PATIENCE = 600.0  # seconds: no test depends on how quick a loaded machine is
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+# Ports from 32768 on go to whoever connects: one was taken between the choice and slurmd's start.
+# Those from 15000 to 30000 belong to the ranks of jobs.
+PORTS, STRETCH = range(10_000, 15_000), 16
 LONGEST_SOCKET = 107  # bytes of sun_path, <linux/un.h>
 
 
@@ -132,9 +135,10 @@ class PrivateSlurm:
 class Keeper:
     """Starts the daemons as its children and, in the end, kills all that descends from it."""
 
-    def __init__(self, directory: Path, nodes: int, gpus: int) -> None:
+    def __init__(self, directory: Path, nodes: int, gpus: int, asker: int) -> None:
+        """Clusters that one process (`asker`, its pid) asks for hand out the same ids."""
         self.directory, self.nodes, self.gpus = directory.resolve(), nodes, gpus
-        self.user = getpass.getuser()
+        self.asker, self.user = asker, getpass.getuser()
         self.environment = {**os.environ, "PATH": SYSTEM_PATH}
         self.environment["SLURM_CONF"] = str(self.directory / "slurm.conf")
         self.socket, self.database = self.directory / "munge.socket", self.directory / "db.socket"
@@ -179,6 +183,7 @@ class Keeper:
             "nodes": self.nodes,
             "gpus": self.gpus,
             "last_gpu": self.gpus - 1,
+            "first_job": 1 + self.asker * 1_009 % 14_000,  # ranks meet at a port made of the id
         }
         for i in range(self.gpus):
             (self.directory / "dev" / f"gpu{i}").touch()
@@ -247,21 +252,26 @@ def die_with_parent() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on; held together while choosing, so that no two are the same."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports nobody listens on, from a stretch that depends on this process: two keepers that start
+    at the same moment choose different ones.
+    """
+    stretches = (PORTS.stop - PORTS.start) // STRETCH
+    for turn in range(stretches):
+        first = PORTS.start + (os.getpid() + turn) % stretches * STRETCH
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return list(range(first, first + count))
+    raise SystemExit(f"no {count} free ports in a row from {PORTS.start} to {PORTS.stop}")
 
 
 @contextlib.contextmanager
-def kept(directory: Path, nodes: int, gpus: int) -> Iterator[None]:
+def kept(directory: Path, nodes: int, gpus: int, asker: int) -> Iterator[None]:
     """A cluster that is up inside the with block, of which this process is the keeper."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
-    keeper = Keeper(directory, nodes, gpus)
+    keeper = Keeper(directory, nodes, gpus, asker)
     pid = keeper.directory / "keeper.pid"
     try:
         keeper.up()
@@ -296,7 +306,7 @@ def main() -> None:
         return take_down(args.directory)
     if missing := missing_programs():
         raise SystemExit(f"{', '.join(missing)}: not installed. Debian: apt-get install {PACKAGES}")
-    with kept(args.directory, args.nodes, args.gpus):
+    with kept(args.directory, args.nodes, args.gpus, args.parent or os.getpid()):
         print(f"export SLURM_CONF={args.directory.resolve() / 'slurm.conf'}", flush=True)
         while args.parent in (None, os.getppid()):
             time.sleep(0.2)

@@ -27,6 +27,7 @@ NodeName=n[1-{nodes}] Name=gpu File={dir}/dev/gpu[0-{last_gpu}]
 """,
     "slurm.conf": """\
 ClusterName=mini
+FirstJobId={first_job}
 SlurmctldHost=localhost
 SlurmctldPort={ctld_port}
 SlurmUser={me}
