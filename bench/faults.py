@@ -68,7 +68,7 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome
             state = run.run()
             step = quiet or run.step
             outcome.came = judge(case.name, step, run.step, state)
-            if said := named_by_slurm(run, state):
+            if said := run.said or named_by_slurm(run, state):
                 outcome.came = outcome.came._replace(cause=said)
     except Exception as error:
         outcome.note = f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")
