@@ -80,7 +80,7 @@ def distill(teacher: str, learned: Mapping[str, Any], **more: Any) -> dict[str, 
 
 
 def steps() -> dict[str, dict[str, Any]]:
-    """The pipeline; `quiet`, `loud` and `louder` are teachers with states of other sizes."""
+    """The pipeline; the names of teachers are the folders that `teachers` writes."""
     overfit = {"manifest": "few.jsonl", "longest": 4.0, "steps": 120, "learning_rate": 1.5e-4}
     inf = fault("inf_gradient", 1, times=3)
     raw = {"feature": "original", "feature_weight": WIDTH, "curriculum": "all_on"}
@@ -95,7 +95,7 @@ def steps() -> dict[str, dict[str, Any]]:
         "projector": distill("louder", {"target": "projector"}),
         "scales_original": distill("loud", raw),
         "scales": distill("loud", {"feature_weight": 1.0, "curriculum": "all_on"}),
-        "stopping": distill("quiet", {"feature_weight": 5.0}, training=ramp),
+        "stopping": distill("untrained", {"feature_weight": 5.0}, training=ramp),
         "gate": {"kind": "overfit", "settings": overfit, "gate": {"wer": "<= 0.0"}, **SIZE},
         "memory": training("train", fault("out_of_memory_gpu", STEPS // 2)),
         "fp32": training(
@@ -109,16 +109,24 @@ def steps() -> dict[str, dict[str, Any]]:
 
 
 def teachers(trained: Path, few: Path, folder: Path) -> None:
-    """The trained teacher, and with the states of its last block grown."""
+    """The trained teacher, the same with the states of its last block grown, and one that never
+    learned, whose states stay hard to guess.
+    """
     model, vocabulary, _ = checkpoint.load_model(checkpoint.find(trained), FAMILIES)
+    described = json.loads((checkpoint.find(trained) / checkpoint.CONFIG).read_text())
+
+    def save(name: str, weights: Mapping[str, Any]) -> None:
+        contents = {checkpoint.WEIGHTS: weights, checkpoint.CONFIG: described}
+        checkpoint.save(folder, name, {**contents, checkpoint.STATE: {"step": 1}})
+
+    torch.manual_seed(7)
+    save("untrained", type(model)(model.config, len(vocabulary)).state_dict())
     shortest = read_manifest(few)[:8]
     heard = Reader(whole_corpus(shortest, vocabulary))[list(range(len(shortest)))]
     for name, wanted in (("quiet", None), ("loud", RMS_OF_SCALES), ("louder", RMS_OF_KL)):
         for _ in range(8 if wanted else 0):
             _grow(model, wanted / _rms(model, heard))
-        described = json.loads((checkpoint.find(trained) / checkpoint.CONFIG).read_text())
-        contents = {checkpoint.WEIGHTS: model.state_dict(), checkpoint.CONFIG: described}
-        checkpoint.save(folder, name, {**contents, checkpoint.STATE: {"step": 1}})
+        save(name, model.state_dict())
 
 
 @torch.no_grad()
@@ -268,8 +276,8 @@ PATHOLOGIES = (
     Pathology(
         "early stopping fooled by the ramp",
         "training ended while its weights were still rising",
-        f"validated every 2 of {STEPS} steps, patience {STOPPING['patience']}, feature_weight: 5; "
-        "both rules on the same run",
+        f"validated every 2 of {STEPS} steps, patience {STOPPING['patience']}, feature_weight: 5 "
+        "on the states of an untrained teacher; both rules on the same run",
         "stopping",
         _fooled_stopping,
     ),
@@ -311,8 +319,8 @@ def described(each: Pathology, found: Evidence, states: Mapping[str, str]) -> di
         why = each.why(found)
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         why = f"NOT AS IT SHOULD BE: {type(error).__name__} {error}"
-    submitted = {len(found[each.step].submissions()), 0} == {1, 0}
-    good = state == "succeeded" and submitted and not why.startswith("NOT")
+    alone = len(found[each.step].submissions()) == 1  # nobody has resumed it
+    good = state == "succeeded" and alone and not why.startswith("NOT")
     facts = {"pathology": each.name, "saw": each.saw, "how": each.how, "ended": state}
     return {**facts, "why": why, "good": good}
 
