@@ -5,12 +5,14 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.slurm.cluster import PrivateSlurm, die_with_parent
 from tests.slurm.launcher import Launcher, sh
 
 UTTERANCES = 24
+NODE = "n4"  # where those runs are that touch their node
 AT = 18  # the step before which a fault comes
 PATIENCE = 600.0  # seconds that a run may take
 SMALL = {"hidden": 32, "layers": 1, "attention_heads": 2, "lact_heads": 1, "mlp": 64, "dropout": 0}
@@ -61,6 +64,7 @@ class Disturbed:
 
     def __init__(self, slurm: PrivateSlurm, folder: Path, case: Case, few: Path) -> None:
         self.slurm, self.folder, self.case = slurm, folder, case
+        self.said = ""  # the cause that `status` named before a person did something
         folder.mkdir()
         self.launcher = Launcher(folder, slurm)
         write_manifest(folder / "few.jsonl", read_manifest(few))
@@ -92,16 +96,31 @@ class Disturbed:
         active = ("waiting", "queued", "running")
         return not any(state in active for state in self.launcher.states().values())
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 240) -> None:
+    def wait_for(
+        self, condition: Callable[[], object], seconds: float = 240, pause: float = 0.1
+    ) -> None:
         """Wait until something holds; AssertionError if it never does."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"gave up after {seconds:g} s"
-            time.sleep(0.1)
+            time.sleep(pause)
 
     def reached(self) -> int:
         """The newest step of training."""
         return max((line["step"] for line in self.step.metrics() if "step" in line), default=0)
+
+    def past(self, number: int) -> bool:
+        """Whether the training is past a step, or will never be."""
+        return self.reached() > number or self.settled()
+
+    @property
+    def last(self) -> int:
+        """The step with which the training ends."""
+        return int({**TRAINING, **self.case.training}["max_steps"])
+
+    def begun(self, name: str) -> bool:
+        """Whether a step of the run has begun."""
+        return bool(self.step.upstream(name).events())
 
     def until_step(self, number: int) -> None:
         self.wait_for(lambda: self.reached() >= number)
@@ -138,7 +157,7 @@ def kill_at_random_moments(run: Disturbed, times: int = 20, seed: int = 0) -> No
     chance, inside = random.Random(seed), 0
     for number in range(times):
         before = run.reached() if number else -1
-        run.wait_for(lambda b=before: run.reached() > b or run.settled())
+        run.wait_for(partial(run.past, before))
         time.sleep(chance.uniform(0, 1.0))
         if number % 2:
             with contextlib.suppress(AssertionError):
@@ -168,14 +187,14 @@ def take_node(run: Disturbed) -> None:
 def take_node_five_times(run: Disturbed) -> None:
     for _ in range(5):
         before = run.reached()
-        run.wait_for(lambda b=before: run.reached() > b + 2 or run.settled())
+        run.wait_for(partial(run.past, before + 2))
         _take(run)
 
 
 def _take(run: Disturbed) -> None:
     run.note()
     job = run.launcher.status()["train"]["job"]
-    taker = ["--partition=gpu", "--nodelist=n4", "--exclusive", "--output=/dev/null"]
+    taker = ["--partition=gpu", f"--nodelist={NODE}", "--exclusive", "--output=/dev/null"]
     higher = run.slurm.run("sbatch", "--parsable", *taker, "--wrap", "sleep 600").strip()
     run.wait_for(lambda: run.slurm.state(job) == "PENDING")
     run.slurm.run("scancel", higher)
@@ -185,11 +204,11 @@ def fail_node(run: Disturbed) -> None:
     """The administrator's word for a node that has gone: Slurm requeues what ran there."""
     run.until_step(AT)
     run.note()
-    run.slurm.run("scontrol", "update", "nodename=n4", "state=down", "reason=power")
+    run.slurm.run("scontrol", "update", f"nodename={NODE}", "state=down", "reason=power")
     job = run.launcher.status()["train"]["job"]
     run.wait_for(lambda: run.slurm.state(job) != "RUNNING" or _begun(run) > 1)
     with contextlib.suppress(RuntimeError):  # it has come back by itself
-        run.slurm.run("scontrol", "update", "nodename=n4", "state=resume")
+        run.slurm.run("scontrol", "update", f"nodename={NODE}", "state=resume")
 
 
 def _begun(run: Disturbed) -> int:
@@ -226,6 +245,75 @@ def restart_controller(run: Disturbed) -> None:
         time.sleep(10)
 
 
+def stop_a_rank(run: Disturbed) -> None:
+    """SIGSTOP: the rank is there, answers nobody, and the others wait for it in a collective."""
+    run.until_step(AT)
+    run.note()
+    for process in run.workers():
+        if process.environ()["SLURM_PROCID"] == "1":
+            process.suspend()
+
+
+def lose_slurmd(run: Disturbed) -> None:
+    """The daemon of the node is killed, is away for ten seconds, comes back; its job goes on."""
+    run.until_step(AT // 2)
+    run.note()
+    with daemon_away(run.slurm, "slurmd", NODE):
+        time.sleep(10)
+
+
+def lose_power(run: Disturbed) -> None:
+    """Everything of the node is killed at once, its daemon too, and it comes back empty."""
+    run.until_step(AT)
+    run.note()
+    job = run.launcher.status()["train"]["job"]
+    with daemon_away(run.slurm, "slurmd", NODE):
+        mine = [each for each in _of_cluster(run.slurm) if _job_of(each) == job]
+        keepers = {parent for each in mine if (parent := each.parent())}
+        for process in [*(each for each in keepers if each.name() == "slurmstepd"), *mine]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(5)
+
+
+def move_clock_back(run: Disturbed, seconds: float = 3600.0) -> None:
+    """What a clock leaves that is moved back by an hour while the job waits in the queue: all that
+    is on record, and every file, is from the future.
+    """
+    run.wait_for(lambda: any(event["event"] == "interrupted" for event in run.step.events()))
+    for path in run.launcher.newest().rglob("*"):
+        if path.suffix in (".jsonl", ".json"):
+            later = lambda found: f'"time": {float(found[1]) + seconds!r}'
+            path.write_text(re.sub(r'"time": (\d{9,}\.?\d*)', later, path.read_text()))
+        if not path.is_symlink():
+            os.utime(path, times=(path.stat().st_mtime + seconds,) * 2)
+    run.wait_for(run.ended, PATIENCE)
+    run.launcher("ledger", run.launcher.newest().name)
+
+
+def show_result_late(run: Disturbed, seconds: float = 6.0) -> None:
+    """As between the nodes of a slow file system: the result is seen once the job has long ended,
+    and the step behind has begun.
+    """
+    result, hidden = run.step.path / "result.json", run.folder / "result.json"
+    run.until_step(run.last - 1)
+    run.note()
+    run.wait_for(lambda: _moved(result, hidden), pause=0.0)
+    run.wait_for(lambda: run.begun("behind"), PATIENCE)
+    said = run.launcher.states()["train"]
+    time.sleep(seconds)
+    hidden.rename(result)
+    (run.folder / "note").write_text(f"seen {seconds:g} s late; until then `status` said {said}")
+
+
+def _moved(path: Path, to: Path) -> bool:
+    try:
+        path.rename(to)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def lose_database(run: Disturbed) -> None:
     """slurmdbd is away until the training has ended."""
     run.until_step(AT // 2)
@@ -244,6 +332,7 @@ def move_run(run: Disturbed) -> None:
     if here.exists():  # what was written since lies in a folder of that name
         shutil.rmtree(here)
     away.rename(here)
+    run.said = run.launcher.status()["train"]["cause"]
     run.launcher("resume", here.name)
 
 
@@ -282,20 +371,19 @@ def lose_manifest(run: Disturbed) -> None:
 
 
 @contextlib.contextmanager
-def daemon_away(slurm: PrivateSlurm, name: str) -> Iterator[None]:
-    """Kill a daemon of the private cluster; behind the block it is there again."""
-    mine = str(slurm.conf)
-    for process in psutil.process_iter(["name"]):
-        with contextlib.suppress(psutil.Error):
-            if process.info["name"] == name and process.environ().get("SLURM_CONF") == mine:
-                process.kill()
-                process.wait(30)
+def daemon_away(slurm: PrivateSlurm, name: str, node: str = "") -> Iterator[None]:
+    """Kill a daemon of the private cluster (of a node); behind the block it is there again."""
+    command = [name, "-D"] + (["-N", node] if node else [])
+    for process in _of_cluster(slurm, name):
+        if node in ("", *process.cmdline()):
+            process.kill()
+            slurm.wait_for(partial(_has_ended, process))
     try:
         yield
     finally:
         with (slurm.directory / "log" / f"{name}.again").open("w") as log:
             subprocess.Popen(
-                [name, "-D"],
+                command,
                 env=slurm.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -303,8 +391,38 @@ def daemon_away(slurm: PrivateSlurm, name: str) -> Iterator[None]:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-        ask = {"slurmctld": ["scontrol", "ping"], "slurmdbd": ["sacctmgr", "-n", "show", "cluster"]}
-        slurm.wait_for(lambda: "DOWN" not in _said(slurm, ask[name]))
+        ask = {
+            "slurmctld": ["scontrol", "ping"],
+            "slurmdbd": ["sacctmgr", "-n", "show", "cluster"],
+            "slurmd": ["sinfo", "-h", "-n", node, "-o", "%T"],
+        }
+        slurm.wait_for(lambda: not re.search(r"DOWN|\*", _said(slurm, ask[name]).upper()))
+
+
+def _of_cluster(slurm: PrivateSlurm, name: str = "") -> list[psutil.Process]:
+    """The processes (of a name) of this cluster: another one on this machine has such too."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(psutil.Error):
+            asked = name in ("", process.info["name"])
+            if asked and process.environ().get("SLURM_CONF") == str(slurm.conf):
+                found.append(process)
+    return found
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether a process has; its keeper may leave it a zombie."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _job_of(process: psutil.Process) -> str:
+    """The job of Slurm's that a process belongs to."""
+    with contextlib.suppress(psutil.Error):
+        return str(process.environ().get("SLURM_JOB_ID", ""))
+    return ""
 
 
 def _said(slurm: PrivateSlurm, command: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 from bench.disturbances import (
     AT,
+    NODE,
     Case,
     cancel_by_hand,
     crash,
@@ -13,16 +14,22 @@ from bench.disturbances import (
     kill_at_random_moments,
     lose_database,
     lose_manifest,
+    lose_power,
+    lose_slurmd,
+    move_clock_back,
     move_run,
     restart_controller,
+    show_result_late,
     spoil_newest_checkpoint,
     spoil_utterance,
+    stop_a_rank,
     take_node,
     take_node_five_times,
 )
 
-ON_N4 = "extra: {nodelist: n4}\n"
-BELOW = "partition: preempt\nextra: {nodelist: n4}\n"
+ON_N4 = f"extra: {{nodelist: {NODE}}}\n"
+BELOW = f"partition: preempt\nextra: {{nodelist: {NODE}}}\n"
+IMPATIENT = 'environment: {TRAINYARD_COLLECTIVE_SECONDS: "30"}\n'
 TWO = {"resources": {"time": "20m", "cpus": 1, "memory_gb": 2, "nodes": 2}}
 FOUR = {"resources": {"time": "20m", "cpus": 1, "memory_gb": 2, "nodes": 2, "gpus": 2}}
 
@@ -70,6 +77,24 @@ CASES = (
         like="four ranks",
         step=FOUR,
     ),
+    Case(
+        "a rank stopped",
+        "SIGSTOP of rank 1 of 2; a collective waits for 30 s (30 minutes by default)",
+        "collective_timeout",
+        act=stop_a_rank,
+        like="two ranks",
+        step=TWO,
+        cluster=IMPATIENT,
+    ),
+    Case(
+        "a rank sleeps",
+        "rank 1 of 2 never comes to the collective; the others wait for 30 s",
+        "collective_timeout",
+        [fault("hang", rank=1)],
+        like="two ranks",
+        step=TWO,
+        cluster=IMPATIENT,
+    ),
     Case("requeue", "scontrol requeue of its own job", "preempted", [fault("preempt")]),
     Case(
         "preemption",
@@ -94,6 +119,21 @@ CASES = (
         "scontrol sets the node down: Slurm requeues with NODE_FAIL",
         "node_failed",
         act=fail_node,
+        cluster=ON_N4,
+        alone=True,
+    ),
+    Case(
+        "node without power",
+        "slurmd and all of the job killed at once; the node comes back after 5 s",
+        "node_failed",
+        act=lose_power,
+        cluster=ON_N4,
+        alone=True,
+    ),
+    Case(
+        "slurmd restarted",
+        "killed under the running job, away for 10 s",
+        act=lose_slurmd,
         cluster=ON_N4,
         alone=True,
     ),
@@ -198,6 +238,14 @@ CASES = (
         [fault("time_limit", rank=None)],
         act=cut_newest_checkpoint,
     ),
+    Case(
+        "clock moved back",
+        "by an hour in the queue: every file and all on record is from the future",
+        "time_limit",
+        [fault("time_limit", rank=None)],
+        act=move_clock_back,
+    ),
+    Case("result seen late", "held back until the step behind waits for it", act=show_result_late),
     Case(
         "controller restarted",
         "slurmctld killed, away for 10 s",

@@ -68,7 +68,7 @@ def carry_out(slurm: PrivateSlurm, work: Path, case: Case, few: Path) -> Outcome
             state = run.run()
             step = quiet or run.step
             outcome.came = judge(case.name, step, run.step, state)
-            if said := named_by_slurm(run, state):
+            if said := run.said or named_by_slurm(run, state):
                 outcome.came = outcome.came._replace(cause=said)
     except Exception as error:
         outcome.note = f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")
@@ -103,10 +103,21 @@ def small_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
-def speech_of(data: Path | None, work: Path) -> Path:
+def about_machine(slurm: PrivateSlurm, data: Path | None) -> dict[str, Any]:
+    """What was measured with, and on what."""
+    return {
+        "slurm": slurm.run("sbatch", "--version").strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "speech": "real speech" if data else "speech of espeak-ng",
+        "commit": commit(),
+    }
+
+
+def speech_of(data: Path | None, work: Path, count: int = UTTERANCES) -> Path:
     """A manifest of the shortest utterances; of espeak-ng's where no real speech is given."""
     utterances = sorted(scan(data or spoken(work)), key=lambda each: (each.duration, each.id))
-    write_manifest(work / "few.jsonl", utterances[:UTTERANCES])
+    write_manifest(work / "few.jsonl", utterances[:count])
     return work / "few.jsonl"
 
 
@@ -156,13 +167,8 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="faults-") as name,
         PrivateSlurm(Path(name) / "slurm") as slurm,
     ):
-        about = {
-            "slurm": slurm.run("sbatch", "--version").strip(),
-            "cores": len(os.sched_getaffinity(0)),
-            "load": round(os.getloadavg()[0], 1),
-            "speech": "real speech" if given.data else "speech of espeak-ng",
-        }
-        version, rows = commit(), [] if given.tiny else known_rows()
+        about = about_machine(slurm, given.data)
+        version, rows = about["commit"], [] if given.tiny else known_rows()
         names, one_at_a_time = [case.name for case in CASES], threading.Lock()
 
         def note(outcome: Outcome) -> None:

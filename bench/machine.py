@@ -66,6 +66,20 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
     return (clock() - began) / times
 
 
+def stopwatch() -> Callable[[], float]:
+    """A function that says how long ago it was called last, in the seconds of `seconds`."""
+    clock = time.perf_counter if device().type == "cuda" else time.process_time
+    last = clock()
+
+    def lap() -> float:
+        nonlocal last
+        synchronize()
+        before, last = last, clock()
+        return last - before
+
+    return lap
+
+
 def matmul_peak(size: int | None = None) -> float:
     """FLOP/s of a large square matrix product in the precision of the benchmarks, measured."""
     size = size or (8192 if device().type == "cuda" else 1024)

@@ -34,7 +34,7 @@ fault after the other, at step 18:
   preempt             its job is put back into the queue, as a preemption does
   time_limit          the warning that comes before the time limit
   out_of_memory_gpu, out_of_memory_host
-  nan_gradient, nan_data, nan_weight
+  nan_gradient, inf_gradient, nan_data, nan_weight
   rate                the learning rate times 1000, for five steps
   disk_full, missing_file, import_error, port_in_use, bug
   hang                a rank waits for ever, until the time limit

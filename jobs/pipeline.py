@@ -105,6 +105,7 @@ class Fault(Frozen):
         "out_of_memory_host",
         "nan_weight",
         "nan_gradient",
+        "inf_gradient",
         "nan_data",
         "rate",
         "hang",
@@ -116,8 +117,8 @@ class Fault(Frozen):
     ] = Field(
         description="what happens: a process gets SIGKILL (kill) or the warning of the time limit; "
         "the job goes back into the queue (preempt); memory runs out; NaN in a weight, a gradient "
-        "or a batch; the learning rate times 1000; a rank that hangs; a full disk; or what else "
-        "ends a program"
+        "or a batch, infinity in a gradient; the learning rate times 1000; a rank that hangs; a "
+        "full disk; or what else ends a program"
     )
     at_step: int = Field(ge=1, description="training step before which it happens first")
     rank: int | None = Field(0, ge=0, description="the process it happens to; null is all of them")

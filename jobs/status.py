@@ -69,7 +69,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "kind": step["kind"],
         "state": state.value,
         "reason": reason.splitlines()[0] if reason else "",
-        "cause": cause_in(reason),
+        "cause": cause_in(reason) or cause_in(last_line.partition(" failed: ")[2]),
         "remedies": sum(event["event"] == remedies.EVENT for event in record.events),
         "job": latest.job or (job.job if job else "") if latest else "",
         "submissions": len(record.tries),

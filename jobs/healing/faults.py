@@ -11,6 +11,7 @@ fault is real wherever that harms nobody: signals, memory that no machine has, a
 that is started again does not meet it again. Faults go with kinds that train.
 """
 
+import math
 import os
 import signal
 import socket
@@ -92,15 +93,19 @@ def _nan_weight(reach: Reach) -> None:
         next(reach.trainable.parameters()).fill_(float("nan"))
 
 
-def _nan_gradient(reach: Reach) -> None:
+def _gradient(added: float) -> Callable[[Reach], None]:
     """The next gradient of the first parameter on this rank; not of one split over the ranks."""
-    first = next(each for each in reach.trainable.parameters() if each.requires_grad)
 
-    def spoil(gradient: "torch.Tensor") -> "torch.Tensor":
-        handle.remove()
-        return gradient * float("nan")
+    def put_in(reach: Reach) -> None:
+        first = next(each for each in reach.trainable.parameters() if each.requires_grad)
 
-    handle = first.register_hook(spoil)
+        def spoil(gradient: "torch.Tensor") -> "torch.Tensor":
+            handle.remove()
+            return gradient + added
+
+        handle = first.register_hook(spoil)
+
+    return put_in
 
 
 def _nan_data(reach: Reach) -> None:
@@ -149,7 +154,8 @@ FAULTS: dict[str, Callable[[Reach], None]] = {
     "out_of_memory_gpu": _out_of_memory_gpu,
     "out_of_memory_host": _out_of_memory_host,
     "nan_weight": _nan_weight,
-    "nan_gradient": _nan_gradient,
+    "nan_gradient": _gradient(math.nan),
+    "inf_gradient": _gradient(math.inf),
     "nan_data": _nan_data,
     "rate": _rate,
     "hang": _hang,

@@ -131,5 +131,8 @@ def _begin_again(step: StepDir, attempt: Attempt, remedy: Remedy, position: floa
 
 def main() -> None:
     """The step's folder and the status of srun are on the command line."""
-    folder, status = sys.argv[1:]
-    sys.exit(heal(StepDir(Path(folder).absolute()), Attempt.present(), int(status)))
+    folder, status = Path(sys.argv[1]).absolute(), int(sys.argv[2])
+    if not folder.exists():  # the log, which was open, has gone with it
+        said = f"{folder} is not there any more: was the run moved? Give it back, then `resume`"
+        sys.exit(f"{folder.name} failed: missing_file: {said}")
+    sys.exit(heal(StepDir(folder), Attempt.present(), status))

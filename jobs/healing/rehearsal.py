@@ -284,7 +284,8 @@ def _compare(quiet: StepDir, step: StepDir) -> str:
 def _unexplained(quiet: StepDir, step: StepDir) -> str:
     """How far weights differ although nothing on record says why.
 
-    Three ranks or more add up their gradients in another order after a start, and round otherwise.
+    On other nodes three ranks or more may add up their gradients in another order, and round
+    otherwise.
     """
     from safetensors.numpy import load_file
 

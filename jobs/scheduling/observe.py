@@ -67,8 +67,15 @@ class Record(NamedTuple):
             age=now - latest.time,
             asked_to_end=now - requested if requested else None,
             ended=latest.ended,
+            finished=self._has_finished(latest.job, now),
             began=self._began(latest.job),
         )
+
+    def _has_finished(self, job: str, now: float) -> bool:
+        """Whether the worker of a job has just said so: a file system may show the result later."""
+        said = [each for each in self.events if each["event"] in ENDS and each.get("job") == job]
+        newest = said[-1] if said else {"event": ""}
+        return newest["event"] == "finished" and now - float(newest["time"]) < GRACE
 
     def _began(self, job: str) -> float:
         """When the newest worker of a job started, if nothing says that it has left; else 0."""

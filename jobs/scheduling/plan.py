@@ -52,6 +52,7 @@ class Evidence(NamedTuple):
     age: float = 0.0  # seconds since the submission
     asked_to_end: float | None = None  # seconds since `cancel` asked for its end; None: it did not
     ended: bool = False  # it was asked to end, and the cluster has said that it has
+    finished: bool = False  # its worker has said so in the last minute; its result comes after that
     began: float = 0.0  # when its worker started, if that runs as far as the files know (s, 1970)
 
 
@@ -100,6 +101,8 @@ def observe(evidence: Evidence, queue: JobState | None, asked: float = 0.0) -> O
         return _undecided(evidence.undecided, queue)
     if queue.state is QueueState.UNKNOWN:
         return _unknown(evidence, queue.reason)
+    if queue.state is QueueState.SUCCEEDED and evidence.finished:
+        return Observed(State.RUNNING, "its job has ended, its result is not seen here yet")
     if queue.state is QueueState.SUCCEEDED:
         return Observed(State.FAILED, "its job ended without a result: see its log")
     return Observed(_STATES[queue.state], queue.reason)

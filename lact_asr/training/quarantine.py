@@ -7,6 +7,11 @@ costs 7 passes over parts of it, only in a step that would be dropped otherwise.
 Where most of a batch has no finite loss it is not the data: weights that have diverged, a broken
 GPU. Then nothing is left out and the step is dropped. Where nothing is found the fault has passed,
 and the step is taken again: with the same numbers, so the same weights come of it.
+
+A model that is split over the ranks runs on all of them or on none: they search in step, and one
+that has found what it has goes on calling the model until all have. There the loss alone betrays an
+utterance: a gradient comes back averaged over the ranks, and says of none whose it was. Where only
+gradients are not finite the second try is not either, and the step is dropped.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -35,17 +40,14 @@ def without(batch: MicroBatch, left_out: Container[str]) -> Any:
 def find_faulty(
     module: torch.nn.Module, batches: Sequence[MicroBatch], progress: float, setting: Setting
 ) -> dict[str, str] | None:
-    """Utterances of all ranks to leave out (id -> why), perhaps none; None: it is not the data.
-
-    A model that is split over the ranks runs on all of them or on none: it is not searched.
-    """
-    if split(module):
-        return None
+    """Utterances of all ranks to leave out (id -> why), perhaps none; None: it is not the data."""
     inner: ObjectiveModule = unwrapped(module)
     faulty: dict[str, str] | None = None
     if not non_finite(inner):
         inner.statistics.keep()
         faulty = _of_this_rank(inner, batches, progress, setting)
+        while split(inner) and setting.world.all_max(False):
+            _loss(inner, batches[0], progress, setting, [0])
         inner.statistics.restore()
     ranks = setting.world.gather(faulty)
     known = [each for each in ranks if each is not None]
@@ -87,10 +89,27 @@ def _sound(
     rows: Sequence[int],
 ) -> bool:
     """Whether some rows of a batch alone have a finite loss and gradient; no `.grad` is touched."""
+    if split(module):
+        setting.world.all_max(True)  # the others have to call it too
+        return bool(torch.isfinite(_loss(module, batch, progress, setting, rows)))
     parameters = [each for each in module.parameters() if each.requires_grad]
-    with autocast(setting.device, setting.config.precision):
-        loss = module(batch.rows(rows).to(setting.device), progress).total
+    loss = _loss(module, batch, progress, setting, rows)
     if not torch.isfinite(loss):
         return False
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return all(bool(torch.isfinite(each).all()) for each in gradients if each is not None)
+
+
+def _loss(
+    module: ObjectiveModule,
+    batch: MicroBatch,
+    progress: float,
+    setting: Setting,
+    rows: Sequence[int],
+) -> torch.Tensor:
+    """The loss of some rows of a batch; without a graph where the model is split."""
+    with (
+        torch.set_grad_enabled(not split(module)),
+        autocast(setting.device, setting.config.precision),
+    ):
+        return module(batch.rows(rows).to(setting.device), progress).total

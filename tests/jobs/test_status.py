@@ -395,5 +395,7 @@ def test_the_last_line_of_the_log_says_what_no_file_says(
     row = capsys.readouterr().out.splitlines()[3]
     assert "its log ends: Out of memory: Killed process" in row
     assert "(launch.py logs demo-1/second)" in row
-    (run.step("second").logs / f"{JOB}_0_log.err").write_text("\n")
+    log.write_text("second failed: missing_file: its folder is not there any more\n")
+    assert (step["cause"], show_steps(run, capsys)["second"]["cause"]) == ("", "missing_file")
+    log.write_text("\n")
     assert show_steps(run, capsys)["second"]["last_line"] == "a line of its log"

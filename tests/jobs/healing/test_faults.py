@@ -55,7 +55,7 @@ def test_every_fault_that_a_file_may_name_can_be_put_in() -> None:
     assert set(get_args(Fault.model_fields["fault"].annotation)) == set(FAULTS)
 
 
-@pytest.mark.parametrize("name", ["nan_gradient", "nan_data"])
+@pytest.mark.parametrize("name", ["nan_gradient", "inf_gradient", "nan_data"])
 def test_a_nan_costs_no_step(name: str, tmp_path: Path) -> None:
     """A gradient is computed anew, an utterance left out: training goes on as if nothing was."""
     result, recorded = train(tmp_path, planned(name))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.fence import Attempt
-from jobs.healing.heal import AGAIN, SAVED, heal
+from jobs.healing.heal import AGAIN, SAVED, heal, main
 from jobs.store import StepDir
 from tests.jobs.launcher import Launcher
 
@@ -96,6 +96,16 @@ def test_nothing_begins_again_that_was_meant_to_end(step: StepDir, end: str) -> 
     expected = {"saved": SAVED, "succeeded": 0}.get(end, 137)
     assert heal(step, ATTEMPT, SAVED if end == "saved" else 137) == expected
     assert not remedies(step)
+
+
+def test_where_the_folder_has_gone_the_log_says_so(
+    step: StepDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step.path.rename(step.path.with_name("moved"))
+    monkeypatch.setattr("sys.argv", ["heal", str(step.path), "1"])
+    with pytest.raises(SystemExit, match=r"^train failed: missing_file: .*was the run moved\?"):
+        main()
+    assert not step.path.exists()
 
 
 PROGRAM = """\

@@ -192,6 +192,11 @@ def test_every_state_comes_with_its_reason() -> None:
             (State.FAILED, "its job ended without a result: see its log"),
         ),
         (
+            TRIED._replace(finished=True),
+            JobState(QueueState.SUCCEEDED),
+            (State.RUNNING, "its job has ended, its result is not seen here yet"),
+        ),
+        (
             TRIED._replace(asked_to_end=1.0),
             UNKNOWN,
             (State.QUEUED, "asked to end; not in the queue's records yet"),

@@ -9,7 +9,7 @@ import torch
 from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import Utterance, read_manifest
-from lact_asr.distributed import processes
+from lact_asr.distributed import fsdp, processes
 from lact_asr.training import checkpoint
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
@@ -166,20 +166,27 @@ def test_a_batch_without_some_of_its_rows_is_the_batch_of_the_others(tmp_path):
     assert whole.not_finite() == [3] and expected.not_finite() == []
 
 
-def spoiled_rank(folder: Path) -> None:
+def spoiled_rank(folder: Path, sharded: bool = False) -> None:
     """Rank 1 hears an utterance that overflows, and has no more to say of it than rank 0."""
     world = processes.start()
     train = read_manifest(folder / "tones.jsonl")
     objective = Overflowing(tiny(), "0-3")
-    _, recorded = run(folder, train, objective, **{**SHORT, "batch_seconds": 5.0})
-    weights = torch.cat([p.detach().flatten() for p in objective.model.parameters()])
+    given = {**SHORT, "batch_seconds": 5.0, "sharded": sharded}
+    _, recorded = run(folder, train, objective, **given)
+    weights = torch.cat([fsdp.full(p.detach()).flatten() for p in objective.model.parameters()])
     named = [facts["id"] for facts in recorded.named("quarantined")]
     torch.save((weights, named, len(recorded.named("step_dropped"))), folder / f"{world.rank}.pt")
 
 
-def test_ranks_leave_an_utterance_out_together(tmp_path):
+def spoiled_share(folder: Path) -> None:
+    """The same, the model split over the ranks."""
+    spoiled_rank(folder, sharded=True)
+
+
+@pytest.mark.parametrize("rank", [spoiled_rank, spoiled_share], ids=["copies", "split"])
+def test_ranks_leave_an_utterance_out_together(rank, tmp_path):
     manifest(tmp_path)
-    assert in_ranks(spoiled_rank, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
+    assert in_ranks(rank, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
     (one, named, dropped), (other, _, _) = (torch.load(tmp_path / f"{n}.pt") for n in range(2))
     assert named == ["0-3"] and dropped == 0
     assert torch.equal(one, other) and torch.isfinite(one).all()

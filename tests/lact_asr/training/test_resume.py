@@ -90,6 +90,24 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
+def cut_as_one_of_four(folder: Path) -> None:
+    """The same training, whole, and stopped and resumed."""
+    train, short = read_manifest(folder / "tones.jsonl"), {"max_steps": 6, "batch_seconds": 3.0}
+    fresh = lambda: CTCObjective(tiny(dropout=0.2))
+    run(folder / "whole", train, fresh(), **short)
+    run(folder / "cut", train, fresh(), stop_at=3, **short)
+    run(folder / "cut", train, fresh(), **short)
+
+
+def test_four_ranks_add_up_alike_in_the_first_step_of_a_process_and_in_a_later_one(tmp_path):
+    """Three ranks or more: of two numbers a sum is the same in either order."""
+    manifest(tmp_path)
+    assert in_ranks(cut_as_one_of_four, tmp_path, 4) == [0] * 4, (
+        tmp_path / "rank0.log"
+    ).read_text()
+    assert_same_bits(tmp_path / "cut", tmp_path / "whole", "00000006")
+
+
 def killed(folder: Path) -> None:
     """Train, and be killed after step 7; the last checkpoint is that of step 6."""
     train = read_manifest(folder / "tones.jsonl")

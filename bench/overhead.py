@@ -1,0 +1,171 @@
+"""What looking after a training costs it: health, events, the ledger's clock, and checkpoints.
+
+    python -m bench.overhead --data SPEECH [--size small] [--steps 50] [--rounds 5]
+
+The same batches of real speech, the same model and optimizer, steps of `take_step` in three ways:
+bare, in a loop of nothing else; watched, in the training loop as a worker runs it, with its health,
+guard, clock, metrics and events on disk behind the fence; and whole, with a checkpoint besides.
+They take turns. Without a GPU it is processor time, all threads together: the one that writes a
+checkpoint too. One checkpoint in so few steps is more than there is: by reckoning it is one in 500.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.harness import Row, rounds, show, write
+from bench.launcher import commit
+from bench.machine import device, machine, precision, stopwatch
+from bench.train_step import SHAPES
+from jobs.fence import Attempt, Fence
+from jobs.store import StepDir
+from lact_asr.config.training import LoopConfig, OptimConfig, TrainingConfig
+from lact_asr.data.batch_plan import Position
+from lact_asr.data.librispeech import scan
+from lact_asr.data.manifest import Utterance
+from lact_asr.distributed.processes import World
+from lact_asr.model.recognizer import Recognizer
+from lact_asr.text.vocabulary import Vocabulary
+from lact_asr.training import optim, train_step
+from lact_asr.training.objective import CTCObjective
+from lact_asr.training.resume import step_seed
+from lact_asr.training.speech import Speech
+from lact_asr.training.trainer import fit
+
+EVERY = LoopConfig.model_fields["checkpoint_every"].default
+GOAL = 1.02  # with / without
+WARM = 5  # steps before the clock starts: allocations, moments
+VOCABULARY = Vocabulary.characters()
+
+
+class Contest:
+    """What the contestants share: the data, the settings, and their times."""
+
+    def __init__(self, size: str, speech: Sequence[Utterance], steps: int, audio: float) -> None:
+        self.size, self.speech, self.steps, self.audio = size, list(speech), steps, audio
+        self.took: dict[str, list[float]] = {"bare": [], "watched": [], "whole": []}
+
+    def config(self, every: int) -> TrainingConfig:
+        """A checkpoint every so many steps, no validation before the end."""
+        return TrainingConfig(
+            max_steps=WARM + self.steps + 1,
+            batch_seconds=self.audio,
+            valid_every=10**9,
+            checkpoint_every=every,
+            samples=0,
+            workers=0,
+            precision=precision(),
+            optim=OptimConfig(learning_rate=1e-4),
+        )
+
+    def objective(self) -> CTCObjective:
+        """The model, the same each time."""
+        torch.manual_seed(0)
+        return CTCObjective(Recognizer(SHAPES[self.size], len(VOCABULARY)).to(device()).train())
+
+    def bare(self) -> None:
+        """Steps in a loop of nothing else."""
+        objective, config, world = self.objective(), self.config(10**9), World()
+        optimizer = optim.build(objective, config.optim)
+        module = train_step.ObjectiveModule(objective)
+        speech = Speech(
+            objective, self.speech, self.speech[:1], VOCABULARY, config, world, device()
+        )
+        feed, setting = speech.feed(Position()), train_step.Setting(config, world, device())
+        watch = stopwatch()
+        for step in range(WARM + self.steps):
+            if step == WARM:
+                watch()
+            optim.set_rate(optimizer, optim.rate_factor(config.optim, step, config.max_steps))
+            torch.manual_seed(step_seed(config.seed, step, 0))
+            batch = speech.prepared(feed.take())
+            train_step.take_step(module, optimizer, [batch], 0.0, setting, False, {})
+        self.took["bare"].append(watch() / self.steps)
+
+    def looked_after(self, name: str, every: int) -> None:
+        """The same steps in the training loop, as a worker runs it."""
+        times: list[float] = []
+        watch = stopwatch()
+
+        def disturb(number: int, *_: object) -> None:
+            if number in (WARM + 1, WARM + self.steps + 1):
+                times.append(watch())
+
+        def report(line: Mapping[str, Any]) -> None:
+            fence.check()
+            step.add_metrics(line)
+
+        def event(name: str, **facts: object) -> None:
+            fence.check()
+            step.add_event(name, facts)
+
+        with tempfile.TemporaryDirectory() as folder:
+            step = StepDir(Path(folder))
+            fence = Fence(step, Attempt("train.1", "1", 0))
+            fence.enter(claim=True)
+            fit(
+                self.objective(),
+                self.speech,
+                self.speech[:1],
+                VOCABULARY,
+                self.config(every),
+                step.path,
+                report=report,
+                event=event,
+                should_stop=lambda: False,
+                fence=fence.check,
+                disturb=disturb,
+                device=device(),
+            )
+        self.took[name].append(times[-1] / self.steps)
+
+
+def rows(took: dict[str, list[float]], steps: int) -> list[Row]:
+    """Each way beside the bare one; a checkpoint at its usual interval by reckoning."""
+    bare, watched, whole = took["bare"], took["watched"], took["whole"]
+    share = steps / EVERY
+    usual = [one + (all_ - one) * share for one, all_ in zip(watched, whole, strict=True)]
+    return [
+        Row("step with health, clock, events, beside bare", ours=watched, theirs=bare),
+        Row(f"the same and a checkpoint in {steps} steps", ours=whole, theirs=bare),
+        Row(f"all, a checkpoint in {EVERY} steps, by reckoning", goal_ratio=GOAL, ours=usual,
+            theirs=bare),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print the table, write bench/results/overhead.json."""
+    parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, help="speech in LibriSpeech layout")
+    parser.add_argument("--size", choices=SHAPES, default="small")
+    parser.add_argument("--steps", type=int, default=50, help="of a block")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--audio", type=float, default=16.0, help="seconds in a batch")
+    parser.add_argument("--tiny", action="store_true", help="the smallest sizes; nothing written")
+    given = parser.parse_args()
+    if given.tiny:
+        given.size, given.steps, given.rounds = "smallest", 3, 1
+    torch.set_num_threads(1)
+    contest = Contest(given.size, scan(given.data), given.steps, given.audio)
+    ways: dict[str, Callable[[], None]] = {
+        "bare": contest.bare,
+        "watched": partial(contest.looked_after, "watched", 10**9),
+        "whole": partial(contest.looked_after, "whole", given.steps),
+    }
+    rounds(given.rounds, *ways.values())
+    found = rows(contest.took, given.steps)
+    show(f"a training step looked after, {device().type}: median (least-most)", found)
+    if not given.tiny:
+        path = write("overhead", found, ran_on=machine(), commit=commit(), size=given.size,
+                     steps_of_a_block=given.steps, audio=given.audio)  # fmt: skip
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
