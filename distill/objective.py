@@ -72,7 +72,7 @@ class DistillObjective(SpeechObjective):
         self.config, self.model, self.source = config, student, source
         self.vocabulary, self.projected = vocabulary, config.target != "outputs"
         self.ratio = source.frame_rate / frame_rate(student)
-        source.check(config, self.ratio)
+        source.check(config)
         self.asked = self._required_outputs()
         self.outputs = Outputs(
             config,

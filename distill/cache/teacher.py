@@ -19,10 +19,11 @@ from distill.cache.format import Array, Entry, Reader
 from distill.config.distillation import DistillConfig
 from distill.losses.functions import TopK
 from distill.losses.kd import Recalled
-from distill.losses.time_grid import TINY
 from lact_asr.data.batch import Batch
 from lact_asr.text.load import load_vocabulary
 from lact_asr.utils.errors import DataError
+
+TINY = torch.finfo(torch.float32).tiny  # log of it is -87
 
 
 class Cached:
@@ -41,7 +42,7 @@ class Cached:
         self.video_shape: tuple[int, ...] | None = None
         self.attends = False
 
-    def check(self, config: DistillConfig, ratio: float) -> None:
+    def check(self, config: DistillConfig) -> None:
         """Whether what is kept is enough for these settings."""
         projected, held = config.target != "outputs", self.form.hidden
         if config.needs_hidden_states and held != "all":
@@ -52,7 +53,7 @@ class Cached:
             what = "feature_weight" if config.feature_weight else "contrastive_weight"
             self._refuse(f"a {what} above 0", "the teacher's last hidden states", "last")
         if not self.form.whole and not projected:
-            self._check_kept(config, ratio)
+            self._check_kept(config)
 
     def require(
         self, identities: Collection[str], speeds: Collection[float], tolerated: int
@@ -105,7 +106,7 @@ class Cached:
         every = share.expand(*share.shape[:2], self.form.symbols)
         return every.scatter(-1, kept.ids, kept.log_probs)
 
-    def _check_kept(self, config: DistillConfig, ratio: float) -> None:
+    def _check_kept(self, config: DistillConfig) -> None:
         """Whether some symbols of each frame are enough for these settings."""
         form, why = self.form, ""
         if config.temperature not in form.temperatures:
@@ -113,8 +114,6 @@ class Cached:
             why = f"it was made for temperatures {listed}, not {config.temperature:g}"
         elif config.kd == "frames" and (config.top_k or form.symbols) > form.kept:
             why = f"write top_k: {form.kept} or less, not {config.top_k or 'all'}"
-        elif config.kd == "frames" and ratio != 1:
-            why = "a student of another frame rate needs averages over all symbols"
         elif config.blank_policy == "drop_class":
             why = "blank_policy drop_class needs all the others"
         if why:

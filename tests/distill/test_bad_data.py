@@ -100,8 +100,8 @@ def test_rows_of_a_batch_are_a_batch(speech):
 
 def teacher_step(folder: Path, train: list[Utterance], dev: list[Utterance]) -> teacher.Result:
     """The kind `teacher` under the original emergency recipe."""
-    for name, part in (("train", train), ("dev", dev)):
-        write_manifest(folder / f"{name}.jsonl", part)
+    for name, said in (("train", train), ("dev", dev)):
+        write_manifest(folder / f"{name}.jsonl", said)
     described = teacher.Settings(
         train=folder / "train.jsonl", dev=folder / "dev.jsonl", preset="emergency", training=SHORT
     )
