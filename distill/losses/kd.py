@@ -6,8 +6,10 @@ by its likeliest symbols alone.
 Shapes: B batch, S student frames, T teacher frames, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from distill.config.distillation import DistillConfig
@@ -27,6 +29,26 @@ class Recalled(CTCOutput):
     """What was kept of a teacher's output."""
 
     kept: TopK | None = None  # at the temperature asked for, where not every symbol was kept
+
+
+def repeat_output(said: CTCOutput, times: int) -> CTCOutput:
+    """What was said of a batch, so many times over."""
+    if times == 1:
+        return said
+    again: Callable[[Tensor], Tensor] = lambda x: torch.cat([x] * times)
+    maybe: Callable[[Tensor | None], Tensor | None] = lambda x: None if x is None else again(x)
+    more = replace(
+        said,
+        log_probs=again(said.log_probs),
+        lengths=again(said.lengths),
+        hidden=[again(each) for each in said.hidden],
+        attention=maybe(said.attention),
+        modality_weights=maybe(said.modality_weights),
+        modalities=maybe(said.modalities),
+    )
+    if isinstance(more, Recalled) and more.kept:
+        more.kept = TopK(*map(again, more.kept))
+    return more
 
 
 class Outputs:

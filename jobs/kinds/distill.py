@@ -3,18 +3,22 @@
 The student writes with the teacher's vocabulary, or with its own. The teacher stays as it is.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from distill.config.distillation import DistillConfig
+from distill.config.kept import Kept, kept_symbols, kept_temperatures, lacking
+from distill.config.presets import DISTILL
 from jobs.job import Job
 from jobs.kinds import _training
 from jobs.pipeline import Resources
+from lact_asr.config.base import Formerly
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from distill.teachers import Source
     from lact_asr.data.batch import Batch
@@ -47,10 +51,56 @@ class Settings(_training.TrainingSettings):
     distill: DistillConfig = Field(
         DistillConfig(), description="what is learned from the teacher, and how much it counts"
     )
+    preset: Annotated[
+        Literal["modern", "original", "plain"], Formerly("founding", now="original")
+    ] = Field(
+        "modern",
+        description="what completes `training`: as in `train`, and with modern and original "
+        "training ends after 20 validations without a gain. What is in force: "
+        "`kinds distill --preset PRESET`",
+    )
+
+    def recipe(self) -> Mapping[str, Any]:
+        """What the preset says about `training`."""
+        return DISTILL[self.preset]
 
 
 class Result(_training.Trained):
     """The trained student."""
+
+
+def misfits(
+    settings: Mapping[str, Any], referred: Mapping[str, Mapping[str, Any]]
+) -> "Iterator[tuple[tuple[str, ...], str]]":
+    """What the student will ask for and a `cache` step of the same file does not keep."""
+    cache, teacher = referred.get("cache", {}), referred.get("teacher", {})
+    parts = (settings["distill"], settings["training"], {**cache, "teacher": "", "manifest": ""})
+    if "speeds" not in cache or any("${" in str(part) for part in parts):
+        return
+    heard, played = settings["training"]["augment"]["speeds"], cache["speeds"]
+    if missing := [f"{speed:g}" for speed in heard if speed not in played]:
+        yield (
+            ("training", "augment", "speeds"),
+            f"the student hears speed {', '.join(missing)}, which the cache does not hold: write "
+            f"speeds: {sorted({*heard, *played})} in the `cache` step, or here [1.0]",
+        )
+    symbols = _symbols(teacher)
+    kept = Kept(
+        symbols,
+        kept_symbols(symbols, cache["top_k"]),
+        kept_temperatures(symbols, cache["temperatures"]),
+        cache["hidden"],
+    )
+    for setting, words in lacking(kept, DistillConfig.model_validate(settings["distill"])):
+        yield ("distill", setting), f"the cache {words}"
+
+
+def _symbols(teacher: Mapping[str, Any]) -> int:
+    """The size of the vocabulary that a step trains with, where it is one that is not kept whole
+    for sure; 0 where that is not known.
+    """
+    size = teacher.get("vocabulary_size")
+    return size if teacher.get("vocabulary") == "bpe" and isinstance(size, int) else 0
 
 
 def run(settings: Settings, job: Job) -> Result:
@@ -70,6 +120,8 @@ def run(settings: Settings, job: Job) -> Result:
         source,
         settings.distill,
         vocabulary=vocabulary,
+        ctc=settings.ctc,
+        log_every=settings.training.log_every,
         sample=_sample(settings, parts[0], vocabulary, source.video_shape),
     )
     trained = _training.fit(objective, settings, parts, vocabulary, job)

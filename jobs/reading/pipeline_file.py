@@ -8,7 +8,7 @@ the step starts.
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
@@ -220,7 +220,10 @@ class _Steps:
         for name, raw in self.raw.items():
             self._read_one(name, raw)
         order = self._order()
-        return [step for name in order if (step := self._check(name)) is not None]
+        steps = [step for name in order if (step := self._check(name)) is not None]
+        for step in steps:
+            self._beside(step, {each.name: each.settings for each in steps})
+        return steps
 
     def _read_one(self, name: str, raw: Any) -> None:
         place = ("steps", name)
@@ -299,6 +302,20 @@ class _Steps:
             remedies=file.remedies,
             faults=tuple(file.faults),
         )
+
+    def _beside(self, step: Step, known: Mapping[str, dict[str, Any]]) -> None:
+        """What only shows beside the settings of the steps whose results a step refers to."""
+        kind = self.kinds[step.name]
+        if not hasattr(kind, "misfits"):
+            return
+        referred = {}
+        for key, value in step.settings.items():
+            names = references(value) if isinstance(value, str) else []
+            steps = [name.partition(".")[0] for name in names]
+            if len(steps) == 1 and steps[0] in known:
+                referred[key] = known[steps[0]]
+        for place, message in kind.misfits(step.settings, referred):
+            self.document.mistake(("steps", step.name, "settings", *place), message)
 
     def _gate(self, name: str, kind: ModuleType) -> None:
         """A gate on results that the kind has, against limits of their types."""

@@ -31,6 +31,7 @@ from lact_asr.model.interface import CTCOutput
 from lact_asr.model.masks import length_mask
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
+from lact_asr.utils.files import read_json, write_json
 from tests.conftest import REPOSITORY
 from tests.distill.tiny_models import VOCABULARY, batch, tiny_baseline, tiny_teacher, utterances
 from tests.ranks import in_ranks
@@ -173,7 +174,7 @@ def test_settings_that_ask_for_more_than_was_kept_are_refused(speech, tmp_path):
         (some, {**ok, **routed}, "router needs all of the teacher's hidden states"),
         (some, {}, "write top_k: 8 or less, not all"),
         (some, {"top_k": 9}, "write top_k: 8 or less, not 9"),
-        (some, {**ok, "temperature": 3.0}, "made for temperatures 1, 2, not 3"),
+        (some, {**ok, "temperature": 3.0}, "a frame for temperatures 1, 2, not 3"),
         (some, {**ok, "blank_policy": "drop_class"}, "drop_class needs"),
     ):
         with pytest.raises(DataError, match=message):
@@ -203,6 +204,44 @@ def test_an_utterance_that_is_not_there_or_sounds_otherwise_is_named(speech, tmp
     cut = replace(spoken, wave_lengths=spoken.wave_lengths - 160)
     with pytest.raises(DataError, match=f"{spoken.ids[0]} at speed 1 has .* samples, and had"):
         source(cut, 2.0)
+
+
+def test_other_audio_of_the_same_length_is_named_at_any_speed(speech, tmp_path):
+    spoken, source = batch(speech, 4), filled(tmp_path, speech, speeds=[1.0, 0.9])
+    source(spoken, 2.0)
+    nearly = spoken.waves * (1 + 1e-5 * torch.randn(spoken.waves.shape))  # another device's digits
+    source(change_speed(replace(spoken, waves=nearly), 0.9), 2.0)
+    quieter = spoken.waves.clone()
+    quieter[1, : spoken.wave_lengths[1] // 3] *= 0.9
+    for speed in (1.0, 0.9):
+        other = change_speed(replace(spoken, waves=quieter), speed)
+        with pytest.raises(DataError, match=f"{spoken.ids[1]} at speed {speed:g} is other audio"):
+            source(other, 2.0)
+
+
+def test_a_cache_from_before_audio_had_checksums_is_read_and_one_from_before_that_is_refused(
+    speech, tmp_path
+):
+    spoken, now = batch(speech, 4), filled(tmp_path, speech)
+    described = read_json(tmp_path / "cache.json")
+    assert (described["version"], described.pop("features")) == (3, 1)
+    write_json(tmp_path / "cache.json", {**described, "version": 2})
+    for path in tmp_path.glob("0*.json"):
+        write_json(path, [row[:-1] for row in read_json(path)])
+    before = Cached(tmp_path, filling.identity(teacher(), VOCABULARY))
+    assert before(spoken, 2.0).log_probs.equal(now(spoken, 2.0).log_probs)
+    before(replace(spoken, waves=spoken.waves / 2), 2.0)
+    write_json(tmp_path / "cache.json", {**described, "version": 1})
+    with pytest.raises(DataError, match="version 1, this code reads 2 and 3: run its `cache` step"):
+        Cached(tmp_path, filling.identity(teacher(), VOCABULARY))
+
+
+def test_what_a_teacher_said_of_other_features_is_refused(speech, tmp_path):
+    filled(tmp_path, speech, count=1)
+    described = read_json(tmp_path / "cache.json")
+    write_json(tmp_path / "cache.json", {**described, "features": 0})
+    with pytest.raises(DataError, match=r"another teacher \(features differ\)"):
+        Cached(tmp_path, filling.identity(teacher(), VOCABULARY))
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
