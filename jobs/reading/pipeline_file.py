@@ -31,11 +31,20 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _condition(text: object) -> object:
-    gate.parse_condition(text)
+    known = not isinstance(text, str) or "${" not in text
+    gate.parse_condition(text if known else fill_references(str(text), lambda _: 0))
     return text
 
 
 Condition = Annotated[str, BeforeValidator(_condition)]
+
+
+def _limit(text: str) -> gate.Limit | None:
+    """What a condition compares with; None where a result of that type cannot be a limit."""
+    try:
+        return gate.parse_condition(text)[1]
+    except ValueError:
+        return None
 
 
 def _causes(value: object) -> object:
@@ -71,7 +80,9 @@ class StepFile(Frozen):
     settings: dict[str, Any] = Field({}, description="the kind's settings")
     resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
     needs: list[str] = Field([], description="steps that must have succeeded before this one")
-    gate: dict[str, Condition] = Field({}, description='conditions on the result: {wer: "<= 0.1"}')
+    gate: dict[str, Condition] = Field(
+        {}, description='conditions on the result: {wer: "<= 0.1"}, {wer: "<= ${other.wer}"}'
+    )
     remedies: Remedies | None = Field(
         None,
         description="how often the step heals itself, by cause: {diverged: 1, program_failed: 2}; "
@@ -326,9 +337,13 @@ class _Steps:
                 if kind.Result.model_config.get("extra") != "allow":
                     self.document.mistake(place, f"no such result: {nearest(key, fields)}")
                 continue
-            sample, limit = sample_of(fields[key].annotation, False), gate.parse_condition(text)[1]
-            is_a, asked = gate.type_of(sample), gate.type_of(limit)
-            if sample != ANYTHING and is_a != asked:
+            sample, filled = sample_of(fields[key].annotation, False), text
+            if "${" in text:
+                filled = str(self._sample(name, place, text))
+            if ANYTHING in filled or sample == ANYTHING:
+                continue
+            is_a, asked = gate.type_of(sample), gate.type_of(_limit(filled))
+            if is_a != asked:
                 self.document.mistake(place, f"{key} is {is_a}, and {text!r} is about {asked}")
 
     def _faults(self, name: str, kind: ModuleType) -> None:
