@@ -191,7 +191,7 @@ def _ask_teacher(
     """What the teacher says of each utterance of a batch."""
     with autocast(device, form.precision):
         output = forward_batch(teacher, batch)
-    parts = {name: part.cpu().numpy() for name, part in _kept_columns(output, form).items()}
+    parts = {name: part.cpu().numpy() for name, part in kept_columns(output, form).items()}
     loud = loudness(batch.waves, batch.wave_lengths.tolist())
     return [
         _Record(
@@ -201,7 +201,7 @@ def _ask_teacher(
     ]
 
 
-def _kept_columns(output: CTCOutput, form: Form) -> dict[str, Tensor]:
+def kept_columns(output: CTCOutput, form: Form) -> dict[str, Tensor]:
     """[B,T,columns] of each part of the form, before rounding to its type."""
     scores = output.log_probs - output.log_probs.amax(-1, keepdim=True)
     parts = {"scores": scores}

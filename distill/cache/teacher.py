@@ -31,13 +31,14 @@ TINY = torch.finfo(torch.float32).tiny  # log of it is -87
 class Cached:
     """A source that reads."""
 
-    def __init__(self, folder: Path, teacher: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, teacher: Mapping[str, Any] | None) -> None:
         """DataError if these are not the words of `teacher`, an `identity`
-        (`distill.cache.filling`).
+        (`distill.cache.filling`), where there is one to compare with.
         """
         self.folder, self.reader = folder, Reader(folder)
         self.form = self.reader.form
-        self._refuse_another(teacher)
+        if teacher:
+            self._refuse_another(teacher)
         self.vocabulary = load_vocabulary(self.form.vocabulary)
         self.frame_rate, self.widths = self.form.frame_rate, tuple(self.form.widths)
         self.modalities: tuple[str, ...] = ()

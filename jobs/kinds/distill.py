@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.config.distillation import DistillConfig
 from distill.config.kept import Kept, kept_symbols, kept_temperatures, lacking
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from distill.teachers import Source
     from lact_asr.data.batch import Batch
     from lact_asr.data.manifest import Utterance
-    from lact_asr.model.interface import CTCModel
     from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
@@ -32,7 +31,9 @@ RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 class Settings(_training.TrainingSettings):
     """Who teaches whom, on what, and how."""
 
-    teacher: Path = Field(description="the teacher's checkpoint, of any family")
+    teacher: Path | None = Field(
+        None, description="the teacher's checkpoint, of any family; null for a cache of one's own"
+    )
     cache: Path | None = Field(
         None,
         description="folder that a `cache` step wrote with this teacher: what it said is read, and "
@@ -59,6 +60,14 @@ class Settings(_training.TrainingSettings):
         "training ends after 20 validations without a gain. What is in force: "
         "`kinds distill --preset PRESET`",
     )
+
+    @model_validator(mode="after")
+    def _somebody_teaches(self) -> "Settings":
+        if self.teacher is None and self.cache is None:
+            raise ValueError(
+                "teacher: write the teacher's checkpoint, or cache: a folder that holds its words"
+            )
+        return self
 
     def recipe(self) -> Mapping[str, Any]:
         """What the preset says about `training`."""
@@ -105,16 +114,13 @@ def _symbols(teacher: Mapping[str, Any]) -> int:
 
 def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
-    from distill.models.registry import FAMILIES
     from distill.objective import DistillObjective
-    from lact_asr.training import checkpoint
 
-    teacher, written, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
     parts = _training.utterances(settings)
+    source = _source(settings, parts[0])
     own = settings.vocabulary != "teacher"
-    vocabulary = _training.vocabulary(settings, parts[0], job) if own else written
+    vocabulary = _training.vocabulary(settings, parts[0], job) if own else source.vocabulary
     student = _training.fresh_model(settings, vocabulary, parts[0], job)
-    source = _source(settings, teacher, written, parts[0])
     objective = DistillObjective(
         student,
         source,
@@ -144,18 +150,23 @@ def _sample(
     return Reader(whole_corpus(chosen, vocabulary, shape))[list(range(len(chosen)))]
 
 
-def _source(
-    settings: Settings, teacher: "CTCModel", vocabulary: "Vocabulary", train: "Sequence[Utterance]"
-) -> "Source":
+def _source(settings: Settings, train: "Sequence[Utterance]") -> "Source":
     """The teacher, or its cache, checked to be this teacher's and to hold what will be asked."""
-    if settings.cache is None:
-        from distill.teachers import Live
-
-        return Live(teacher, vocabulary)
     from distill.cache.filling import identity
     from distill.cache.teacher import Cached
+    from distill.models.registry import FAMILIES
+    from distill.teachers import Live
+    from lact_asr.training import checkpoint
 
-    source, training = Cached(settings.cache, identity(teacher, vocabulary)), settings.training
+    known = None
+    if settings.teacher:
+        path = checkpoint.find(settings.teacher)
+        teacher, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
+        if settings.cache is None:
+            return Live(teacher, vocabulary)
+        known = identity(teacher, vocabulary)
+    assert settings.cache is not None
+    source, training = Cached(settings.cache, known), settings.training
     identities = [each.id for each in train if each.duration <= training.max_duration]
     source.require(identities, training.augment.speeds, training.max_unreadable)
     return source

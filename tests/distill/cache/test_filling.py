@@ -216,7 +216,7 @@ def test_of_many_symbols_the_likeliest_are_kept_with_the_norms_of_all():
         form(tiny_runs.tiny(layers=3), hidden="all"),
         symbols=4, kept=2, temperatures=[1.0, 2.0], widths=[3, 3],
     )  # fmt: skip
-    found = filling._kept_columns(output, some)
+    found = filling.kept_columns(output, some)
     assert found["ids"].tolist() == [[[1, 2], [3, 0]]]
     torch.testing.assert_close(found["scores"], torch.tensor([[[0.0, -1.0], [0.0, -3.0]]]))
     apart = scores - scores.amax(-1, keepdim=True)
