@@ -4,8 +4,12 @@
     python -m bench.distillation --data mini_librispeech/train-clean-5 \
         --teacher W/off --work DIR [--steps N] [--arm ARM] [--seed N]
 
-Both arms have the same student, recipe, batches and steps, three seeds each; the distilled one also
-learns from what the teacher says, read from a cache (`distill.cache.format`) that is filled first.
+All arms have the same student, recipe and batches, three seeds each. The distilled one also learns
+from what the teacher says, read from a cache (`distill.cache.format`) that is filled first. `alone`
+takes as many steps; `alone_longer` as many as fit into the time that the teacher's training, the
+cache and the distilled student took together: the teacher is charged. Its schedule is that of its
+own number of steps. Times are those of the runs' own metrics: run the arms beside the same load.
+
 The speakers whose error rates are shown have been heard by nobody, the teacher neither. Started
 again it goes on where it was stopped. Writes bench/results/NAME.json and .svg once all have
 finished; `--report` only writes them.
@@ -27,9 +31,11 @@ and less in 1,200; why is not known.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
+from time import monotonic
 
 from torch import manual_seed, nn
 
@@ -58,10 +64,15 @@ from lact_asr.training.validation import Validation, validate
 from lact_asr.utils.files import append_json, read_json, write_atomic, write_json
 
 SEEDS = (0, 1, 2)
-ARMS = {"alone": "texts only", "distilled": "texts and teacher"}
+ARMS = {
+    "alone": "texts only",
+    "distilled": "texts and teacher",
+    "alone_longer": "texts only, in the time of teacher, cache and student",
+}
 STUDENT = ModelConfig(
     hidden=96, layers=3, attention_heads=4, lact_heads=2, mlp=256, conv_layers=2, dropout=0.0
 )
+SMALLEST = STUDENT.model_copy(update={"hidden": 32, "layers": 1, "mlp": 48})
 DISTILL = DistillConfig()  # the product's defaults
 Parts = tuple[list[Utterance], list[Utterance]]
 Build = Callable[[Recognizer], SpeechObjective]
@@ -88,6 +99,7 @@ def cached(work: Path, teacher: Path, parts: Parts) -> Build:
     form = form_of(
         model, vocabulary, kept=16, temperatures=[1.0], hidden="none", precision=precision()
     )
+    began = monotonic()
     fill(
         work / "cache",
         model,
@@ -102,19 +114,28 @@ def cached(work: Path, teacher: Path, parts: Parts) -> Build:
         should_stop=lambda: False,
     )
     if not (work / "teacher.json").exists():
-        _describe(work, checkpoint.find(teacher), model, vocabulary, parts[1])
+        took = monotonic() - began
+        _describe(work, checkpoint.find(teacher), model, vocabulary, parts[1], took)
     source = Cached(work / "cache", identity(model, vocabulary))
     return lambda student: DistillObjective(student, source, DISTILL, vocabulary=vocabulary)
 
 
 def _describe(
-    work: Path, path: Path, model: nn.Module, vocabulary: Vocabulary, unseen: list[Utterance]
+    work: Path,
+    path: Path,
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    unseen: list[Utterance],
+    took: float,
 ) -> None:
-    """What the teacher is, and how well it hears the unseen speakers, in teacher.json."""
+    """What the teacher is, what it has cost and how it hears the unseen speakers: teacher.json."""
     heard = _heard(model, vocabulary, unseen)
+    step = read_json(path / checkpoint.STATE)["step"]
     facts = {
         "parameters": count_parameters(model),
-        "step": read_json(path / checkpoint.STATE)["step"],
+        "step": step,
+        "training_seconds": seconds(history(path), step),
+        "cache_seconds": took,
         "wer": heard.scores.wer,
         "cer": heard.scores.cer,
         "valid_loss": heard.loss,
@@ -129,13 +150,15 @@ def _heard(model: nn.Module, vocabulary: Vocabulary, unseen: list[Utterance]) ->
     return validate(model.to(device()), corpus, vocabulary, config, World(), device(), 0)
 
 
-def train(build: Build, parts: Parts, config: TrainingConfig, folder: Path) -> None:
+def train(
+    build: Build, shape: ModelConfig, parts: Parts, config: TrainingConfig, folder: Path
+) -> None:
     """Train one student to its end, or go on."""
     vocabulary = Vocabulary.characters()
     folder.mkdir(parents=True, exist_ok=True)
     manual_seed(config.seed)
     fit(
-        build(Recognizer(STUDENT, len(vocabulary))),
+        build(Recognizer(shape, len(vocabulary))),
         *parts,
         vocabulary,
         config,
@@ -145,6 +168,44 @@ def train(build: Build, parts: Parts, config: TrainingConfig, folder: Path) -> N
         should_stop=lambda: False,
         device=device(),
     )
+
+
+def history(path: Path) -> Numbers:
+    """The metrics of the training that wrote a checkpoint: they lie in a folder above it."""
+    above = [path, *path.parents[:3]]
+    found = next((each for each in above if (each / "metrics.jsonl").exists()), None)
+    if found is None:
+        raise SystemExit(f"no metrics.jsonl above {path}: what the teacher has cost is not known")
+    return curve(found)
+
+
+def seconds(numbers: Numbers, last: float = math.inf) -> float:
+    """What the steps up to `last` took: without validations and the writing of checkpoints."""
+    took, before = 0.0, 0
+    for step, line in numbers.items():
+        if "seconds_per_step" in line and step <= last:
+            took, before = took + (step - before) * line["seconds_per_step"], step
+    return took
+
+
+def longer(steps: int, teacher: Mapping[str, float], distilled: Numbers, alone: Numbers) -> int:
+    """Steps of a student alone in the time of the teacher's training, its cache and its student."""
+    charged = teacher["training_seconds"] + teacher["cache_seconds"] + seconds(distilled)
+    return math.ceil(steps * charged / seconds(alone))
+
+
+def planned(given: argparse.Namespace, arm: str, seed: int) -> int:
+    """Steps of an arm; those of `alone_longer` are decided once, when the two others have ended."""
+    if arm != "alone_longer":
+        return given.steps
+    kept = given.work / f"{arm}-{seed}.json"
+    if not kept.exists():
+        two = [curve(given.work / f"{other}-{seed}") for other in ("distilled", "alone")]
+        if not all("wer" in each.get(given.steps, {}) for each in two):
+            raise SystemExit(f"alone_longer wants `alone` and `distilled` of seed {seed} first")
+        teacher = read_json(given.work / "teacher.json")
+        write_json(kept, {"steps": longer(given.steps, teacher, *two)})
+    return read_json(kept)["steps"]
 
 
 def errors(folder: Path, steps: int, unseen: list[Utterance]) -> dict[str, int]:
@@ -165,12 +226,13 @@ def averaged(curves: list[Numbers], key: str) -> list[tuple[float, float]]:
     return [(step, mean(each[step][key] for each in curves)) for step in steps]
 
 
-def compared(curves: Mapping[str, list[Numbers]], steps: int) -> list[Row]:
-    """The distilled students against the others after the last step, seed by seed."""
-    at_end = lambda arm, key: [round(each[steps][key], 4) for each in curves[arm]]
+def compared(curves: Mapping[str, list[Numbers]]) -> list[Row]:
+    """The distilled students against the others after the last step of each, seed by seed."""
+    at_end = lambda arm, key: [round(each[max(each)][key], 4) for each in curves[arm]]
     return [
-        Row(f"{key} on unseen speakers, with and without the teacher", unit=key, goal_ratio=1.0,
-            ours=at_end("distilled", key), theirs=at_end("alone", key))
+        Row(f"{key} on unseen speakers, distilled beside {ARMS[arm]}", unit=key, goal_ratio=1.0,
+            ours=at_end("distilled", key), theirs=at_end(arm, key))
+        for arm in ("alone", "alone_longer")
         for key in ("wer", "cer", "valid_loss")
     ]  # fmt: skip
 
@@ -189,28 +251,46 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS, help="only this one")
     parser.add_argument("--name", default="distillation", help="of the results")
     parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--tiny", action="store_true", help="a student of nothing; no files")
     given = parser.parse_args()
+    student = SMALLEST if given.tiny else STUDENT
     unseen, seen = hold_out(scan(given.data), SPEAKERS, 1)
     arms = [] if given.report else given.arm or list(ARMS)
-    builds: dict[str, Build] = {"alone": CTCObjective}
+    builds: dict[str, Build] = dict.fromkeys(("alone", "alone_longer"), CTCObjective)
     if "distilled" in arms:
         given.work.mkdir(parents=True, exist_ok=True)
         builds["distilled"] = cached(given.work, given.teacher, (seen, unseen))
     for seed in given.seed or SEEDS:
         for arm in arms:
             print(f"--- {ARMS[arm]}, seed {seed}", flush=True)
-            config = settings(given.steps, given.batch_seconds, given.rate, seed)
-            train(builds[arm], (seen, unseen), config, given.work / f"{arm}-{seed}")
-    folders = {arm: [given.work / f"{arm}-{seed}" for seed in SEEDS] for arm in ARMS}
+            config = settings(planned(given, arm, seed), given.batch_seconds, given.rate, seed)
+            train(builds[arm], student, (seen, unseen), config, given.work / f"{arm}-{seed}")
+    seeds = given.seed if given.tiny else SEEDS
+    folders = {arm: [given.work / f"{arm}-{seed}" for seed in seeds] for arm in ARMS}
+    if not all(_ended(given, arm, seed) for arm in ARMS for seed in seeds):
+        return
     curves = {arm: [curve(folder) for folder in folders[arm]] for arm in ARMS}
-    if all("wer" in each.get(given.steps, {}) for group in curves.values() for each in group):
-        _write(given, curves, (seen, unseen))
+    rows = compared(curves)
+    show(f"{len(seeds)} students each, {given.steps} steps", rows)
+    if not given.tiny:
+        _write(given, rows, curves, (seen, unseen))
 
 
-def _write(given: argparse.Namespace, curves: Mapping[str, list[Numbers]], parts: Parts) -> None:
-    """The table, and the results as JSON and a picture."""
-    rows = compared(curves, given.steps)
-    show(f"{len(SEEDS)} students each, {given.steps} steps", rows)
+def _ended(given: argparse.Namespace, arm: str, seed: int) -> bool:
+    """Whether a student has been validated at its last step."""
+    if arm == "alone_longer" and not (given.work / f"{arm}-{seed}.json").exists():
+        return False
+    last = planned(given, arm, seed)
+    return "wer" in curve(given.work / f"{arm}-{seed}").get(last, {})
+
+
+def _write(
+    given: argparse.Namespace,
+    rows: list[Row],
+    curves: Mapping[str, list[Numbers]],
+    parts: Parts,
+) -> None:
+    """The results as JSON and a picture."""
     hours = [round(sum(each.duration for each in part) / 3600, 3) for part in parts]
     students = {
         f"{arm}-{seed}": [
@@ -222,7 +302,7 @@ def _write(given: argparse.Namespace, curves: Mapping[str, list[Numbers]], parts
         for seed, each in zip(SEEDS, group, strict=True)
     }  # fmt: skip
     words = {
-        f"{arm}-{seed}": errors(given.work / f"{arm}-{seed}", given.steps, parts[1])
+        f"{arm}-{seed}": errors(given.work / f"{arm}-{seed}", planned(given, arm, seed), parts[1])
         for arm in ARMS
         for seed in SEEDS
     }

@@ -2,7 +2,10 @@
 
 What the teacher says comes from a source (`distill.teachers`): the model itself, or its cache.
 
-    total = (1 - alpha) CTC + kd_weight(progress) KD + sum of curriculum(progress) weight hint
+    total = (1 - alpha) task + kd_weight(progress) KD + sum of curriculum(progress) weight hint
+
+The task is CTC with what `ctc:` adds to it. A hint whose weight is 0 is not computed, and what a
+student that knows nothing would cost, only in steps that are logged.
 
 Hints are losses on hidden states (`distill.losses.hints`); what is taught can be balanced against
 CTC (`distill.losses.balancing`). CTC counts per label token, KD and hints per valid frame, over all
@@ -26,12 +29,13 @@ from distill.losses import functions as losses
 from distill.losses import layer_map, schedules
 from distill.losses.balancing import Balancer
 from distill.losses.hints import Hints
-from distill.losses.kd import Outputs
+from distill.losses.kd import Outputs, repeat_output
 from distill.losses.projector import LogitProjector
 from distill.losses.router import StudentAwareRouter, evenness
 from distill.losses.time_grid import average, covered_frames, frame_rate
 from distill.losses.vocabularies import check_vocabularies
 from distill.teachers import Source, widths
+from lact_asr.config.training import CTCConfig
 from lact_asr.data.batch import Batch
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.forward import forward_batch
@@ -41,11 +45,12 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.health import Finding
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import LEAST, Loss, Outcome, Part, relative
-from lact_asr.training.objective import SpeechObjective
+from lact_asr.training.objective import CTCObjective, SpeechObjective, repeat_batch
 from lact_asr.utils.errors import DataError
 
 SCALES_RATE = 10.0  # learned scales, as a multiple: at the student's rate not there in 600 steps
 LOOK = 100  # steps between lines about the weights and the router
+EACH = 5  # first steps, of which each has such lines
 
 
 class DistillObjective(SpeechObjective):
@@ -61,18 +66,23 @@ class DistillObjective(SpeechObjective):
         *,
         vocabulary: Vocabulary,
         sample: Batch | None = None,
+        ctc: CTCConfig | None = None,
+        log_every: int = 1,
     ) -> None:
         """DataError if student and teacher write differently and these settings compare symbols,
         or if the source does not hold what these settings ask for.
 
-        `sample` is what a layer map by likeness is made from.
+        `sample` is what a layer map by likeness is made from, `ctc` what is added to CTC; every
+        `log_every` steps it is measured what losses are expected to be.
         """
+        self.task = CTCObjective(student, ctc)
+        self.views = self.task.views
         self.video_shape = student.video_shape or source.video_shape
         check_vocabularies(vocabulary, source.vocabulary, config)
         self.config, self.model, self.source = config, student, source
         self.vocabulary, self.projected = vocabulary, config.target != "outputs"
         self.ratio = source.frame_rate / frame_rate(student)
-        source.check(config, self.ratio)
+        source.check(config)
         self.asked = self._required_outputs()
         self.outputs = Outputs(
             config,
@@ -98,7 +108,8 @@ class DistillObjective(SpeechObjective):
             self.trainable["logit_projector"] = LogitProjector(
                 source.widths[-1], len(vocabulary), normalize=config.target == "projector"
             )
-        self.progress = 0.0
+        self.progress, self.log_every = 0.0, log_every
+        self._next: int | None = None  # number of the next step, known after the first
         self._labels_per_frame: Tensor | None = None
 
     def _required_outputs(self) -> dict[str, bool]:
@@ -150,34 +161,43 @@ class DistillObjective(SpeechObjective):
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
         """The loss of one micro-batch, with every component raw and weighted in its parts."""
-        student = forward_batch(
-            self.model, batch, **self.asked
-        )  # the teacher hears what is hidden here
+        self.progress, weights = progress, self.weights(progress)
+        active = {name for name, weight in weights.items() if weight}
+        heard = repeat_batch(batch, self.views)
+        # the teacher hears what is hidden here, and hears it once
+        student = forward_batch(self.model, heard, **self.asked)
         teacher = self.source(batch, self.config.temperature)
         with torch.autocast(batch.waves.device.type, enabled=False):
-            ctc = ctc_losses(student.log_probs, student.lengths, batch).sum()
+            task = self.task.judge(student, heard)
             teacher, own = self._in_student_symbols(teacher, batch)
-            mask = length_mask(self._frames(batch), student.log_probs.shape[1])
-            kd = self._kd(student, teacher, mask, batch)
-            hints, use, unlearned = map(
-                lambda shown: self._sum_over_frames(shown, mask),
-                self.hints(student, teacher, mask, lambda: ctc),
-            )
-            covered_frames = {"kd": kd, **hints}
-            unlearned |= self._of_a_uniform_student(student, teacher, mask, batch)
-        self.progress, labels = progress, batch.target_lengths.sum()
-        weights = self.weights(progress)
-        weighted = self.balancer(covered_frames, weights, labels)
-        weighted["ctc"] = weights["ctc"] * ctc
-        if "router" in covered_frames:  # what it pays for its choices is its own affair
-            weighted["router"] = covered_frames["router"]
+            teacher = repeat_output(teacher, self.views)
+            mask = length_mask(self._frames(heard), student.log_probs.shape[1])
+            hints, use = self.hints(student, teacher, mask, lambda: task.total, active)
+            taught = {"kd": self._kd(student, teacher, mask, heard)}
+            taught |= self._sum_over_frames(hints, mask)
+            expected = {}
+            if self._measured:
+                unlearned = self.hints.unlearned(hints, student, teacher, mask)
+                expected = self._of_a_uniform_student(student, teacher, mask, heard)
+                expected |= self._sum_over_frames(unlearned, mask)
+        weighted = self.balancer(taught, weights, task.weight)
+        weighted["ctc"] = weights["ctc"] * task.total
+        if "router" in taught:  # what it pays for its choices is its own affair
+            weighted["router"] = taught["router"]
         weighted |= own
-        total = torch.stack(list(weighted.values())).sum()
+        idle = [0 * parameter.sum() for parameter in self.hints.idle(active)]  # in every total
+        total = torch.stack([*weighted.values(), *idle]).sum()
         weighted = {f"{name}_weighted": value for name, value in weighted.items()}
-        parts = {"ctc": ctc, **covered_frames, **own, **weighted, **use}
-        return Loss(
-            total, labels, {n: Part(value.detach(), unlearned.get(n)) for n, value in parts.items()}
-        )
+        alone = {name: part.value for name, part in task.parts.items()} or {"ctc": task.total}
+        parts = {**alone, **taught, **own, **weighted, **self._sum_over_frames(use, mask)}
+        shown = {n: Part(value.detach(), expected.get(n)) for n, value in parts.items()}
+        return Loss(total, task.weight, shown, task.counts)
+
+    @property
+    def _measured(self) -> bool:
+        """Whether this step is one that is logged, or may be."""
+        step = self._next
+        return step is None or step <= EACH or not (step % self.log_every and step % LOOK)
 
     def _in_student_symbols(
         self, teacher: CTCOutput, batch: Batch
@@ -210,17 +230,19 @@ class DistillObjective(SpeechObjective):
 
     def end_step(self, step: int, outcome: Outcome, logger: TrainingLogger) -> None:
         """Remember what a step came to, and say now and then how losses and router are weighed."""
+        self._next = step + 1
         if not outcome.taken:
             return
         parts = {name: part.value for name, part in outcome.parts.items()}
         self.balancer.observe(parts["ctc"], parts)
-        if step % LOOK == 0 or step <= 5:
+        if step % LOOK == 0 or step <= EACH:
             for line in self._lines(step, outcome):
                 logger.say(line)
             logger.judge(step, {"teacher_unlearned": self._teacher_unlearned(outcome)})
-        if "router" not in self.trainable:
+        names = self.hints.experts
+        if not names or f"first_{names[0]}" not in parts:  # no router, or not yet
             return
-        router, names = cast(StudentAwareRouter, self.trainable["router"]), self.hints.experts
+        router = cast(StudentAwareRouter, self.trainable["router"])
         firsts, shares = ([parts[f"{kind}_{n}"] for n in names] for kind in ("first", "share"))
         router.observe(firsts)
         if step % LOOK == 0:
@@ -252,7 +274,7 @@ class DistillObjective(SpeechObjective):
             factors = self.balancer.factors().tolist()
             shown = ", ".join(f"{n}={f:.3f}" for n, f in zip(names, factors, strict=True))
             lines.append(f"[BALANCE] {shown}")
-        if self.hints.experts:
+        if self.hints.experts and f"share_{self.hints.experts[0]}" in outcome.parts:
             shares = [outcome.parts[f"share_{name}"].value for name in self.hints.experts]
             shown = ", ".join(
                 f"{n}={s:.3f}" for n, s in zip(self.hints.experts, shares, strict=True)
@@ -299,7 +321,7 @@ class DistillObjective(SpeechObjective):
         return covered_frames(lengths, self.source.lengths(batch), self.ratio)
 
     def _kd(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, batch: Batch) -> Tensor:
-        return self.outputs(student, teacher, mask, batch, self.labels_per_frame)
+        return self.outputs(student, teacher, mask, batch, self.labels_per_frame) / self.views
 
     @torch.no_grad()
     def _of_a_uniform_student(
@@ -308,12 +330,12 @@ class DistillObjective(SpeechObjective):
         """What CTC and KD would be if all symbols were as likely: about where they begin."""
         even = torch.full_like(student.log_probs, -math.log(len(self.vocabulary)))
         uniform = replace(student, log_probs=even)
-        ctc = ctc_losses(even, student.lengths, batch).sum()
+        ctc = ctc_losses(even, student.lengths, batch).sum() / self.views
         return {"ctc": ctc, "kd": self._kd(uniform, teacher, mask, batch)}
 
     def _sum_over_frames(self, shown: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
         """Sums over frames, scaled so that dividing by labels gives what they are defined as."""
         return {
-            name: self.labels_per_frame * losses.masked_sum(each, mask)
+            name: self.labels_per_frame * losses.masked_sum(each, mask) / self.views
             for name, each in shown.items()
         }

@@ -32,8 +32,8 @@ class Source(Protocol):
     video_shape: tuple[int, ...] | None  # the shape of a frame of the video it looks at, if it does
     attends: bool  # whether it can say what it attends to
 
-    def check(self, config: DistillConfig, ratio: float) -> None:
-        """DataError if it cannot teach in this way a student whose frames are `ratio` as long."""
+    def check(self, config: DistillConfig) -> None:
+        """DataError if it cannot teach in this way."""
         ...
 
     def lengths(self, batch: Batch) -> Tensor:
@@ -58,7 +58,7 @@ class Live:
         self.attends = teacher.attends
         self.asked: dict[str, bool] = {}
 
-    def check(self, config: DistillConfig, ratio: float) -> None:
+    def check(self, config: DistillConfig) -> None:
         """A live teacher teaches in every way that it knows."""
         self.asked = {"attention": True} if config.attention_weight and self.attends else {}
 

@@ -1,5 +1,7 @@
 """Gates: conditions on a step's result, written as data: `gate: {wer: "<= 0.0", verdict: "==
-PASSED"}`.
+PASSED"}`, or beside another step's result: `gate: {wer: "<= ${alone.wer}"}`.
+
+References are filled in before a gate is judged here.
 """
 
 import json
@@ -49,11 +51,15 @@ def explain_miss(gate: Mapping[str, str], result: Mapping[str, Any]) -> str:
     """Why `result` misses the gate, in one line; empty where it passes.
 
     A value of another type (NaN or nothing at all for a number, text for true) misses every
-    condition, and so does one that is not there.
+    condition, and so does one that is not there, or that another step's result makes no limit.
     """
     reasons = []
     for name, text in gate.items():
-        sign, limit = parse_condition(text)
+        try:
+            sign, limit = parse_condition(text)
+        except ValueError as error:  # null, or text where numbers are compared
+            reasons.append(f"{name}: {error}")
+            continue
         asked = f"the gate asks for {sign} {_show_value(limit)}"
         if name not in result:
             reasons.append(f"the result has no {name!r} (it has {', '.join(result)}): {asked}")

@@ -120,7 +120,7 @@ class _Process:
             result = _external.run(SimpleNamespace(**given), self._job(described))
         else:
             result = _checked_and_run(described["kind"], given, self._job(described))
-        if reason := gate.explain_miss(described["gate"], result):
+        if reason := gate.explain_miss(resolve(self.step, described["gate"]), result):
             raise Failed("gate_missed", reason)
         return result
 

@@ -13,6 +13,7 @@ import torch
 from bench import ettr, pathologies
 from bench.bootstrap import difference, word_errors
 from bench.curves import svg
+from bench.distillation import longer, seconds
 from bench.learn import SHAPE, compared, curve, model, settings
 from bench.peers import equal, parameters
 from bench.steps import noise
@@ -140,6 +141,28 @@ def test_learn_trains_three_models_and_goes_on_where_it_was_stopped(
     assert said.count("Validation at step 2") == 2, "`ours` had ended"
     assert "WER on unseen speakers, plain transformer, step 2" in said
     assert "CER on unseen speakers, ours without updates, step 2" in said
+
+
+def test_the_student_alone_gets_the_time_that_teacher_cache_and_student_took(
+    speech: Path, tmp_path: Path
+) -> None:
+    small = ["--data", speech / "train", "--steps", 2, "--batch-seconds", 8]
+    bench("learn", *small, "--work", tmp_path / "learn", "off")
+    work = ["--teacher", tmp_path / "learn" / "off", "--work", tmp_path / "work", "--seed", 0]
+    said = bench("distillation", *small, *work)
+    assert "wer on unseen speakers, distilled beside texts only, in the time of teacher" in said
+    teacher = json.loads((tmp_path / "work" / "teacher.json").read_text())
+    decided = json.loads((tmp_path / "work" / "alone_longer-0.json").read_text())["steps"]
+    two = [curve(tmp_path / "work" / f"{arm}-0") for arm in ("distilled", "alone")]
+    assert decided == longer(2, teacher, *two) > 2
+    assert max(curve(tmp_path / "work" / "alone_longer-0")) == decided
+
+
+def test_time_is_that_of_steps_and_a_teacher_is_charged_up_to_its_checkpoint() -> None:
+    lines = {10: {"seconds_per_step": 0.5}, 12: {"wer": 1.0}, 30: {"seconds_per_step": 1.0}}
+    assert seconds(lines) == 25.0 and seconds(lines, 20) == 5.0
+    teacher = {"training_seconds": 60.0, "cache_seconds": 15.0}
+    assert longer(100, teacher, lines, {50: {"seconds_per_step": 0.5}}) == 400
 
 
 def test_contestants_of_learn_have_equal_parameters_and_one_recipe() -> None:

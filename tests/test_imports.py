@@ -21,7 +21,8 @@ FLOORS = {
     "worker -> healing -> cluster, fence -> reading, store -> arguments, kinds, snapshot -> "
     "causes, errors, gate, job, pipeline, printing, program",
     "jobs.backends": "slurm -> local -> base",
-    "distill": "objective -> cache -> language_model, teachers -> losses, models -> config",
+    "distill": "objective, pseudo_labels -> cache -> language_model, teachers -> losses, models -> "
+    "config",
     "lact_asr": "diagnosis -> training -> decoding -> model -> data -> distributed -> text -> "
     "config -> utils",
 }

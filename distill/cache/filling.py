@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from distill.cache.format import (
-    WHOLE,
     Form,
     Hidden,
     Writer,
@@ -27,6 +26,8 @@ from distill.cache.format import (
     read_index,
     round_parts,
 )
+from distill.cache.loudness import loudness
+from distill.config.kept import kept_symbols, kept_temperatures
 from distill.losses.time_grid import frame_rate
 from distill.teachers import widths
 from lact_asr.data.batch import Batch
@@ -36,6 +37,7 @@ from lact_asr.data.loader import default_workers, loader
 from lact_asr.data.manifest import Utterance
 from lact_asr.data.speed import change_speed
 from lact_asr.distributed.processes import World
+from lact_asr.model.features import VERSION as FEATURES
 from lact_asr.model.forward import autocast, forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
@@ -64,13 +66,12 @@ def form_of(
     precision: str,
 ) -> Form:
     """What a cache of this teacher holds; small vocabularies are kept whole, for any `kept`."""
-    size = len(vocabulary)
-    whole, every = size <= WHOLE, list(widths(teacher))
+    size, every = len(vocabulary), list(widths(teacher))
     return Form(
         **identity(teacher, vocabulary),
         symbols=size,
-        kept=size if whole else min(kept, size - 1),
-        temperatures=[] if whole else sorted({1.0, *temperatures}),
+        kept=kept_symbols(size, kept),
+        temperatures=kept_temperatures(size, temperatures),
         hidden=hidden,
         widths=[] if hidden == "none" else every if hidden == "all" else every[-1:],
         precision=precision,
@@ -85,6 +86,7 @@ def identity(teacher: CTCModel, vocabulary: Vocabulary) -> dict[str, Any]:
         "model": teacher.config.model_dump(mode="json"),
         "vocabulary": vocabulary.to_dict(),
         "frame_rate": frame_rate(teacher),
+        "features": FEATURES,
     }
 
 
@@ -167,9 +169,11 @@ def _read(
 class _Record:
     """One utterance, ready to be written."""
 
-    def __init__(self, batch: Batch, row: int, parts: Mapping[str, Any], form: Form) -> None:
+    def __init__(
+        self, batch: Batch, row: int, parts: Mapping[str, Any], loud: Sequence[int], form: Form
+    ) -> None:
         self.key = (batch.ids[row], batch.speed)
-        self.samples = int(batch.wave_lengths[row])
+        self.samples, self.loudness = int(batch.wave_lengths[row]), loud
         self.frames = len(parts["scores"])
         rows = round_parts(parts, form)
         if not all(np.isfinite(row).all() for row in rows.values()):
@@ -187,15 +191,17 @@ def _ask_teacher(
     """What the teacher says of each utterance of a batch."""
     with autocast(device, form.precision):
         output = forward_batch(teacher, batch)
-    parts = {name: part.cpu().numpy() for name, part in _kept_columns(output, form).items()}
-    lengths = output.lengths.tolist()
+    parts = {name: part.cpu().numpy() for name, part in kept_columns(output, form).items()}
+    loud = loudness(batch.waves, batch.wave_lengths.tolist())
     return [
-        _Record(batch, row, {name: part[row, :frames] for name, part in parts.items()}, form)
-        for row, frames in enumerate(lengths)
+        _Record(
+            batch, row, {name: part[row, :frames] for name, part in parts.items()}, loud[row], form
+        )
+        for row, frames in enumerate(output.lengths.tolist())
     ]
 
 
-def _kept_columns(output: CTCOutput, form: Form) -> dict[str, Tensor]:
+def kept_columns(output: CTCOutput, form: Form) -> dict[str, Tensor]:
     """[B,T,columns] of each part of the form, before rounding to its type."""
     scores = output.log_probs - output.log_probs.amax(-1, keepdim=True)
     parts = {"scores": scores}
@@ -225,7 +231,7 @@ class _Timed:
     def add(self, records: Sequence[_Record]) -> None:
         """Take the records of a batch."""
         for record in records:
-            self.writer.add(record.key, record.data, record.frames, record.samples)
+            self.writer.add(record.key, record.data, record.frames, record.samples, record.loudness)
         self.done += len(records)
         now = time.monotonic()
         if now - self.wrote > FLUSH:

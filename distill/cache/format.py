@@ -2,7 +2,8 @@
 
     cache.json          the form: which teacher, and what is kept of it
     000-00000.bin       records of many utterances, end to end
-    000-00000.json      where each of them lies; written last: without it the shard does not exist
+    000-00000.json      where each of them lies, and how long and loud the audio was; written last:
+                        without it the shard does not exist
 
 A record of T frames, K of V symbols kept, R temperatures, D channels, little-endian:
 
@@ -23,7 +24,7 @@ process that is killed loses what it has not yet written, a minute's work at mos
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,9 +37,9 @@ from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import read_json, write_atomic, write_json
 from lact_asr.utils.locks import no_fence
 
-VERSION = 2
+VERSION = 3
+READABLE = (2, VERSION)  # 2 does not know how loud its audio was, nor the version of the features
 FORM = "cache.json"
-WHOLE = 256  # vocabularies up to this size are kept whole
 SHARD = 1 << 28  # bytes after which a shard is written
 OPEN = 128  # shards held open by a reader
 
@@ -62,6 +63,7 @@ class Form:
     hidden: Hidden  # whose hidden states are kept
     widths: list[int]  # of those, the last ones last; D is their sum
     precision: str  # arithmetic that the teacher ran in
+    features: int = 1  # version of the features that it heard
     version: int = VERSION
 
     @property
@@ -99,6 +101,7 @@ class Entry:
     crc: int
     frames: int
     samples: int  # of the wave that was heard
+    loudness: Sequence[int] = ()  # and how loud it was (`distill.cache.loudness`), where known
 
 
 def open_cache(folder: Path, form: Form) -> None:
@@ -122,10 +125,10 @@ def read_form(folder: Path) -> Form:
         raise DataError(
             f"{folder} is no teacher cache ({error}): name the folder that a `cache` step wrote"
         ) from error
-    if described.get("version") != VERSION:
+    if described.get("version") not in READABLE:
         raise DataError(
             f"{folder} is a cache of version {described.get('version')}, this code reads "
-            f"{VERSION}: run its `cache` step again"
+            f"{' and '.join(map(str, READABLE))}: run its `cache` step again"
         )
     return Form(**described)
 
@@ -134,8 +137,8 @@ def read_index(folder: Path) -> dict[Key, Entry]:
     """Every record of the complete shards."""
     found: dict[Key, Entry] = {}
     for path in sorted(folder.glob("[0-9]*-[0-9]*.json")):
-        for identity, speed, *numbers in read_json(path):
-            found[identity, speed] = Entry(path.stem, *numbers)
+        for identity, speed, *known in read_json(path):
+            found[identity, speed] = Entry(path.stem, *known)
     return found
 
 
@@ -150,9 +153,12 @@ class Writer:
         self.index: list[list[object]] = []
         self.size = 0  # bytes not yet written
 
-    def add(self, key: Key, record: bytes, frames: int, samples: int) -> None:
+    def add(
+        self, key: Key, record: bytes, frames: int, samples: int, loudness: Sequence[int]
+    ) -> None:
         """Take a record; it is on disk after the next `flush`."""
-        self.index.append([*key, self.size, len(record), zlib.crc32(record), frames, samples])
+        heard = (frames, samples, list(loudness))
+        self.index.append([*key, self.size, len(record), zlib.crc32(record), *heard])
         self.records.append(record)
         self.size += len(record)
         if self.size >= SHARD:

@@ -6,7 +6,7 @@ millisecond from the page cache, and a student's step a hundred times that.
 Shapes: B batch, T teacher frames, V vocabulary, K symbols kept.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,43 +16,41 @@ import torch
 from torch import Tensor
 
 from distill.cache.format import Array, Entry, Reader
+from distill.cache.loudness import alike, loudness
 from distill.config.distillation import DistillConfig
+from distill.config.kept import Kept, lacking
 from distill.losses.functions import TopK
 from distill.losses.kd import Recalled
-from distill.losses.time_grid import TINY
 from lact_asr.data.batch import Batch
 from lact_asr.text.load import load_vocabulary
 from lact_asr.utils.errors import DataError
+
+TINY = torch.finfo(torch.float32).tiny  # log of it is -87
 
 
 class Cached:
     """A source that reads."""
 
-    def __init__(self, folder: Path, teacher: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, teacher: Mapping[str, Any] | None) -> None:
         """DataError if these are not the words of `teacher`, an `identity`
-        (`distill.cache.filling`).
+        (`distill.cache.filling`), where there is one to compare with.
         """
         self.folder, self.reader = folder, Reader(folder)
         self.form = self.reader.form
-        self._refuse_another(teacher)
+        if teacher:
+            self._refuse_another(teacher)
         self.vocabulary = load_vocabulary(self.form.vocabulary)
         self.frame_rate, self.widths = self.form.frame_rate, tuple(self.form.widths)
         self.modalities: tuple[str, ...] = ()
         self.video_shape: tuple[int, ...] | None = None
         self.attends = False
 
-    def check(self, config: DistillConfig, ratio: float) -> None:
+    def check(self, config: DistillConfig) -> None:
         """Whether what is kept is enough for these settings."""
-        projected, held = config.target != "outputs", self.form.hidden
-        if config.needs_hidden_states and held != "all":
-            self._refuse("layerwise_weight or router", "all of the teacher's hidden states", "all")
-        if held == "none" and projected:
-            self._refuse(f"target: {config.target}", "the teacher's last hidden states", "last")
-        if held == "none" and (config.feature_weight or config.contrastive_weight):
-            what = "feature_weight" if config.feature_weight else "contrastive_weight"
-            self._refuse(f"a {what} above 0", "the teacher's last hidden states", "last")
-        if not self.form.whole and not projected:
-            self._check_kept(config, ratio)
+        form = self.form
+        kept = Kept(form.symbols, form.kept, form.temperatures, form.hidden)
+        if wrong := [words for _, words in lacking(kept, config)]:
+            raise DataError(f"{self.folder} {'; and '.join(wrong)}")
 
     def require(
         self, identities: Collection[str], speeds: Collection[float], tolerated: int
@@ -76,6 +74,7 @@ class Cached:
     def __call__(self, batch: Batch, temperature: float) -> Recalled:
         """What was kept, as the teacher would say it; `kept` at the temperature."""
         entries = self._entries(batch)
+        self._refuse_other_audio(batch, entries)
         records = [self.reader.record(entry) for entry in entries]
         lengths = torch.tensor([entry.frames for entry in entries])
         device = batch.waves.device
@@ -98,35 +97,23 @@ class Cached:
         pairs = zip(batch.ids, batch.wave_lengths.tolist(), strict=True)
         return [self.reader.entry(identity, batch.speed, samples) for identity, samples in pairs]
 
+    def _refuse_other_audio(self, batch: Batch, entries: Sequence[Entry]) -> None:
+        """DataError if an utterance of the right length does not sound as it did."""
+        found = loudness(batch.waves, batch.wave_lengths.tolist())
+        for identity, entry, now in zip(batch.ids, entries, found, strict=True):
+            if entry.loudness and not alike(now, entry.loudness):
+                raise DataError(
+                    f"{identity} at speed {batch.speed:g} is other audio than {self.folder} was "
+                    f"written from (its quarters are {now} millionths of full scale loud, and were "
+                    f"{list(entry.loudness)}): run the `cache` step again into another folder"
+                )
+
     def _spread(self, kept: TopK) -> Tensor:
         """[B,T,V] log-probabilities: what was kept, the rest in equal shares."""
         left = (1 - kept.log_probs.exp().sum(-1, keepdim=True)).clamp_min(TINY)
         share = (left / (self.form.symbols - self.form.kept)).log()
         every = share.expand(*share.shape[:2], self.form.symbols)
         return every.scatter(-1, kept.ids, kept.log_probs)
-
-    def _check_kept(self, config: DistillConfig, ratio: float) -> None:
-        """Whether some symbols of each frame are enough for these settings."""
-        form, why = self.form, ""
-        if config.temperature not in form.temperatures:
-            listed = ", ".join(f"{tau:g}" for tau in form.temperatures)
-            why = f"it was made for temperatures {listed}, not {config.temperature:g}"
-        elif config.kd == "frames" and (config.top_k or form.symbols) > form.kept:
-            why = f"write top_k: {form.kept} or less, not {config.top_k or 'all'}"
-        elif config.kd == "frames" and ratio != 1:
-            why = "a student of another frame rate needs averages over all symbols"
-        elif config.blank_policy == "drop_class":
-            why = "blank_policy drop_class needs all the others"
-        if why:
-            raise DataError(
-                f"{self.folder} holds {form.kept} of {form.symbols} symbols a frame: {why}"
-            )
-
-    def _refuse(self, setting: str, needed: str, hidden: str) -> None:
-        raise DataError(
-            f"{self.folder} holds hidden states of layers: {self.form.hidden}, and {setting} needs "
-            f"{needed}: write `hidden: {hidden}` in the `cache` step, with another folder"
-        )
 
     def _refuse_another(self, teacher: Mapping[str, Any]) -> None:
         mine = asdict(self.form)

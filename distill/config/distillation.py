@@ -113,6 +113,11 @@ class DistillConfig(RampConfig):
 
     @model_validator(mode="after")
     def _something_is_taught(self) -> "DistillConfig":
+        if self.alpha == 1 and self.kd == "guided":
+            raise ValueError(
+                "alpha 1 leaves no CTC loss, and kd: guided teaches the teacher's peaks only, "
+                "never silence: a student would always speak; write alpha below 1, or kd: frames"
+            )
         if self.alpha == 1 and self.kd == "frames" and self.blank_policy != "all":
             raise ValueError(
                 f"alpha 1 leaves no CTC loss, and blank_policy {self.blank_policy} then never "
@@ -125,6 +130,11 @@ class DistillConfig(RampConfig):
             raise ValueError("target original wants kd: frames, top_k: null and blank_policy: all")
         if self.router.kind != "off" and not self.feature_weight:
             raise ValueError("the router chooses what feature_weight weighs, and that is 0")
+        if self.router.kind != "off" and self.router.alone:
+            raise ValueError(
+                "router.layers 1 leaves nothing to choose from: write router.kind: off, which is "
+                "the last layer alone, or router.layers of 2 and more"
+            )
         return self
 
     @property

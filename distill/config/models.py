@@ -87,6 +87,9 @@ class TeacherConfig(Frozen):
         "output and, at 0.5, doubles the gradient",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Share dropped of each residual branch")
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the fusion's attention weights dropped; original 0.1"
+    )
     modality_dropout: float = Field(
         0.25,
         ge=0,

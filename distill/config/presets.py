@@ -1,4 +1,5 @@
-"""Named ways to train a teacher: how its layers start, its optimizer, what is dropped. No torch.
+"""Named ways to train a teacher: how its layers start, its optimizer, what is dropped; and what
+the named ways to train mean for a student. No torch.
 
 `standard` and `emergency` are the original recipes against exploding gradients, word for word
 (docs/origin.md): the second and last of them has a tenth of the learning rate (it learns ten
@@ -12,8 +13,14 @@ from typing import Any
 from lact_asr.config.presets import PRESETS, merge_preset
 
 # Adam, batches of two utterances, and a clamp where scores were meant to be bounded.
-_UNBOUNDED = {"norm": "batch", "qk_norm": False, "logit_cap": None, "output_cap": "clamp"}
-_ADAM = {"warmup_steps": 0, "decay": "constant", "betas": (0.9, 0.98), "weight_decay": 0.0}
+_UNBOUNDED = {
+    "norm": "batch",
+    "qk_norm": False,
+    "logit_cap": None,
+    "output_cap": "clamp",
+    "attention_dropout": 0.1,
+}
+_ADAM = {"warmup_steps": 0, "decay": "constant", "weight_decay": 0.0}
 
 TEACHER: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {
@@ -36,16 +43,23 @@ TEACHER: dict[str, dict[str, dict[str, Any]]] = {
         "model": {**_UNBOUNDED, "linear_std": 0.01},
         "training": {
             "batch_seconds": 40.0,
-            "optim": {**_ADAM, "learning_rate": 1e-4, "clip_norm": 1.0},
+            "optim": {**_ADAM, "learning_rate": 1e-4, "betas": (0.9, 0.999), "clip_norm": 1.0},
         },
     },
     "emergency": {
         "model": {**_UNBOUNDED, "linear_std": 0.001, "conv_scale": 0.5},
         "training": {
             "batch_seconds": 40.0,
-            "optim": {**_ADAM, "learning_rate": 1e-5, "clip_norm": 0.5},
+            "optim": {**_ADAM, "learning_rate": 1e-5, "betas": (0.9, 0.98), "clip_norm": 0.5},
             "guard": {"skip_above": 10.0},
         },
     },
     "plain": {"model": {}, "training": {}},
+}
+
+# As the original recipe wants it: 20 validations without a gain, the first 1,000 steps not counted.
+DISTILL: dict[str, dict[str, Any]] = {
+    "modern": {**PRESETS["modern"], "stopping": {"patience": 20}},
+    "original": {**PRESETS["original"], "stopping": {"patience": 20}},
+    "plain": {},
 }

@@ -38,3 +38,8 @@ class RouterConfig(Frozen):
     rate: float = Field(
         2.0, gt=0, description="Learning rate of the choice as a multiple of the student's"
     )
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one expert, whatever the teacher."""
+        return self.experts == "layers" and self.layers == 1

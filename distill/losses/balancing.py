@@ -34,14 +34,16 @@ class Balancer(nn.Module):
     def forward(
         self, losses: Mapping[str, Tensor], weights: Mapping[str, float], labels: Tensor
     ) -> dict[str, Tensor]:
-        """What each loss, a sum over so many labels, adds to the total."""
+        """What each loss, a sum over so many labels, adds to the total; some may be idle."""
         if self.kind == "uncertainty":
             return {
                 name: weights[name] * (torch.exp(-scale) * losses[name] / 2 + labels * scale / 2)
                 for name, scale in zip(self.names, self.scales, strict=True)
+                if name in losses
             }
-        factors = zip(self.names, self.factors(), strict=True)
-        return {name: weights[name] * factor * losses[name] for name, factor in factors}
+        factors = dict(zip(self.names, self.factors(), strict=True))
+        present = [name for name in self.names if name in losses]
+        return {name: weights[name] * factors[name] * losses[name] for name in present}
 
     def factors(self) -> Tensor:
         """What multiplies each loss beside its weight, in the order of names."""
@@ -55,8 +57,15 @@ class Balancer(nn.Module):
 
     @torch.no_grad()
     def observe(self, task: float, losses: Mapping[str, float]) -> None:
-        """The losses of a step that was taken, over all ranks."""
+        """The losses of a step that was taken, over all ranks; what is idle keeps its mean.
+
+        A loss that sets in later begins as if its ratio to the task had been the same before.
+        """
         if self.kind != "ema":
             return
-        values = torch.tensor([task, *(losses[name] for name in self.names)])
-        self.means.lerp_(values.to(self.means), 1 - MEMORY)
+        self.means[0].lerp_(torch.as_tensor(task).to(self.means), 1 - MEMORY)
+        for place, name in enumerate(self.names, start=1):
+            if name in losses:
+                value, mean = torch.as_tensor(losses[name]).to(self.means), self.means[place]
+                begun = value * self.means[0] / task if task else 0 * value
+                mean.copy_(torch.where(mean == 0, begun, mean.lerp(value, 1 - MEMORY)))

@@ -11,7 +11,7 @@ teacher's states would learn to make them easy.
 Shapes: B batch, S student frames, T teacher frames, D width, E experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -77,11 +77,14 @@ class Hints:
             )
         count = min(router.layers, depth)
         layers = sorted({depth - depth * n // count for n in range(count)})
-        found = list(range(len(modalities)))
-        return (
-            [] if router.experts == "modalities" else layers,
-            [] if router.experts == "layers" else found,
-        )
+        layers = [] if router.experts == "modalities" else layers
+        found = [] if router.experts == "layers" else list(range(len(modalities)))
+        if len(layers) + len(found) < 2:
+            raise DataError(
+                f"the router has nothing to choose from: the teacher gives {depth} layer of hidden "
+                "states; write router.kind: off"
+            )
+        return layers, found
 
     @property
     def names(self) -> list[str]:
@@ -95,11 +98,21 @@ class Hints:
         }
         return [name for name, weight in weights.items() if weight]
 
+    def idle(self, active: Container[str]) -> list[Tensor]:
+        """Parameters of the losses that are not active."""
+        owners = {"router": "feature", "projector": "feature"}
+        modules = [m for name, m in self.modules.items() if owners.get(name, name) not in active]
+        return [parameter for module in modules for parameter in module.parameters()]
+
     def __call__(
-        self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, task: Callable[[], Tensor]
-    ) -> tuple[Shown, Shown, Shown]:
-        """The losses per frame, the use of the router's experts per frame and expert, and what the
-        losses are expected to be before anything is learned.
+        self,
+        student: CTCOutput,
+        teacher: CTCOutput,
+        mask: Tensor,
+        task: Callable[[], Tensor],
+        active: Container[str],
+    ) -> tuple[Shown, Shown]:
+        """The active losses per frame, and the use of the router's experts per frame and expert.
 
         `task()` is the CTC loss, for the one that wants to know where it pulls.
         """
@@ -109,17 +122,17 @@ class Hints:
         )
         found: Shown = {}
         use: Shown = {}
-        if "router" in self.modules:
+        if "router" in self.modules and "feature" in active:
             found, use = self._routed_losses(student, teacher, onto, task)
-        elif config.feature_weight:
+        elif "feature" in active:
             projected = self.modules["projector"](student.hidden[-1].float())
             distance = losses.FEATURE[config.feature]
             found["feature"] = distance(projected, onto(teacher.hidden[-1]))
-        if config.attention_weight:
+        if "attention" in active:
             found["attention"] = self._attention(student, teacher, mask)
-        if config.layerwise_weight:
+        if "layerwise" in active:
             found["layerwise"] = self._layerwise(student, teacher, onto)
-        if config.contrastive_weight:
+        if "contrastive" in active:
             projected = self.modules["contrastive"](student.hidden[-1].float())
             found["contrastive"] = losses.contrastive(
                 projected,
@@ -128,13 +141,15 @@ class Hints:
                 self.apart,
                 config.contrastive_temperature,
             )
-        return found, use, self._losses_unlearned(found, student, teacher, mask)
+        return found, use
 
     @torch.no_grad()
-    def _losses_unlearned(
+    def unlearned(
         self, found: Shown, student: CTCOutput, teacher: CTCOutput, mask: Tensor
     ) -> Shown:
-        """Losses of states that have nothing to do with each other, and of even attention."""
+        """What the losses `found` are expected to be before anything is learned: those of states
+        that have nothing to do with each other, and of even attention.
+        """
         expected: Shown = {}
         apart = losses.UNRELATED.get(self.config.feature)
         for name in ("feature", "layerwise"):

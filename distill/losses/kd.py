@@ -6,14 +6,17 @@ by its likeliest symbols alone.
 Shapes: B batch, S student frames, T teacher frames, V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from distill.config.distillation import DistillConfig
 from distill.losses import functions as losses
 from distill.losses.functions import TopK
-from distill.losses.time_grid import average_log_probs, fit
+from distill.losses.spikes import shown_frames, take_frames
+from distill.losses.time_grid import fit
 from distill.losses.vocabularies import with_teacher_transcripts
 from lact_asr.data.batch import Batch
 from lact_asr.model.ctc_loss import ctc_losses
@@ -26,6 +29,26 @@ class Recalled(CTCOutput):
     """What was kept of a teacher's output."""
 
     kept: TopK | None = None  # at the temperature asked for, where not every symbol was kept
+
+
+def repeat_output(said: CTCOutput, times: int) -> CTCOutput:
+    """What was said of a batch, so many times over."""
+    if times == 1:
+        return said
+    again: Callable[[Tensor], Tensor] = lambda x: torch.cat([x] * times)
+    maybe: Callable[[Tensor | None], Tensor | None] = lambda x: None if x is None else again(x)
+    more = replace(
+        said,
+        log_probs=again(said.log_probs),
+        lengths=again(said.lengths),
+        hidden=[again(each) for each in said.hidden],
+        attention=maybe(said.attention),
+        modality_weights=maybe(said.modality_weights),
+        modalities=maybe(said.modalities),
+    )
+    if isinstance(more, Recalled) and more.kept:
+        more.kept = TopK(*map(again, more.kept))
+    return more
 
 
 class Outputs:
@@ -58,23 +81,34 @@ class Outputs:
         if self.config.kd == "sequence":
             heard = with_teacher_transcripts(teacher, batch, self.written, self.vocabulary)
             return ctc_losses(student.log_probs, student.lengths, heard).sum()
-        target = average_log_probs(
-            teacher.log_probs, teacher.lengths, student.log_probs.shape[1], self.ratio
-        )
+        teacher = self._on_student_frames(teacher, mask)
         if self.config.kd == "guided":
-            return losses.masked_sum(losses.guided(student.log_probs, target), mask)
-        mask = losses.select_frames(target, mask, self.config.blank_policy, self.reach)
-        kept = None
-        if isinstance(teacher, Recalled) and self.config.target == "outputs":
-            kept = teacher.kept
-        divergence = self._divergence(student.log_probs, target, kept)
+            return losses.masked_sum(losses.guided(student.log_probs, teacher.log_probs), mask)
+        mask = losses.select_frames(teacher.log_probs, mask, self.config.blank_policy, self.reach)
+        divergence = self._divergence(student.log_probs, teacher)
         return labels_per_frame * losses.masked_sum(divergence, mask)
 
-    def _divergence(self, student: Tensor, teacher: Tensor, kept: losses.TopK | None) -> Tensor:
-        """[B,S,V] twice to [B,S]; `kept` if that is all that is known of the teacher."""
-        config = self.config
-        if kept:
-            kept = losses.TopK(*(fit(part, student.shape[1])[..., : config.top_k] for part in kept))
+    def _on_student_frames(self, teacher: CTCOutput, mask: Tensor) -> CTCOutput:
+        """What the teacher says, a frame for each of the student's [B,S], of which some count."""
+        size = mask.shape[1]
+        shown = None
+        if self.ratio != 1:
+            covered = mask.sum(1)
+            shown = shown_frames(teacher.log_probs, teacher.lengths, covered, size, self.ratio)
+
+        def onto(x: Tensor) -> Tensor:
+            return fit(x, size) if shown is None else take_frames(x, shown)
+
+        said = replace(teacher, log_probs=onto(teacher.log_probs))
+        if isinstance(said, Recalled) and said.kept:
+            said.kept = losses.TopK(*map(onto, said.kept))
+        return said
+
+    def _divergence(self, student: Tensor, said: CTCOutput) -> Tensor:
+        """[B,S,V] and what the teacher says on the same frames to [B,S]."""
+        config, teacher = self.config, said.log_probs
+        if config.target == "outputs" and isinstance(said, Recalled) and said.kept:
+            kept = losses.TopK(*(part[..., : config.top_k] for part in said.kept))
             return losses.top_k_kd(student, kept, config.temperature)
         if config.blank_policy == "drop_class":
             student, teacher = losses.drop_blank(student), losses.drop_blank(teacher)

@@ -1,11 +1,11 @@
-"""One time grid for two models: the teacher's frames averaged onto the student's.
+"""One time grid for two models: the teacher's hidden states averaged onto the student's frames.
 
 Student frame s lasts from s * r to (s + 1) * r in teacher frames, r being the ratio of their rates;
 it takes the mean of the teacher's frames in that window, by their overlap with it. At r = 2 that is
-the mean of two frames, at r = 1/2 each teacher frame serves twice. Probabilities are averaged, not
-logits: a mean of logits is no mixture, and one confident frame would outvote the window.
+the mean of two frames, at r = 1/2 each teacher frame serves twice. Distributions of symbols are not
+averaged: `distill.losses.spikes` says why.
 
-Shapes: B batch, S student frames, T teacher frames, V vocabulary or width.
+Shapes: B batch, S student frames, T teacher frames, D width.
 """
 
 import torch
@@ -16,7 +16,6 @@ from lact_asr.model.interface import CTCModel
 from lact_asr.model.masks import length_mask
 
 HOUR = 3600  # seconds: rounding up to a frame does not show in a rate taken over this
-TINY = torch.finfo(torch.float32).tiny  # log of it is -87
 
 
 def frame_rate(model: CTCModel) -> float:
@@ -39,23 +38,14 @@ def overlaps(lengths: Tensor, frames: int, student_frames: int, ratio: float) ->
 
 
 def average(x: Tensor, lengths: Tensor, student_frames: int, ratio: float) -> Tensor:
-    """Teacher frames [B,T,V], `lengths` [B] of them valid, on the student's grid [B,S,V]."""
+    """Teacher frames [B,T,D], `lengths` [B] of them valid, on the student's grid [B,S,D]."""
     if ratio == 1:
         return fit(x, student_frames)
     return overlaps(lengths, x.shape[1], student_frames, ratio) @ x
 
 
-def average_log_probs(
-    log_probs: Tensor, lengths: Tensor, student_frames: int, ratio: float
-) -> Tensor:
-    """Log of the averaged probabilities [B,S,V]."""
-    if ratio == 1:
-        return fit(log_probs, student_frames)
-    return average(log_probs.exp(), lengths, student_frames, ratio).clamp_min(TINY).log()
-
-
 def fit(x: Tensor, frames: int) -> Tensor:
-    """[B,T,V] cut, or filled up by its last frame, to `frames`."""
+    """[B,T,D] cut, or filled up by its last frame, to `frames`."""
     missing = frames - x.shape[1]
     if missing <= 0:
         return x[:, :frames]

@@ -31,7 +31,12 @@ def rotate(x: Tensor, turn: Rotary) -> Tensor:
 
 
 def capped_attention(
-    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, cap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Tensor,
+    cap: float | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention [B,H,S,W] over few positions, scores softly bounded by `cap`, in float32.
 
@@ -41,15 +46,25 @@ def capped_attention(
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
     weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+    if dropout:
+        weights = F.dropout(weights, dropout)
     return weights.to(value.dtype) @ value
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention over the positions where `seen` is True; every row needs one."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool, cap: float | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qk_norm: bool,
+        cap: float | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        """`cap` and `dropout`, of the attention weights, are of sets, not of sequences."""
         super().__init__()
-        self.heads, self.cap = heads, cap
+        self.heads, self.cap, self.dropout = heads, cap, dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
@@ -66,7 +81,8 @@ class SelfAttention(nn.Module):
             mask = seen[:, None, None] if seen.dim() == 2 else seen[:, None]
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
-            mixed = capped_attention(q, k, v, seen, self.cap)
+            dropped = self.dropout if self.training else 0.0
+            mixed = capped_attention(q, k, v, seen, self.cap, dropped)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, turn: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,6 +47,7 @@ class ModalityFusion(nn.Module):
         logit_cap: float | None = 50.0,
         output_cap: str = "soft",
         dropout: float = 0.1,
+        attention_dropout: float = 0.0,
         modality_dropout: float = 0.25,
     ) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class ModalityFusion(nn.Module):
         self.kinds = nn.Parameter(0.02 * torch.randn(len(inputs), width))  # which modality it is
         self.null = nn.Parameter(0.02 * torch.randn(width))
         self.norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, qk_norm, logit_cap)
+        self.attention = SelfAttention(width, heads, qk_norm, logit_cap, attention_dropout)
         self.dropout = nn.Dropout(dropout)
         self.gate = nn.Linear(width, 1)
 

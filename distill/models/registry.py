@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from distill.config.foreign import ForeignConfig
 from distill.config.models import BaselineConfig, TeacherConfig
 from distill.models.baseline import Baseline
+from distill.models.foreign import Foreign
 from distill.models.teacher import Teacher
 from lact_asr.model.interface import CTCModel
 from lact_asr.model.recognizer import FAMILIES as RECOGNIZERS
@@ -22,10 +24,16 @@ def baseline(config: dict[str, Any], vocabulary_size: int) -> Baseline:
     return Baseline(BaselineConfig.model_validate(config), vocabulary_size)
 
 
+def foreign(config: dict[str, Any], vocabulary_size: int) -> Foreign:
+    """A model of another library from what a checkpoint stored."""
+    return Foreign(ForeignConfig.model_validate(config), vocabulary_size)
+
+
 FAMILIES: dict[str, Callable[[dict[str, Any], int], CTCModel]] = {
     **RECOGNIZERS,
     "teacher": teacher,
     "baseline": baseline,
+    "foreign": foreign,
 }
 
 

@@ -105,6 +105,7 @@ class Teacher(CTCModel):
             logit_cap=config.logit_cap,
             output_cap=config.output_cap,
             dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
             modality_dropout=config.modality_dropout,
         )
         self.blocks = nn.ModuleList(

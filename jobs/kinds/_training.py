@@ -125,12 +125,27 @@ class TrainingSettings(ModelSettings):
         "(24 utterances a step, peak learning rate 1e-4, float32, 100,000 steps); plain adds "
         "nothing. What is in force: `kinds NAME --preset PRESET`",
     )
+    ctc: CTCConfig = CTCConfig()
 
     @model_validator(mode="after")
     def _preset(self) -> "TrainingSettings":
         given = self.training.model_dump(exclude_unset=True)
         training = TrainingConfig.model_validate(merge_preset(given, self.recipe()))
         object.__setattr__(self, "training", training)  # frozen for everybody else
+        return self
+
+    @model_validator(mode="after")
+    def _ctc_fits(self) -> "TrainingSettings":
+        try:
+            self.ctc.check(self.configuration().blocks)
+        except ValueError as error:
+            _refuse(("ctc",), str(error))
+        if self.ctc.consistency and not self.training.augment.hides:
+            _refuse(
+                ("ctc", "consistency"),
+                "the two views of an utterance would be the same: write training.augment with "
+                "time_masks and frequency_masks, or preset: modern",
+            )
         return self
 
     def recipe(self) -> Mapping[str, Any]:
@@ -151,21 +166,6 @@ class CTCSettings(TrainingSettings):
         "learned from the training texts",
     )
     vocabulary_size: int = vocabulary_size_field()
-    ctc: CTCConfig = CTCConfig()
-
-    @model_validator(mode="after")
-    def _ctc_fits(self) -> "CTCSettings":
-        try:
-            self.ctc.check(self.configuration().blocks)
-        except ValueError as error:
-            _refuse(("ctc",), str(error))
-        if self.ctc.consistency and not self.training.augment.hides:
-            _refuse(
-                ("ctc", "consistency"),
-                "the two views of an utterance would be the same: write training.augment with "
-                "time_masks and frequency_masks, or preset: modern",
-            )
-        return self
 
 
 class Trained(Frozen):

@@ -3,23 +3,26 @@
 The student writes with the teacher's vocabulary, or with its own. The teacher stays as it is.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.config.distillation import DistillConfig
+from distill.config.kept import Kept, kept_symbols, kept_temperatures, lacking
+from distill.config.presets import DISTILL
 from jobs.job import Job
 from jobs.kinds import _training
 from jobs.pipeline import Resources
+from lact_asr.config.base import Formerly
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from distill.teachers import Source
     from lact_asr.data.batch import Batch
     from lact_asr.data.manifest import Utterance
-    from lact_asr.model.interface import CTCModel
     from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
@@ -28,7 +31,9 @@ RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
 class Settings(_training.TrainingSettings):
     """Who teaches whom, on what, and how."""
 
-    teacher: Path = Field(description="the teacher's checkpoint, of any family")
+    teacher: Path | None = Field(
+        None, description="the teacher's checkpoint, of any family; null for a cache of one's own"
+    )
     cache: Path | None = Field(
         None,
         description="folder that a `cache` step wrote with this teacher: what it said is read, and "
@@ -47,29 +52,82 @@ class Settings(_training.TrainingSettings):
     distill: DistillConfig = Field(
         DistillConfig(), description="what is learned from the teacher, and how much it counts"
     )
+    preset: Annotated[
+        Literal["modern", "original", "plain"], Formerly("founding", now="original")
+    ] = Field(
+        "modern",
+        description="what completes `training`: as in `train`, and with modern and original "
+        "training ends after 20 validations without a gain. What is in force: "
+        "`kinds distill --preset PRESET`",
+    )
+
+    @model_validator(mode="after")
+    def _somebody_teaches(self) -> "Settings":
+        if self.teacher is None and self.cache is None:
+            raise ValueError(
+                "teacher: write the teacher's checkpoint, or cache: a folder that holds its words"
+            )
+        return self
+
+    def recipe(self) -> Mapping[str, Any]:
+        """What the preset says about `training`."""
+        return DISTILL[self.preset]
 
 
 class Result(_training.Trained):
     """The trained student."""
 
 
+def misfits(
+    settings: Mapping[str, Any], referred: Mapping[str, Mapping[str, Any]]
+) -> "Iterator[tuple[tuple[str, ...], str]]":
+    """What the student will ask for and a `cache` step of the same file does not keep."""
+    cache, teacher = referred.get("cache", {}), referred.get("teacher", {})
+    parts = (settings["distill"], settings["training"], {**cache, "teacher": "", "manifest": ""})
+    if "speeds" not in cache or any("${" in str(part) for part in parts):
+        return
+    heard, played = settings["training"]["augment"]["speeds"], cache["speeds"]
+    if missing := [f"{speed:g}" for speed in heard if speed not in played]:
+        yield (
+            ("training", "augment", "speeds"),
+            f"the student hears speed {', '.join(missing)}, which the cache does not hold: write "
+            f"speeds: {sorted({*heard, *played})} in the `cache` step, or here [1.0]",
+        )
+    symbols = _symbols(teacher)
+    kept = Kept(
+        symbols,
+        kept_symbols(symbols, cache["top_k"]),
+        kept_temperatures(symbols, cache["temperatures"]),
+        cache["hidden"],
+    )
+    for setting, words in lacking(kept, DistillConfig.model_validate(settings["distill"])):
+        yield ("distill", setting), f"the cache {words}"
+
+
+def _symbols(teacher: Mapping[str, Any]) -> int:
+    """The size of the vocabulary that a step trains with, where it is one that is not kept whole
+    for sure; 0 where that is not known.
+    """
+    size = teacher.get("vocabulary_size")
+    return size if teacher.get("vocabulary") == "bpe" and isinstance(size, int) else 0
+
+
 def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
-    from distill.models.registry import FAMILIES
     from distill.objective import DistillObjective
-    from lact_asr.training import checkpoint
 
-    teacher, written, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
     parts = _training.utterances(settings)
+    source = _source(settings, parts[0])
     own = settings.vocabulary != "teacher"
-    vocabulary = _training.vocabulary(settings, parts[0], job) if own else written
+    vocabulary = _training.vocabulary(settings, parts[0], job) if own else source.vocabulary
     student = _training.fresh_model(settings, vocabulary, parts[0], job)
-    source = _source(settings, teacher, written, parts[0])
     objective = DistillObjective(
         student,
         source,
         settings.distill,
         vocabulary=vocabulary,
+        ctc=settings.ctc,
+        log_every=settings.training.log_every,
         sample=_sample(settings, parts[0], vocabulary, source.video_shape),
     )
     trained = _training.fit(objective, settings, parts, vocabulary, job)
@@ -92,18 +150,23 @@ def _sample(
     return Reader(whole_corpus(chosen, vocabulary, shape))[list(range(len(chosen)))]
 
 
-def _source(
-    settings: Settings, teacher: "CTCModel", vocabulary: "Vocabulary", train: "Sequence[Utterance]"
-) -> "Source":
+def _source(settings: Settings, train: "Sequence[Utterance]") -> "Source":
     """The teacher, or its cache, checked to be this teacher's and to hold what will be asked."""
-    if settings.cache is None:
-        from distill.teachers import Live
-
-        return Live(teacher, vocabulary)
     from distill.cache.filling import identity
     from distill.cache.teacher import Cached
+    from distill.models.registry import FAMILIES
+    from distill.teachers import Live
+    from lact_asr.training import checkpoint
 
-    source, training = Cached(settings.cache, identity(teacher, vocabulary)), settings.training
+    known = None
+    if settings.teacher:
+        path = checkpoint.find(settings.teacher)
+        teacher, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
+        if settings.cache is None:
+            return Live(teacher, vocabulary)
+        known = identity(teacher, vocabulary)
+    assert settings.cache is not None
+    source, training = Cached(settings.cache, known), settings.training
     identities = [each.id for each in train if each.duration <= training.max_duration]
     source.require(identities, training.augment.speeds, training.max_unreadable)
     return source

@@ -8,7 +8,7 @@ the step starts.
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
@@ -31,11 +31,20 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _condition(text: object) -> object:
-    gate.parse_condition(text)
+    known = not isinstance(text, str) or "${" not in text
+    gate.parse_condition(text if known else fill_references(str(text), lambda _: 0))
     return text
 
 
 Condition = Annotated[str, BeforeValidator(_condition)]
+
+
+def _limit(text: str) -> gate.Limit | None:
+    """What a condition compares with; None where a result of that type cannot be a limit."""
+    try:
+        return gate.parse_condition(text)[1]
+    except ValueError:
+        return None
 
 
 def _causes(value: object) -> object:
@@ -71,7 +80,9 @@ class StepFile(Frozen):
     settings: dict[str, Any] = Field({}, description="the kind's settings")
     resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
     needs: list[str] = Field([], description="steps that must have succeeded before this one")
-    gate: dict[str, Condition] = Field({}, description='conditions on the result: {wer: "<= 0.1"}')
+    gate: dict[str, Condition] = Field(
+        {}, description='conditions on the result: {wer: "<= 0.1"}, {wer: "<= ${other.wer}"}'
+    )
     remedies: Remedies | None = Field(
         None,
         description="how often the step heals itself, by cause: {diverged: 1, program_failed: 2}; "
@@ -220,7 +231,10 @@ class _Steps:
         for name, raw in self.raw.items():
             self._read_one(name, raw)
         order = self._order()
-        return [step for name in order if (step := self._check(name)) is not None]
+        steps = [step for name in order if (step := self._check(name)) is not None]
+        for step in steps:
+            self._beside(step, {each.name: each.settings for each in steps})
+        return steps
 
     def _read_one(self, name: str, raw: Any) -> None:
         place = ("steps", name)
@@ -300,6 +314,20 @@ class _Steps:
             faults=tuple(file.faults),
         )
 
+    def _beside(self, step: Step, known: Mapping[str, dict[str, Any]]) -> None:
+        """What only shows beside the settings of the steps whose results a step refers to."""
+        kind = self.kinds[step.name]
+        if not hasattr(kind, "misfits"):
+            return
+        referred = {}
+        for key, value in step.settings.items():
+            names = references(value) if isinstance(value, str) else []
+            steps = [name.partition(".")[0] for name in names]
+            if len(steps) == 1 and steps[0] in known:
+                referred[key] = known[steps[0]]
+        for place, message in kind.misfits(step.settings, referred):
+            self.document.mistake(("steps", step.name, "settings", *place), message)
+
     def _gate(self, name: str, kind: ModuleType) -> None:
         """A gate on results that the kind has, against limits of their types."""
         fields = kind.Result.model_fields
@@ -309,9 +337,13 @@ class _Steps:
                 if kind.Result.model_config.get("extra") != "allow":
                     self.document.mistake(place, f"no such result: {nearest(key, fields)}")
                 continue
-            sample, limit = sample_of(fields[key].annotation, False), gate.parse_condition(text)[1]
-            is_a, asked = gate.type_of(sample), gate.type_of(limit)
-            if sample != ANYTHING and is_a != asked:
+            sample, filled = sample_of(fields[key].annotation, False), text
+            if "${" in text:
+                filled = str(self._sample(name, place, text))
+            if ANYTHING in filled or sample == ANYTHING:
+                continue
+            is_a, asked = gate.type_of(sample), gate.type_of(_limit(filled))
+            if is_a != asked:
                 self.document.mistake(place, f"{key} is {is_a}, and {text!r} is about {asked}")
 
     def _faults(self, name: str, kind: ModuleType) -> None:

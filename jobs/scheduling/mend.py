@@ -7,6 +7,7 @@ set aside, not deleted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jobs import gate, kinds
@@ -16,6 +17,7 @@ from jobs.pipeline import Pipeline
 from jobs.program import NAME
 from jobs.reading.former import with_new_names
 from jobs.reading.paths import walk
+from jobs.reading.references import fill_references
 from jobs.scheduling.cancel import Living, alive, end, settle
 from jobs.scheduling.observe import Record, View
 from jobs.scheduling.plan import with_all_behind
@@ -23,6 +25,7 @@ from jobs.scheduling.recover import look_closely
 from jobs.store import Run
 
 Step = Mapping[str, Any]  # as run.json has it
+Results = Mapping[str, Mapping[str, Any] | None]  # of each step, None where it has none
 
 
 class Mending(NamedTuple):
@@ -53,7 +56,7 @@ class Mending(NamedTuple):
 def compare(
     before: Sequence[Step],
     after: Sequence[dict[str, Any]],
-    results: Mapping[str, Mapping[str, Any] | None],
+    results: Results,
     tried: Mapping[str, bool],
     redo: Sequence[str],
 ) -> Mending:
@@ -74,7 +77,7 @@ def compare(
         for step in known
         if changes[step["name"]]
         and (result := results.get(step["name"])) is not None
-        and _is_stale(old[step["name"]], step, result)
+        and _is_stale(old[step["name"]], step, result, results)
     }
     return Mending(
         steps=list(after),
@@ -85,10 +88,30 @@ def compare(
     )
 
 
-def _is_stale(old: Step, new: Step, result: Mapping[str, Any]) -> bool:
+def _is_stale(old: Step, new: Step, result: Mapping[str, Any], results: Results) -> bool:
     """Whether a result is no longer what the step would find; resources do not change it."""
     other = any(old[part] != new[part] for part in ("kind", "settings"))
-    return other or bool(gate.explain_miss(new["gate"], result))
+    return other or bool(gate.explain_miss(_filled(new["gate"], results), result))
+
+
+def _filled(conditions: Mapping[str, str], results: Results) -> dict[str, str]:
+    """A gate with what other steps have come to; conditions on what is not known yet are left out:
+    the steps that they are about are done anew, and this one behind them.
+    """
+    known = {}
+    for name, text in conditions.items():
+        with suppress(KeyError, TypeError):
+            known[name] = str(fill_references(text, lambda place: _value(results, place)))
+    return known
+
+
+def _value(results: Results, reference: str) -> Any:
+    """What a reference means (KeyError or TypeError where it means nothing)."""
+    name, *fields = reference.split(".")
+    value: Any = results[name]
+    for field in fields:
+        value = value[field]
+    return value
 
 
 def differences(old: Step, new: Step) -> Iterator[str]:

@@ -19,6 +19,7 @@ from lact_asr.config.model import HOP, SAMPLE_RATE
 from lact_asr.model.fast_weights import wide
 from lact_asr.model.masks import length_mask
 
+VERSION = 1  # of what comes of a wave: what a teacher said of other features is not taught
 WINDOW = 400  # samples: 25 ms
 FFT = 512
 FLOOR = 2.0**-24  # added to mel energies of waves in -1..1: below the noise of 16-bit samples

@@ -154,22 +154,22 @@ class TrainingLogger:
             self._report({"step": step, **_finite({**metrics, **self.clock.take()})})
 
     def _means(self) -> dict[str, float]:
-        """Loss and parts per label token, and counts in all, over the steps that were taken."""
+        """Loss and parts per label token, and counts in all, over the steps that were taken: of a
+        part that is not in every step, and of its share of what is expected, those that have it.
+        """
         taken = [outcome for outcome in self._window if outcome.taken] or self._window[-1:]
-        weight = sum(outcome.weight for outcome in taken) or 1.0
-        mean: Callable[[Iterable[float]], float] = lambda values: (
-            sum(value * o.weight for value, o in zip(values, taken, strict=True)) / weight
-        )
-        parts = {}
-        for name in taken[-1].parts:
-            each = [outcome.parts[name] for outcome in taken]
-            expected = [part.expected for part in each if part.expected is not None]
-            parts[name] = Part(
-                mean(part.value for part in each),
-                mean(expected) if len(expected) == len(each) else None,
-            )
+        values: dict[str, float] = {}
+        measured: dict[str, Part[float]] = {}
+        for name in {name: None for outcome in taken for name in outcome.parts}:
+            each = [(o.parts[name], o.weight) for o in taken if name in o.parts]
+            values[name] = _mean((part.value, weight) for part, weight in each)
+            known = [(p.value, p.expected, w) for p, w in each if p.expected is not None]
+            if known:
+                value, expected = _mean((v, w) for v, _, w in known), _mean(k[1:] for k in known)
+                measured[name] = Part(value, expected)
         counts = {name: sum(o.counts[name] for o in taken) for name in taken[-1].counts}
-        return {"loss": mean(o.loss for o in taken), **shown(parts), **counts}
+        loss = _mean((o.loss, o.weight) for o in taken)
+        return {"loss": loss, **shown(measured), **values, **counts}
 
     def log_validation(self, step: int, measure: Measure, best: bool) -> None:
         """A validation's numbers and samples; its time does not count as training."""
@@ -189,6 +189,13 @@ class TrainingLogger:
         health.note_validation(vitals, measure.loss, signs, best)
         self.judge(step, health.of_validation(vitals, self._scale, measure.loss, signs, mute))
         self.say(f"Health at step {step}: {'; '.join(vitals.open.values()) or 'HEALTHY'}")
+
+
+def _mean(pairs: Iterable[tuple[float, float]]) -> float:
+    """The mean of values, each with its weight."""
+    values, weights = zip(*pairs, strict=True)
+    total = sum(value * weight for value, weight in zip(values, weights, strict=True))
+    return total / (sum(weights) or 1.0)
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:

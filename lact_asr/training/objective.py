@@ -76,9 +76,14 @@ class CTCObjective(SpeechObjective):
         self.video_shape = model.video_shape
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
-        """The loss of a batch; `zeroed` counts utterances that no path fits (loss infinite)."""
+        """The loss of a batch."""
         heard = repeat_batch(batch, self.views)
-        output = forward_batch(self.model, heard)
+        return self.judge(forward_batch(self.model, heard), heard)
+
+    def judge(self, output: CTCOutput, heard: Batch) -> Loss:
+        """The loss of what the model has said of a batch repeated `views` times; `zeroed` counts
+        utterances that no path fits (loss infinite).
+        """
         losses = ctc_losses(output.log_probs, output.lengths, heard)  # [views B]
         zeroed = ((losses == 0) & (heard.target_lengths > 0)).sum() / self.views
         total = ctc = losses.sum() / self.views
@@ -93,7 +98,8 @@ class CTCObjective(SpeechObjective):
         if parts:
             parts = {"ctc": ctc, **parts}
         shown = {name: Part(value.detach()) for name, value in parts.items()}
-        return Loss(total, batch.target_lengths.sum(), shown, {"zeroed": zeroed})
+        labels = heard.target_lengths.sum() // self.views
+        return Loss(total, labels, shown, {"zeroed": zeroed})
 
     def _intermediate(self, output: CTCOutput, heard: Batch) -> Tensor:
         """Mean over the chosen blocks of the CTC loss of what the model's head reads there."""

@@ -4,18 +4,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 
 from distill.config.presets import TEACHER
 from distill.language_model.model import text_batch
 from distill.models.teacher import Teacher
-from lact_asr.data.manifest import Utterance
+from jobs.job import Job
+from jobs.kinds import teacher
+from lact_asr.data.manifest import Utterance, write_manifest
 from lact_asr.distributed.processes import World
 from lact_asr.training import train_step
 from lact_asr.training.objective import CTCObjective
+from lact_asr.utils.errors import Failed
 from tests.distill.tiny_models import batch, part, tiny_teacher, utterances
-from tests.lact_asr.tiny_runs import run, settings
+from tests.lact_asr.tiny_runs import RecordedEvents, run, settings
 from tests.lact_asr.training.test_quarantine import Overflowing, unread
 from tests.lact_asr.training.test_resume import assert_same_bits
 
@@ -92,3 +96,34 @@ def test_rows_of_a_batch_are_a_batch(speech):
     for name in ("inputs", "targets"):
         alone = getattr(text_batch([texts[0], texts[2]], ["a", "c"]), name)
         assert torch.equal(getattr(some, name), alone), name
+
+
+def teacher_step(folder: Path, train: list[Utterance], dev: list[Utterance]) -> teacher.Result:
+    """The kind `teacher` under the original emergency recipe."""
+    for name, said in (("train", train), ("dev", dev)):
+        write_manifest(folder / f"{name}.jsonl", said)
+    described = teacher.Settings(
+        train=folder / "train.jsonl", dev=folder / "dev.jsonl", preset="emergency", training=SHORT
+    )
+    recorded = RecordedEvents()
+    job = Job(
+        directory=folder, rank=0, world_size=1, local_rank=0, should_stop=lambda: False,
+        report=recorded.metrics.append, event=recorded.event,
+    )  # fmt: skip
+    return teacher.run(described, job)
+
+
+def test_the_emergency_recipe_ends_with_a_teacher_although_one_utterance_is_too_loud(
+    speech, tmp_path
+):
+    train = list(utterances(speech))
+    done = teacher_step(tmp_path, amplified(tmp_path, train, 2), train[:2])
+    assert done.checkpoint.name == "best" and np.isfinite(done.loss) and done.steps_skipped == 0
+
+
+def test_training_that_no_validation_could_judge_ends_in_a_sentence(speech, tmp_path):
+    train = list(utterances(speech))
+    unfit = replace(train[0], text="A " * 2000)  # no CTC path: a loss that is not finite
+    with pytest.raises(Failed, match=r"in 3 steps no validation has found a model to keep") as said:
+        teacher_step(tmp_path, train, [unfit])
+    assert said.value.cause == "diverged" and "dev.jsonl are long enough" in str(said.value)

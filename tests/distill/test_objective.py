@@ -18,7 +18,7 @@ from distill.objective import DistillObjective
 from distill.teachers import Live
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.config.model import SIZES
-from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.config.training import CTCConfig, OptimConfig, TrainingConfig
 from lact_asr.data.batch import Batch
 from lact_asr.data.specaugment import Masks, SpecAugment
 from lact_asr.distributed import processes
@@ -29,6 +29,7 @@ from lact_asr.text.ctc import uniform_ctc_loss
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step
 from lact_asr.training.loss import shown
+from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import fit
 from lact_asr.utils.errors import DataError
 from tests.distill.tiny_models import (
@@ -54,12 +55,15 @@ def sum_of_one_rank(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def objective(student: Any = None, teacher: Any = None, **changes: Any) -> DistillObjective:
+def objective(
+    student: Any = None, teacher: Any = None, ctc: CTCConfig | None = None, **changes: Any
+) -> DistillObjective:
     return DistillObjective(
         student or tiny_baseline(),
         Live(teacher or tiny_teacher(seed=1, **SMALL), VOCABULARY),
         DistillConfig(**changes),
         vocabulary=VOCABULARY,
+        ctc=ctc,
     )
 
 
@@ -108,7 +112,8 @@ def even_attention(taught: DistillObjective, spoken: Batch) -> float:
 
 def test_every_hint_begins_near_what_is_expected_of_it():
     hints = {"layerwise_weight": 1.0, "contrastive_weight": 1.0, "attention_weight": 1.0}
-    config = DistillConfig(feature_weight=1.0, contrastive_temperature=1.0, **hints)
+    at_once = {"contrastive_temperature": 1.0, "curriculum": "all_on"}
+    config = DistillConfig(feature_weight=1.0, **at_once, **hints)
     source, spoken = Live(tiny_teacher(seed=1), VOCABULARY), noise()
     taught = DistillObjective(tiny(layers=2), source, config, vocabulary=VOCABULARY)
     taught.begin_step([spoken], sum_of_one_rank)
@@ -140,22 +145,101 @@ def test_the_total_is_the_formula_per_label_and_per_frame(progress):
     expected = 0.3 * ctc + kd_weight * kd + 0.5 * gate * feature
     torch.testing.assert_close(loss.total / loss.weight, expected, atol=1e-4, rtol=1e-4)
     parts = per_label(loss)
-    assert {name: part.value for name, part in parts.items()} == pytest.approx(
-        {
-            "ctc": ctc.item(),
-            "ctc_weighted": 0.3 * ctc.item(),
-            "kd": kd.item(),
-            "kd_weighted": kd_weight * kd.item(),
-            "feature": feature.item(),
-            "feature_weighted": 0.5 * gate * feature.item(),
-        },
-        rel=1e-3,
-        abs=1e-6,
-    )
+    paid = {"ctc": ctc, "ctc_weighted": 0.3 * ctc, "kd": kd, "kd_weighted": kd_weight * kd}
+    if gate:
+        paid |= {"feature": feature, "feature_weighted": 0.5 * gate * feature}
+    paid = {name: value.item() for name, value in paid.items()}
+    assert {name: part.value for name, part in parts.items()} == pytest.approx(paid, rel=1e-3)
     even_kd = 4 * (math.log(len(VOCABULARY)) + (p * p.log()).sum() / mask.sum()).item()
     even_ctc = uniform_ctc(spoken, student.lengths) / int(loss.weight)
     expected = {name: part.expected for name, part in parts.items() if part.expected is not None}
-    assert expected == pytest.approx({"ctc": even_ctc, "kd": even_kd, "feature": 2.0}, rel=1e-3)
+    known = {"ctc": even_ctc, "kd": even_kd, **({"feature": 2.0} if gate else {})}
+    assert expected == pytest.approx(known, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "modules"),
+    [
+        ({"feature_weight": 0.5}, {"projector"}),
+        ({"feature_weight": 0.5, "router": {"kind": "recommended", "experts": "both"}}, {"router"}),
+        ({"layerwise_weight": 0.5, "contrastive_weight": 0.5}, {"layerwise", "contrastive"}),
+    ],
+)
+def test_a_part_of_weight_0_is_not_computed_and_its_map_stays_in_the_total(changes, modules):
+    taught, spoken, seen = objective(**changes), noise(), set()
+    for name in modules:
+        for inner in taught.trainable[name].modules():
+            inner.register_forward_hook(lambda *_, name=name: seen.add(name))
+    for progress, expected in ((0.05, set()), (1.0, modules)):
+        seen.clear()
+        taught.trainable.zero_grad(set_to_none=True)
+        taught.begin_step([spoken], sum_of_one_rank)
+        loss = taught(spoken, progress)
+        loss.total.backward()
+        assert seen == expected
+        learned = taught.trainable.named_parameters()
+        assert not [name for name, each in learned if each.grad is None], "stops data-parallel"
+        names = {name.removesuffix("_weight") for name in changes} - {"router"}
+        assert names & loss.parts.keys() == (names if expected else set())
+
+
+def test_a_student_is_judged_by_its_inner_blocks_too_like_one_that_is_trained_alone():
+    ctc = CTCConfig(intermediate=(1, 2), intermediate_weight=0.4)
+    taught, spoken = objective(tiny_baseline(), ctc=ctc), noise()
+    taught.begin_step([spoken], sum_of_one_rank)
+    loss, alone = taught(spoken, 0.0), CTCObjective(taught.model, ctc)(spoken, 0.0)
+    for name in ("ctc", "intermediate"):
+        torch.testing.assert_close(loss.parts[name].value, alone.parts[name].value)
+    torch.testing.assert_close(loss.parts["ctc_weighted"].value, 0.3 * alone.total.detach())
+    total = 0.3 * alone.total + loss.parts["kd_weighted"].value
+    torch.testing.assert_close(loss.total, total)
+
+
+@pytest.mark.parametrize("kd", ["frames", "guided", "sequence"])
+def test_of_two_views_of_an_utterance_both_are_taught_and_the_teacher_hears_it_once(kd):
+    changes = {"kd": kd, "feature_weight": 0.5, "curriculum": "all_on"}
+    taught = objective(ctc=CTCConfig(consistency=0.2), **changes)
+    once, spoken, heard = objective(**changes), noise(), []
+    once.trainable.load_state_dict(taught.trainable.state_dict())
+    taught.source.teacher.register_forward_pre_hook(lambda _, given: heard.append(len(given[0])))
+    for each in (taught, once):
+        each.trainable.eval()
+        each.begin_step([spoken], sum_of_one_rank)
+    assert (taught.views, once.views) == (2, 1)
+    both, single = taught(spoken, 0.5), once(spoken, 0.5)
+    assert heard == [4] and both.weight == single.weight
+    assert float(both.parts["consistency"].value) == pytest.approx(0, abs=1e-4), "unmasked: alike"
+    for name, known in single.parts.items():
+        found = both.parts[name]
+        torch.testing.assert_close(found.value, known.value, rtol=1e-4, atol=1e-4)
+        if known.expected is not None:
+            torch.testing.assert_close(found.expected, known.expected, rtol=1e-4, atol=1e-4)
+    masked = replace(spoken, augment=SpecAugment(AugmentConfig(time_masks=5, frequency_masks=2)))
+    assert float(taught(masked, 0.5).parts["consistency"].value) > 1e-3
+
+
+def test_what_is_expected_is_measured_only_in_steps_that_are_logged(speech, tmp_path):
+    measured: list[int] = []
+
+    class Counted(DistillObjective):
+        """Notes when it is measured."""
+
+        def _of_a_uniform_student(self, *given: Any) -> dict[str, Tensor]:
+            measured.append(self._next or 1)
+            return super()._of_a_uniform_student(*given)
+
+    source = Live(tiny_teacher(seed=1, head_std=1.0, **SMALL), VOCABULARY)
+    taught = Counted(tiny_baseline(), source, DistillConfig(), vocabulary=VOCABULARY, log_every=6)
+    rows: list[dict[str, Any]] = []
+    fit(
+        taught, list(utterances(speech)), list(utterances(speech)[:1]), VOCABULARY,
+        TrainingConfig(max_steps=12, batch_seconds=3, valid_every=12, checkpoint_every=12,
+                       log_every=6),
+        tmp_path, report=lambda metrics: rows.append(dict(metrics)),
+        event=lambda name, **facts: None, should_stop=lambda: False, device=torch.device("cpu"),
+    )  # fmt: skip
+    assert measured == [1, 2, 3, 4, 5, 6, 12]
+    assert [row["step"] for row in rows if "kd_relative" in row] == [1, 6, 12]
 
 
 WAYS = {  # settings: what one frame then costs, and what its sum is divided by
@@ -307,7 +391,7 @@ def test_the_projector_learns_five_times_as_fast_and_every_parameter_once():
 def test_the_feature_loss_starts_near_two_on_speech(speech):
     taught, spoken = objective(feature_weight=1.0), batch(speech, 2)
     taught.begin_step([spoken], sum_of_one_rank)
-    loss = taught(spoken, 0.0)
+    loss = taught(spoken, 1.0)
     assert float(loss.parts["feature"].value / loss.weight) == pytest.approx(2.0, abs=0.3)
 
 

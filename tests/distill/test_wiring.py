@@ -171,13 +171,14 @@ def test_what_counts_how_much_follows_the_settings_and_the_progress(tmp_path, kd
         kd_weight, gate = 0.2 + 0.6 * min(1, progress / 0.5), min(1, progress / 0.6)
         assert line["ctc_weighted"] == pytest.approx(0.4 * line["ctc"], rel=1e-5)
         assert line["kd_weighted"] == pytest.approx(kd_weight * line["kd"], rel=1e-5)
-        assert line["feature_weighted"] == pytest.approx(
-            0.3 * gate * line["feature"], rel=1e-5, abs=1e-9
-        )
-        parts = line["ctc_weighted"] + line["kd_weighted"] + line["feature_weighted"]
+        assert ("feature" in line) is (number > 0), "at first it counts nothing"
+        if number:
+            assert line["feature_weighted"] == pytest.approx(0.3 * gate * line["feature"], rel=1e-5)
+        feature = line.get("feature_weighted", 0.0)
+        parts = line["ctc_weighted"] + line["kd_weighted"] + feature
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
-    first = steps(recorded)[0]
-    assert first["feature_relative"] == pytest.approx(first["feature"] / 2, rel=1e-5)
+    first, second = steps(recorded)[:2]
+    assert second["feature_relative"] == pytest.approx(second["feature"] / 2, rel=1e-5)
     assert first["kd_relative"] > 0 and not any(name.endswith("_expected") for name in first)
 
 
@@ -374,9 +375,10 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def student(files: dict[str, Path], **given: Any) -> distill.Settings:
     short = {"max_steps": 2, "batch_seconds": 14, "valid_every": 2, "log_every": 1}
+    given = {"preset": "plain", "model": MODEL.model_dump(), **given}
     return distill.Settings(
-        teacher=files["teacher"], train=files["manifest"], dev=files["manifest"], preset="plain",
-        model=MODEL.model_dump(), training={**short, **given.pop("training", {})}, **given,
+        teacher=files["teacher"], train=files["manifest"], dev=files["manifest"],
+        training={**short, **given.pop("training", {})}, **given,
     )  # fmt: skip
 
 
@@ -400,6 +402,23 @@ def test_a_distill_step_passes_on_how_it_is_to_be_taught_and_from_whom(files, tm
     assert rows["read"]["kd"] == pytest.approx(rows["live"]["kd"], rel=1e-3)
     assert rows["read"]["kd"] != rows["live"]["kd"], "a cache is rounded"
     assert rows["read"]["ctc"] == rows["live"]["ctc"], "weights come from the seed"
+
+
+def test_a_distill_step_passes_on_what_is_added_to_ctc_and_how_often_it_logs(files, tmp_path):
+    worker, recorded = job(tmp_path / "step")
+    given = {"ctc": {"intermediate": [1]}, "model": {**MODEL.model_dump(), "layers": 2}}
+    distill.run(student(files, training={"max_steps": 7, "log_every": 7}, **given), worker)
+    first, last = steps(recorded)
+    assert {"intermediate", "ctc_relative"} <= first.keys() & last.keys()
+    whole = 0.7 * last["ctc"] + 0.3 * last["intermediate"]
+    assert last["ctc_weighted"] == pytest.approx(0.3 * whole, rel=1e-4)
+
+
+def test_a_student_stops_early_as_the_original_recipe_wants_it(files):
+    for preset, patience in (("modern", 20), ("original", 20), ("plain", 0)):
+        stopping = student(files, preset=preset).training.stopping
+        assert (stopping.patience, stopping.min_delta) == (patience, 0.001)
+        assert (stopping.warmup_steps, stopping.not_before) == (1000, 0.4)
 
 
 def test_a_cache_step_keeps_what_it_is_told_to_keep(files, tmp_path):

@@ -164,3 +164,59 @@ def test_a_gate_that_no_result_can_pass_is_refused_before_anything_runs(
         read_pipeline(tmp_path / "p.yaml")
     (mistake,) = caught.value.mistakes
     assert words in mistake and f"steps.a.gate.{next(iter(gate))}: " in mistake
+
+
+@pytest.mark.parametrize(
+    ("other", "status", "words"),
+    [
+        ({"wer": 0.4}, 0, ""),
+        ({"wer": 0.25}, 1, "wer is 0.3, the gate asks for <= 0.25"),
+        ({"wer": None}, 1, "wer: <= compares numbers, and 'None' is none"),
+        ({}, 1, "${alone.wer}: the result of alone has no 'wer'"),
+    ],
+)
+def test_a_step_is_judged_beside_what_another_step_came_to(
+    tmp_path: Path, other: dict[str, object], status: int, words: str
+) -> None:
+    make_step(tmp_path / "alone", ["true"]).write_result({"seconds": 1.0, **other})
+    program = """echo '{"wer": 0.3}' > "$TRAINYARD_RESULT" """
+    gate = {"wer": "<= ${alone.wer}"}
+    step = make_step(tmp_path / "student", ["sh", "-c", program], gate=gate, needs=["alone"])
+    process = start(step)
+    _, said = process.communicate()
+    assert process.returncode in ({0} if not status else {1, 2}), said
+    assert words in said and "Traceback" not in said
+
+
+TWO = {
+    "alone": {"kind": "overfit", "settings": {"manifest": "m"}},
+    "student": {"kind": "overfit", "settings": {"manifest": "m"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("needs", "gate", "words"),
+    [
+        (["alone"], {"wer": "<= ${alone.wer}", "verdict": "== ${alone.verdict}"}, ""),
+        ([], {"wer": "<= ${alone.wer}"}, "student does not need alone: write needs: [alone]"),
+        (["alone"], {"wer": "<= ${other.wer}"}, "no step 'other'"),
+        (["alone"], {"wer": "<= ${alone.accuracy}"}, "overfit has no result 'accuracy'"),
+        (
+            ["alone"],
+            {"wer": "== ${alone.verdict}"},
+            "wer is a number, and '== ${alone.verdict}' is",
+        ),
+        (["alone"], {"wer": "<= ${alone.wer"}, "compares numbers, and '${alone.wer' is none"),
+    ],
+)
+def test_a_gate_may_name_the_result_of_a_step_before_it(
+    tmp_path: Path, needs: list[str], gate: dict[str, str], words: str
+) -> None:
+    steps = {**TWO, "student": {**TWO["student"], "needs": needs, "gate": gate}}
+    (tmp_path / "p.yaml").write_text(json.dumps({"steps": steps}))
+    if not words:
+        assert read_pipeline(tmp_path / "p.yaml").step("student").gate == gate
+        return
+    with pytest.raises(SpecError) as caught:
+        read_pipeline(tmp_path / "p.yaml")
+    assert any(words in mistake for mistake in caught.value.mistakes), caught.value.mistakes

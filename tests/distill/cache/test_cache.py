@@ -1,6 +1,7 @@
 """The teacher's cache: nothing is lost in it, damage is named, and a kill costs one shard."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,14 +19,19 @@ from distill.cache import filling, format
 from distill.cache.teacher import Cached
 from distill.config.distillation import DistillConfig
 from distill.losses import functions as losses
+from distill.losses.kd import Outputs
+from distill.losses.spikes import shown_frames, take_frames
 from distill.objective import DistillObjective
 from distill.teachers import Live, Source
 from lact_asr.data import batch_plan
 from lact_asr.data.batch import Batch
 from lact_asr.data.speed import change_speed
 from lact_asr.distributed import processes
+from lact_asr.model.interface import CTCOutput
+from lact_asr.model.masks import length_mask
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
+from lact_asr.utils.files import read_json, write_json
 from tests.conftest import REPOSITORY
 from tests.distill.tiny_models import VOCABULARY, batch, tiny_baseline, tiny_teacher, utterances
 from tests.ranks import in_ranks
@@ -130,6 +136,21 @@ def test_a_student_learns_the_same_from_the_cache_to_one_in_a_thousand(speech, t
     assert (live - read).norm() <= 1e-3 * live.norm()
 
 
+def test_a_student_of_half_the_rate_learns_from_the_likeliest_symbols_of_the_frames_shown(
+    speech, tmp_path
+):
+    spoken, source = batch(speech, 4), filled(tmp_path, speech, MANY)
+    read, size = source(spoken, 2.0), -(-int(source.lengths(spoken).max()) // 2)
+    mask = length_mask((read.lengths + 1) // 2, size)
+    shown = shown_frames(read.log_probs, read.lengths, mask.sum(1), size, 2.0)
+    kept = losses.TopK(*(take_frames(part, shown)[..., :5] for part in read.kept))
+    even = torch.full((4, size, len(MANY)), -math.log(len(MANY)))
+    expected = losses.masked_sum(losses.top_k_kd(even, kept, 2.0), mask)
+    kd = Outputs(DistillConfig(top_k=5), MANY, MANY, ratio=2.0, rate=12.5)
+    paid = kd(CTCOutput(even, mask.sum(1), []), read, mask, spoken, torch.tensor(1.0))
+    assert float(paid) == pytest.approx(float(expected), rel=1e-6) and float(paid) > 0
+
+
 def test_utterances_at_changed_speeds_have_records_of_their_own(speech, tmp_path):
     spoken, source = batch(speech, 4), filled(tmp_path, speech, speeds=[1.0, 0.9])
     slow = change_speed(spoken, 0.9)
@@ -145,22 +166,21 @@ def test_settings_that_ask_for_more_than_was_kept_are_refused(speech, tmp_path):
     whole = filled(tmp_path / "whole", speech, hidden="none", count=1)
     some = filled(tmp_path / "some", speech, MANY, count=1)
     ok, routed = {"top_k": 8}, {"feature_weight": 1, "router": {"kind": "original"}}
-    some.check(DistillConfig(**ok), 1.0)
-    for source, changes, ratio, message in (
-        (whole, {"feature_weight": 0.1}, 1.0, "layers: none, and a feature_weight above 0 needs"),
-        (whole, {"contrastive_weight": 1}, 1.0, "contrastive_weight .* write `hidden: last`"),
-        (whole, {"target": "projector"}, 1.0, "target: projector needs"),
-        (some, {**ok, "layerwise_weight": 1}, 1.0, "layers: last, .* write `hidden: all`"),
-        (some, {**ok, **routed}, 1.0, "router needs all of the teacher's hidden states"),
-        (some, {}, 1.0, "write top_k: 8 or less, not all"),
-        (some, {"top_k": 9}, 1.0, "write top_k: 8 or less, not 9"),
-        (some, {**ok, "temperature": 3.0}, 1.0, "made for temperatures 1, 2, not 3"),
-        (some, ok, 2.0, "another frame rate"),
-        (some, {**ok, "blank_policy": "drop_class"}, 1.0, "drop_class needs"),
+    some.check(DistillConfig(**ok))
+    for source, changes, message in (
+        (whole, {"feature_weight": 0.1}, "layers: none, and a feature_weight above 0 needs"),
+        (whole, {"contrastive_weight": 1}, "contrastive_weight .* write `hidden: last`"),
+        (whole, {"target": "projector"}, "target: projector needs"),
+        (some, {**ok, "layerwise_weight": 1}, "layers: last, .* write `hidden: all`"),
+        (some, {**ok, **routed}, "router needs all of the teacher's hidden states"),
+        (some, {}, "write top_k: 8 or less, not all"),
+        (some, {"top_k": 9}, "write top_k: 8 or less, not 9"),
+        (some, {**ok, "temperature": 3.0}, "a frame for temperatures 1, 2, not 3"),
+        (some, {**ok, "blank_policy": "drop_class"}, "drop_class needs"),
     ):
         with pytest.raises(DataError, match=message):
-            source.check(DistillConfig(**changes), ratio)
-    whole.check(DistillConfig(temperature=7.0, blank_policy="drop_class"), 2.0)
+            source.check(DistillConfig(**changes))
+    whole.check(DistillConfig(temperature=7.0, blank_policy="drop_class"))
 
 
 def test_another_teachers_words_are_refused_by_name(speech, tmp_path):
@@ -185,6 +205,44 @@ def test_an_utterance_that_is_not_there_or_sounds_otherwise_is_named(speech, tmp
     cut = replace(spoken, wave_lengths=spoken.wave_lengths - 160)
     with pytest.raises(DataError, match=f"{spoken.ids[0]} at speed 1 has .* samples, and had"):
         source(cut, 2.0)
+
+
+def test_other_audio_of_the_same_length_is_named_at_any_speed(speech, tmp_path):
+    spoken, source = batch(speech, 4), filled(tmp_path, speech, speeds=[1.0, 0.9])
+    source(spoken, 2.0)
+    nearly = spoken.waves * (1 + 1e-5 * torch.randn(spoken.waves.shape))  # another device's digits
+    source(change_speed(replace(spoken, waves=nearly), 0.9), 2.0)
+    quieter = spoken.waves.clone()
+    quieter[1, : spoken.wave_lengths[1] // 3] *= 0.9
+    for speed in (1.0, 0.9):
+        other = change_speed(replace(spoken, waves=quieter), speed)
+        with pytest.raises(DataError, match=f"{spoken.ids[1]} at speed {speed:g} is other audio"):
+            source(other, 2.0)
+
+
+def test_a_cache_from_before_audio_had_checksums_is_read_and_one_from_before_that_is_refused(
+    speech, tmp_path
+):
+    spoken, now = batch(speech, 4), filled(tmp_path, speech)
+    described = read_json(tmp_path / "cache.json")
+    assert (described["version"], described.pop("features")) == (3, 1)
+    write_json(tmp_path / "cache.json", {**described, "version": 2})
+    for path in tmp_path.glob("0*.json"):
+        write_json(path, [row[:-1] for row in read_json(path)])
+    before = Cached(tmp_path, filling.identity(teacher(), VOCABULARY))
+    assert before(spoken, 2.0).log_probs.equal(now(spoken, 2.0).log_probs)
+    before(replace(spoken, waves=spoken.waves / 2), 2.0)
+    write_json(tmp_path / "cache.json", {**described, "version": 1})
+    with pytest.raises(DataError, match="version 1, this code reads 2 and 3: run its `cache` step"):
+        Cached(tmp_path, filling.identity(teacher(), VOCABULARY))
+
+
+def test_what_a_teacher_said_of_other_features_is_refused(speech, tmp_path):
+    filled(tmp_path, speech, count=1)
+    described = read_json(tmp_path / "cache.json")
+    write_json(tmp_path / "cache.json", {**described, "features": 0})
+    with pytest.raises(DataError, match=r"another teacher \(features differ\)"):
+        Cached(tmp_path, filling.identity(teacher(), VOCABULARY))
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])

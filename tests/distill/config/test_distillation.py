@@ -35,6 +35,12 @@ def test_every_setting_says_what_it_means():
         (BaselineConfig, {"kernel": 4}, "must be odd"),
         (DistillConfig, {"alpha": 1.5}, "less than or equal to 1"),
         (DistillConfig, {"alpha": 1, "blank_policy": "nonblank"}, "never teaches silence"),
+        (DistillConfig, {"alpha": 1, "kd": "guided"}, "peaks only, never silence"),
+        (
+            DistillConfig,
+            {"feature_weight": 1, "router": {"kind": "recommended", "layers": 1}},
+            "leaves nothing to choose from: write router.kind: off",
+        ),
         (DistillConfig, {"kd": "sequence", "top_k": 8}, "top_k belongs to"),
         (DistillConfig, {"temperature": 0}, "greater than 0"),
     ],

@@ -26,7 +26,7 @@ def test_each_preset_is_what_its_source_says(preset, rate, clip, warmup, absolut
     training = settings(preset).training
     optim = training.optim
     assert (optim.learning_rate, optim.clip_norm, optim.warmup_steps) == (rate, clip, warmup)
-    assert optim.betas == (0.9, 0.98)
+    assert optim.betas == (0.9, 0.999 if preset == "standard" else 0.98)
     assert training.guard.skip_above == absolute
     original = preset != "recommended"
     assert training.guard.skip_ratio == (None if original else 10)
@@ -36,6 +36,7 @@ def test_each_preset_is_what_its_source_says(preset, rate, clip, warmup, absolut
     assert (model.norm, model.output_cap, model.qk_norm, model.logit_cap) == (
         ("batch", "clamp", False, None) if original else ("group", "soft", True, 50.0)
     )
+    assert model.attention_dropout == (0.1 if original else 0.0)
     starts = {"recommended": (None, 1), "standard": (0.01, 1), "emergency": (0.001, 0.5)}
     assert (model.linear_std, model.conv_scale) == starts[preset]
 

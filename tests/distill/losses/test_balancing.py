@@ -15,7 +15,7 @@ def losses(**values: float) -> dict[str, torch.Tensor]:
 
 def balanced(balancer: Balancer, **values: float) -> dict[str, float]:
     found = balancer(losses(**values), WEIGHTS, torch.tensor(1.0))
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value.detach()) for name, value in found.items()}
 
 
 def test_static_weights_are_only_multiplied():
@@ -41,6 +41,19 @@ def test_the_means_are_unbiased_from_the_first_step_and_remember_a_hundred():
     balancer.observe(3.0, {"kd": 600.0})
     mean = (0.99 * 6 + 600) / 1.99
     assert balancer.factors().item() == pytest.approx(3 / mean, rel=1e-4)
+
+
+def test_a_loss_that_sets_in_later_is_brought_to_the_size_of_the_task_at_once():
+    balancer = Balancer(NAMES, "ema")
+    for _ in range(50):
+        assert set(balanced(balancer, kd=4.0)) == {"kd"}
+        balancer.observe(2.0, {"kd": 4.0})
+    balancer.observe(2.0, {"kd": 4.0, "feature": 8.0})
+    assert balancer.factors().tolist() == pytest.approx([0.5, 0.25], rel=1e-4)
+    balancer.observe(2.0, {"kd": 4.0})
+    assert balancer.factors()[0].item() == pytest.approx(0.5, rel=1e-4)
+    scaled = balanced(Balancer(NAMES, "uncertainty"), feature=2.0)
+    assert scaled == pytest.approx({"feature": 0.1 * 2.0 / 2})
 
 
 def test_a_loss_that_vanishes_is_not_blown_up_without_end():

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from distill.models.attention import capped_attention
 from distill.models.fusion import ModalityFusion, bound, hide_some
+from tests.distill.tiny_models import tiny_teacher
 
 WIDTHS = (6, 10)
 
@@ -102,3 +103,16 @@ def test_the_score_cap_bounds_the_scores_of_exploding_queries():
 def test_projections_start_small():
     weight = ModalityFusion((512,), 512, 8).projections[0].weight
     assert weight.abs().max() <= 0.5 * (6 / 1024) ** 0.5 + 1e-6
+
+
+def test_attention_weights_are_dropped_in_training_and_never_in_evaluation():
+    present = torch.ones(2, 5, 2).bool()
+    model = fusion(attention_dropout=0.5)
+    torch.manual_seed(0)
+    one, other = model(streams(), present)[0], model(streams(), present)[0]
+    assert not torch.allclose(one, other)
+    kept = fusion(attention_dropout=0.0)
+    torch.testing.assert_close(model.eval()(streams(), present), kept(streams(), present))
+    teacher = tiny_teacher(attention_dropout=0.5)
+    assert teacher.fusion.attention.dropout == 0.5
+    assert teacher.blocks[0].attention.dropout == 0.0, "the original's is the fusion's"

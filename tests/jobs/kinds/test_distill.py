@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from distill.models.registry import FAMILIES
+from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.kinds import cache, distill, evaluate, teacher
+from jobs.reading.pipeline_file import read_pipeline
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.config.training import TrainingConfig
 from lact_asr.data.manifest import write_manifest
@@ -125,3 +127,54 @@ def test_a_student_with_a_vocabulary_of_its_own_needs_a_projector_or_transcripts
         assert done.steps_skipped == 0
         stored = checkpoint.load_model(done.checkpoint, FAMILIES)[1]
         assert len(stored) == 40
+
+
+CHAIN = """
+steps:
+  teacher:
+    kind: teacher
+    settings: {train: t.jsonl, dev: d.jsonl, VOCABULARY}
+  cache:
+    kind: cache
+    needs: [teacher]
+    settings: {teacher: "${teacher.checkpoint}", manifest: t.jsonl, KEPT}
+  student:
+    kind: distill
+    needs: [cache]
+    settings:
+      teacher: ${teacher.checkpoint}
+      cache: ${cache.cache}
+      train: t.jsonl
+      dev: d.jsonl
+      ASKED
+"""
+BPE = "vocabulary: bpe, vocabulary_size: 500"
+SPEEDS = "speeds: [0.9, 1.0, 1.1]"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "asked", "place", "message"),
+    [
+        ("size: tiny", "top_k: 16", "size: tiny", "training", "hears speed 0.9, 1.1, which the ca"),
+        ("size: tiny", "top_k: 16", "preset: plain", "", ""),
+        ("size: tiny", SPEEDS, "distill: {top_k: 20}", "", ""),  # letters are kept whole
+        (BPE, SPEEDS, "distill: {}", "distill.top_k", "16 of 500 symbols a frame: write top_k: 16"),
+        (BPE, SPEEDS, "distill: {top_k: 16}", "", ""),
+        (BPE, SPEEDS, "distill: {kd: sequence, temperature: 5}", "distill.temperature", "1, 2, 3,"),
+        (BPE, SPEEDS, "distill: {top_k: 9, feature_weight: 1}", "distill.feature", "hidden: last"),
+        (BPE, SPEEDS, 'distill: {top_k: "${teacher.steps}"}', "", ""),  # known later
+    ],
+)
+def test_check_sees_that_a_cache_will_not_hold_what_the_student_asks_for(
+    tmp_path, words, kept, asked, place, message
+):
+    path = tmp_path / "p.yaml"
+    text = CHAIN.replace("VOCABULARY", words).replace("KEPT", kept).replace("ASKED", asked)
+    path.write_text(text)
+    if not message:
+        assert [step.name for step in read_pipeline(path).steps] == ["teacher", "cache", "student"]
+        return
+    with pytest.raises(SpecError) as caught:
+        read_pipeline(path)
+    (said,) = caught.value.mistakes
+    assert f"steps.student.settings.{place}" in said and message in said

@@ -67,6 +67,15 @@ def test_a_new_gate_counts_where_the_result_misses_it() -> None:
     assert compare(RUN, [tight, *RUN[1:]], DONE, TRIED, []).anew == ["a", "b", "c"]
 
 
+def test_a_gate_beside_another_step_is_judged_by_what_that_has_come_to() -> None:
+    gated = [RUN[0], step("b", "a", gate={"seconds": "<= ${a.seconds}"}), *RUN[2:]]
+    for seconds, anew in ((2.0, []), (1.0, ["b", "c"])):
+        results = {**DONE, "a": {"seconds": seconds}}
+        assert compare(RUN, gated, results, TRIED, []).anew == anew
+    for unknown in (None, {}):
+        assert compare(RUN, gated, {**DONE, "a": unknown}, TRIED, []).anew == []
+
+
 def test_steps_come_and_go_and_a_wrong_name_is_refused() -> None:
     after = [*RUN[:3], step("new", "c")]
     mending = compare(RUN, after, DONE, TRIED, [])
