@@ -28,6 +28,7 @@ import torch
 
 from bench.harness import Row, rounds, show, write
 from bench.machine import machine
+from lact_asr.config.budget import Budget
 from lact_asr.data.batch_plan import Plan, epoch_plan
 from lact_asr.data.dataset import Corpus, whole_corpus
 from lact_asr.data.librispeech import scan
@@ -58,7 +59,7 @@ def bare(paths: list[str]) -> None:
 
 def ours(corpus: Corpus, batch_seconds: float, workers: int) -> None:
     """All batches of an epoch."""
-    plan = epoch_plan(corpus.durations, batch_seconds, 0, 0, 1)[0]
+    plan = epoch_plan(corpus.durations, Budget(batch_seconds), 0, 0, 1)[0]
     read = loader(corpus, plan, workers)
     assert sum(len(batch) for batch in read) == len(corpus)
 
@@ -103,7 +104,9 @@ def _costs(plan: Plan, durations: np.ndarray) -> np.ndarray:
 def show_batches(durations: np.ndarray, batch_seconds: float) -> None:
     """One line for each number of ranks."""
     for ranks in (1, 4):
-        first, second = (epoch_plan(durations, batch_seconds, 0, epoch, ranks) for epoch in (1, 2))
+        first, second = (
+            epoch_plan(durations, Budget(batch_seconds), 0, epoch, ranks) for epoch in (1, 2)
+        )
         print(
             f"{len(durations):,} utterances, {batch_seconds:g} s a batch, ranks: {ranks}, "
             f"{len(first[0])} steps an epoch: padding {padding(first, durations):.1%}, "
@@ -136,7 +139,7 @@ def main() -> None:
     ]
     corpus = whole_corpus(utterances, Vocabulary.characters())
     hours = float(corpus.durations.sum()) / 3600
-    plan = epoch_plan(corpus.durations, given.batch_seconds, 0, 0, 1)[0]
+    plan = epoch_plan(corpus.durations, Budget(given.batch_seconds), 0, 0, 1)[0]
     paths = [corpus.paths.text(index) for batch in plan for index in batch]
     inside = Row("processor time per hour of audio, in one process", goal_ratio=GOAL)
     beside = Row("processor time per hour of audio, 2 workers", goal_ratio=GOAL)

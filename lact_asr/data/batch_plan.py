@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lact_asr.config.budget import Budget
+
 BANDS = 30  # in an epoch, as icefall has them, unless that leaves a band
 FEWEST = 5  # batches: with fewer the same utterances meet too often
 POOL = 20_000  # utterances sorted together under the old rule
@@ -29,21 +31,20 @@ Rule = Literal["bands", "pools"]  # pools: of runs that began before there were 
 
 def epoch_plan(
     durations: np.ndarray,
-    batch_seconds: float,
+    budget: Budget,
     seed: int,
     epoch: int,
     world_size: int,
     rule: Rule = "bands",
 ) -> Plan:
-    """Batches of at most `batch_seconds` of padded audio, equally many for every rank.
+    """Batches within the budget, equally many for every rank.
 
     Every utterance comes once. Only if there are too few to give each rank a batch in the last
-    step, the shortest are repeated, at most world_size - 1 of them. An utterance longer than
-    batch_seconds is a batch of its own. Epoch 0 starts with the longest utterances: a budget that
-    does not fit the memory fails at once.
+    step, the shortest are repeated, at most world_size - 1 of them. Epoch 0 starts with the longest
+    utterances: a budget that does not fit the memory fails at once.
     """
     rng = np.random.default_rng([seed, epoch])
-    groups = _group_for_ranks(_RULES[rule](durations, batch_seconds, rng), world_size)
+    groups = _group_for_ranks(_RULES[rule](durations, budget, rng), world_size)
     turn = rng.permutation(len(groups))
     if epoch == 0 and len(groups):
         longest = max(range(len(groups)), key=lambda g: max(durations[b].max() for b in groups[g]))
@@ -52,16 +53,14 @@ def epoch_plan(
     return [[group[rank] for group in shuffled] for rank in range(world_size)]
 
 
-def _bands(
-    durations: np.ndarray, batch_seconds: float, rng: np.random.Generator
-) -> list[np.ndarray]:
+def _bands(durations: np.ndarray, budget: Budget, rng: np.random.Generator) -> list[np.ndarray]:
     """Batches drawn within bands of neighbouring lengths, in random order."""
     order = np.argsort(durations, kind="stable")
-    wide = max(FEWEST, round(durations.sum() / batch_seconds / BANDS))  # batches of a band
+    wide = max(FEWEST, round(budget.batches(durations) / BANDS))  # batches of a band
     batches: list[np.ndarray] = []
     end, count = len(order), max(1, round(wide * rng.uniform()))  # of the first band
     while end:
-        room = max(1, int(batch_seconds // durations[order[end - 1]]))
+        room = budget.room(durations[order[end - 1]])
         begin = end - room * count
         if begin < room * wide / 2:  # too few are left for a band of their own
             begin = 0
@@ -71,22 +70,20 @@ def _bands(
     return [batches[place] for place in rng.permutation(len(batches))]
 
 
-def _pools(
-    durations: np.ndarray, batch_seconds: float, rng: np.random.Generator
-) -> list[np.ndarray]:
+def _pools(durations: np.ndarray, budget: Budget, rng: np.random.Generator) -> list[np.ndarray]:
     """Batches cut from large random pools in the order of length."""
     order = rng.permutation(len(durations))
     batches: list[np.ndarray] = []
     for start in range(0, len(order), POOL):
         pool = order[start : start + POOL]
         pool = pool[np.argsort(durations[pool], kind="stable")]
-        many = durations[pool].sum() > MANY * batch_seconds
+        many = budget.batches(durations[pool]) > MANY
         share = rng.uniform() if many else 1.0
-        batches += _cut(pool, durations, batch_seconds, share)
+        batches += _cut(pool, durations, budget, share)
     return batches
 
 
-_RULES: dict[Rule, Callable[[np.ndarray, float, np.random.Generator], list[np.ndarray]]] = {
+_RULES: dict[Rule, Callable[[np.ndarray, Budget, np.random.Generator], list[np.ndarray]]] = {
     "bands": _bands,
     "pools": _pools,
 }
@@ -95,18 +92,18 @@ _RULES: dict[Rule, Callable[[np.ndarray, float, np.random.Generator], list[np.nd
 def by_length(durations: np.ndarray, batch_seconds: float) -> list[np.ndarray]:
     """Every utterance once, in batches of similar length, longest first: for decoding."""
     order = np.argsort(durations, kind="stable")
-    return _cut(order, durations, batch_seconds)[::-1]
+    return _cut(order, durations, Budget(batch_seconds))[::-1]
 
 
 def _cut(
-    order: np.ndarray, durations: np.ndarray, batch_seconds: float, share: float = 1.0
+    order: np.ndarray, durations: np.ndarray, whole: Budget, share: float = 1.0
 ) -> list[np.ndarray]:
     """Cut utterances in ascending length into batches; the first has a share of the budget."""
-    cuts, begin, budget = [], 0, batch_seconds * share
+    cuts, begin, budget = [], 0, whole.part(share)
     for position, duration in enumerate(durations[order].tolist()):
-        if (position - begin + 1) * duration > budget and position > begin:
+        if not budget.holds(position - begin + 1, duration) and position > begin:
             cuts.append(position)
-            begin, budget = position, batch_seconds
+            begin, budget = position, whole
     return np.split(order, cuts) if len(order) else []
 
 
@@ -128,8 +125,14 @@ class Stretch:
     """A part of an epoch that was trained under one plan."""
 
     world_size: int
-    batch_seconds: float
+    batch_seconds: float | None
     done: int  # batches that every rank has taken
+    batch_utterances: int | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """Of its batches."""
+        return Budget(self.batch_seconds, self.batch_utterances)
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class Position:
 def batches_from(
     position: Position,
     durations: np.ndarray,
-    batch_seconds: float,
+    budget: Budget,
     seed: int,
     rank: int,
     world_size: int,
@@ -170,15 +173,14 @@ def batches_from(
     """
     while True:
         left = np.arange(len(durations))
-        *before, last = position.stretches or (Stretch(world_size, batch_seconds, 0),)
-        if (last.world_size, last.batch_seconds) != (world_size, batch_seconds):
-            before, last = [*before, last], Stretch(world_size, batch_seconds, 0)
+        fresh = Stretch(world_size, budget.seconds, 0, budget.utterances)
+        *before, last = position.stretches or (fresh,)
+        if (last.world_size, last.budget) != (world_size, budget):
+            before, last = [*before, last], fresh
         for stretch in before:
             left = np.delete(left, _trained_places(left, stretch, durations, seed, position))
         position = replace(position, stretches=(*before, last))
-        plan = epoch_plan(
-            durations[left], batch_seconds, seed, position.epoch, world_size, position.rule
-        )
+        plan = epoch_plan(durations[left], budget, seed, position.epoch, world_size, position.rule)
         for batch in plan[rank][last.done :]:
             position = position.advance()
             yield left[batch], position
@@ -191,7 +193,7 @@ def _trained_places(
     """Places in `left` of the utterances that a stretch has trained on."""
     plan = epoch_plan(
         durations[left],
-        stretch.batch_seconds,
+        stretch.budget,
         seed,
         position.epoch,
         stretch.world_size,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bench.data import met_again, padding, waiting
+from lact_asr.config.budget import Budget
 from lact_asr.data.batch_plan import Position, batches_from, epoch_plan
 
 # Seconds at 0, 5, ... 100 % of the 1,519 utterances of Mini LibriSpeech's train-clean-5.
@@ -37,19 +38,19 @@ def test_padding_is_at_most_4_percent_and_at_most_15_percent_of_pairs_meet_again
     count, batch_seconds, ranks
 ):
     d = durations(count)
-    plans = [epoch_plan(d, batch_seconds, 0, epoch, ranks) for epoch in range(8)]
+    plans = [epoch_plan(d, Budget(batch_seconds), 0, epoch, ranks) for epoch in range(8)]
     assert np.mean([padding(plan, d) for plan in plans]) <= 0.04
     assert np.mean([met_again(*pair) for pair in pairwise(plans)]) <= 0.15
 
 
 def test_ranks_wait_little_for_each_other():
     d = durations(28_000)
-    assert waiting(epoch_plan(d, 500, 0, 1, 8), d) < 0.02
+    assert waiting(epoch_plan(d, Budget(500), 0, 1, 8), d) < 0.02
 
 
 def test_a_corpus_of_a_few_batches_pays_in_padding_not_in_pairs_that_meet_again():
     d = durations(200)
-    plans = [epoch_plan(d, 320, 0, epoch, 1) for epoch in range(6)]
+    plans = [epoch_plan(d, Budget(320), 0, epoch, 1) for epoch in range(6)]
     again = [met_again(*pair) for pair in pairwise(plans)]
     assert np.mean(again) <= 0.15  # of 10 random batches: 0.12
     assert max(padding(plan, d) for plan in plans) < 0.25  # random: 0.3
@@ -68,11 +69,36 @@ def test_a_run_of_an_old_checkpoint_keeps_its_order_to_the_end():
     old = {"epoch": 1, "stretches": [{"world_size": 2, "batch_seconds": 80.0, "done": 3}]}
     position = Position.from_dict(old)
     assert position.rule == "pools"
-    going_on = list(islice(batches_from(position, d, 80.0, 3, 1, 2), 12))
-    expected = [*epoch_plan(d, 80.0, 3, 1, 2, "pools")[1][3:]]
-    expected += epoch_plan(d, 80.0, 3, 2, 2, "pools")[1]
+    going_on = list(islice(batches_from(position, d, Budget(80.0), 3, 1, 2), 12))
+    expected = [*epoch_plan(d, Budget(80.0), 3, 1, 2, "pools")[1][3:]]
+    expected += epoch_plan(d, Budget(80.0), 3, 2, 2, "pools")[1]
     for (batch, _), then in zip(going_on, expected, strict=False):
         assert batch.tolist() == then.tolist()
     assert len(expected) < 12  # an epoch and more
     assert going_on[-1][1].rule == "pools"
     assert Position.from_dict(going_on[-1][1].to_dict()) == going_on[-1][1]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_batch_may_be_counted_in_utterances(ranks):
+    d = durations(600)
+    plan = epoch_plan(d, Budget(None, 12), 0, 1, ranks)
+    sizes = [len(batch) for rank in plan for batch in rank]
+    assert max(sizes) == 12
+    assert sum(sizes) == 600
+    assert len({len(rank) for rank in plan}) == 1
+    assert len(plan[0]) * ranks <= 54  # nearly all are whole: 600 / 12 = 50
+    assert padding(plan, d) < 0.1
+
+
+def test_going_on_with_batches_counted_otherwise_takes_every_utterance_once():
+    d = durations(90)
+    first = list(islice(batches_from(Position(), d, Budget(80.0), 0, 0, 1), 4))
+    seen = np.concatenate([batch for batch, _ in first]).tolist()
+    position = Position.from_dict(first[-1][1].to_dict())
+    for batch, behind in batches_from(position, d, Budget(None, 5), 0, 0, 1):
+        if behind.epoch:
+            break
+        assert len(batch) <= 5
+        seen += batch.tolist()
+    assert sorted(seen) == list(range(90))

@@ -171,7 +171,7 @@ def spoiled_rank(folder: Path) -> None:
     world = processes.start()
     train = read_manifest(folder / "tones.jsonl")
     objective = Overflowing(tiny(), "0-3")
-    _, recorded = run(folder, train, objective, **{**SHORT, "batch_seconds": 5.0})
+    _, recorded = run(folder, train, objective, **SHORT)
     weights = torch.cat([p.detach().flatten() for p in objective.model.parameters()])
     named = [facts["id"] for facts in recorded.named("quarantined")]
     torch.save((weights, named, len(recorded.named("step_dropped"))), folder / f"{world.rank}.pt")
