@@ -184,16 +184,17 @@ class LoopConfig(Frozen):
     guard: GuardConfig = GuardConfig()
     stopping: StoppingConfig = StoppingConfig()
 
+    @classmethod
+    def others_off(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given replaces the default of what says the same in another way."""
+        ways = [pair for each in cls.EITHER for pair in (each, each[::-1])]
+        off = {other: None for one, other in ways if given.get(one) is not None}
+        return {**off, **given}
+
     @model_validator(mode="before")
     @classmethod
-    def _other_ways_are_off(cls, given: Any) -> Any:
-        """What is given replaces the default of what says the same in another way."""
-        if not isinstance(given, Mapping):
-            return given
-        for one, other in (pair for each in cls.EITHER for pair in (each, each[::-1])):
-            if given.get(one) is not None and other not in given:
-                given = {**given, other: None}
-        return given
+    def _others_are_off(cls, given: Any) -> Any:
+        return cls.others_off(given) if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
     def _one_way(self) -> "LoopConfig":
