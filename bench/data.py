@@ -6,6 +6,11 @@ The same files in the same order: `soundfile.read` alone, and our loader, which 
 lengths and samples, resamples where it must, pads, and adds the labels. In processor time, so that
 a busy machine does not matter: within one process, and with worker processes whose batches travel
 to the parent (the parent's own share included). The goal is 0.85 of bare decoding.
+
+    python -m bench.data --data mini_librispeech/train-clean-5 --batches
+
+measures the batches alone, for one rank and for four: the padding, the pairs of utterances of a
+step that meet again in the next epoch, and what ranks wait for each other. Goals: 4 % and 15 %.
 """
 
 import argparse
@@ -17,12 +22,14 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import soundfile
 import torch
 
 from bench.harness import Row, rounds, show, write
 from bench.machine import machine
-from lact_asr.data.batch_plan import epoch_plan
+from lact_asr.config.budget import Budget
+from lact_asr.data.batch_plan import Plan, epoch_plan
 from lact_asr.data.dataset import Corpus, whole_corpus
 from lact_asr.data.librispeech import scan
 from lact_asr.data.loader import loader
@@ -52,9 +59,60 @@ def bare(paths: list[str]) -> None:
 
 def ours(corpus: Corpus, batch_seconds: float, workers: int) -> None:
     """All batches of an epoch."""
-    plan = epoch_plan(corpus.durations, batch_seconds, 0, 0, 1)[0]
+    plan = epoch_plan(corpus.durations, Budget(batch_seconds), 0, 0, 1)[0]
     read = loader(corpus, plan, workers)
     assert sum(len(batch) for batch in read) == len(corpus)
+
+
+def padding(plan: Plan, durations: np.ndarray) -> float:
+    """Share of what a plan's batches hold that is no audio."""
+    costs = _costs(plan, durations)
+    taken = np.concatenate([batch for rank in plan for batch in rank])
+    return float(1 - durations[taken].sum() / costs.sum())
+
+
+def waiting(plan: Plan, durations: np.ndarray) -> float:
+    """Share of the time that ranks wait for the largest batch of their step."""
+    costs = _costs(plan, durations)
+    return float(1 - costs.mean() / costs.max(0).mean())
+
+
+def met_again(plan: Plan, following: Plan) -> float:
+    """Share of the pairs of utterances in a step, on whatever ranks, that share one again."""
+    steps, later = _steps(plan), _steps(following)
+    where = np.empty(max(map(np.max, later)) + 1, dtype=np.int64)
+    for number, step in enumerate(later):
+        where[step] = number
+    pairs = again = 0
+    for step in steps:
+        together = np.unique(where[step], return_counts=True)[1]
+        pairs += len(step) * (len(step) - 1)
+        again += int((together * (together - 1)).sum())
+    return again / max(pairs, 1)
+
+
+def _steps(plan: Plan) -> list[np.ndarray]:
+    """The utterances of each step, over all ranks."""
+    return [np.concatenate(batches) for batches in zip(*plan, strict=True)]
+
+
+def _costs(plan: Plan, durations: np.ndarray) -> np.ndarray:
+    """[ranks, steps] seconds with their padding."""
+    return np.array([[len(batch) * durations[batch].max() for batch in rank] for rank in plan])
+
+
+def show_batches(durations: np.ndarray, batch_seconds: float) -> None:
+    """One line for each number of ranks."""
+    for ranks in (1, 4):
+        first, second = (
+            epoch_plan(durations, Budget(batch_seconds), 0, epoch, ranks) for epoch in (1, 2)
+        )
+        print(
+            f"{len(durations):,} utterances, {batch_seconds:g} s a batch, ranks: {ranks}, "
+            f"{len(first[0])} steps an epoch: padding {padding(first, durations):.1%}, "
+            f"{met_again(first, second):.1%} of pairs meet again, "
+            f"ranks wait {waiting(first, durations):.1%}"
+        )
 
 
 def main() -> None:
@@ -66,10 +124,14 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=1500, help="a round; again if too few")
     parser.add_argument("--batch-seconds", type=float, default=320.0)
     parser.add_argument("--tiny", action="store_true", help="a few files; nothing written")
+    parser.add_argument("--batches", action="store_true", help="the batches alone; nothing read")
     given = parser.parse_args()
     if given.tiny:
         given.rounds, given.utterances = 1, 8
     torch.set_num_threads(1)
+    if given.batches:
+        show_batches(np.array([each.duration for each in scan(given.data)]), given.batch_seconds)
+        return
     found = itertools.cycle(scan(given.data))
     utterances = [
         replace(each, id=str(number))
@@ -77,7 +139,7 @@ def main() -> None:
     ]
     corpus = whole_corpus(utterances, Vocabulary.characters())
     hours = float(corpus.durations.sum()) / 3600
-    plan = epoch_plan(corpus.durations, given.batch_seconds, 0, 0, 1)[0]
+    plan = epoch_plan(corpus.durations, Budget(given.batch_seconds), 0, 0, 1)[0]
     paths = [corpus.paths.text(index) for batch in plan for index in batch]
     inside = Row("processor time per hour of audio, in one process", goal_ratio=GOAL)
     beside = Row("processor time per hour of audio, 2 workers", goal_ratio=GOAL)

@@ -93,6 +93,12 @@ def _add_for_pipelines(add: _Add) -> None:
     check.add_argument("file", metavar="FILE", help=_FILE)
     _add_cluster(check, "also ask this cluster: partitions, limits, accounts, paths, disk")
     _add_set(check)
+    check.add_argument(
+        "--effective",
+        action="store_true",
+        help="print the recipe in force of every step of training: each setting with its source, "
+        "the model's size, GPU memory (reckoned), steps an epoch",
+    )
 
     kinds = add("kinds", "what steps can do, with every setting, its default, unit and meaning")
     kinds.add_argument("name", nargs="?", metavar="NAME", help="one kind, in full")

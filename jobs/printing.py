@@ -5,7 +5,7 @@ rich is imported only where something is drawn with it: `status --json` must sta
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor movements of a terminal
@@ -48,6 +48,17 @@ def print_kind(kind: Mapping[str, Any]) -> None:
     console.print(f"resources, unless the step says otherwise: {wants}", highlight=False)
     heals = " ".join(f"{cause}={often}" for cause, often in kind["remedies"].items())
     console.print(f"remedies, unless the step says otherwise: {heals}", highlight=False)
+
+
+def print_recipe(title: str, values: Iterable[tuple[str, Any, str]], facts: Iterable[str]) -> None:
+    """A step of training: every setting in force with its source, then what it comes to."""
+    print(title)
+    for name, value, source in values:
+        said = value if isinstance(value, str) else json.dumps(value, default=str)
+        print(f"  {name}: {one_line(said, 60)}  ({source})")
+    for fact in facts:
+        print(f"  {fact}")
+    print()
 
 
 def print_json(value: Any) -> None:

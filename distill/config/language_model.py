@@ -49,7 +49,9 @@ class LMDistillConfig(RampConfig):
 class LMTrainingConfig(LoopConfig):
     """One training run on texts."""
 
-    max_steps: int = Field(5000, gt=0, description="Optimizer steps in all")
+    max_steps: int | None = Field(
+        5000, gt=0, description=LoopConfig.model_fields["max_steps"].description
+    )
     batch_tokens: int = Field(
         8192,
         gt=0,

@@ -42,14 +42,14 @@ TEACHER: dict[str, dict[str, dict[str, Any]]] = {
     "standard": {
         "model": {**_UNBOUNDED, "linear_std": 0.01},
         "training": {
-            "batch_seconds": 40.0,
+            "batch_utterances": 2,
             "optim": {**_ADAM, "learning_rate": 1e-4, "betas": (0.9, 0.999), "clip_norm": 1.0},
         },
     },
     "emergency": {
         "model": {**_UNBOUNDED, "linear_std": 0.001, "conv_scale": 0.5},
         "training": {
-            "batch_seconds": 40.0,
+            "batch_utterances": 2,
             "optim": {**_ADAM, "learning_rate": 1e-5, "betas": (0.9, 0.98), "clip_norm": 0.5},
             "guard": {"skip_above": 10.0},
         },

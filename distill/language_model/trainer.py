@@ -65,6 +65,10 @@ class TextMaterial(Material):
         """The batches of this rank from a place on."""
         return TextFeed(self.train, self.config.seed, self.world, start)
 
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch for every rank."""
+        return -(-len(self.train.plan) // self.world.world_size)
+
     def prepared(self, batch: TextBatch) -> TextBatch:
         """The batch on the device."""
         return batch.to(self.device)

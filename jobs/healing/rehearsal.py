@@ -48,13 +48,13 @@ _DONE = {
     "other": f"as it is, on at most {UTTERANCES} utterances",
 }
 _SMALLEST = {  # settings of `training`, as far as a kind has them, and the largest value of each
-    "max_steps": STEPS,
     "valid_every": STEPS // 2,
     "checkpoint_every": SAVED_EVERY,
     "log_every": 1,
     "accumulate": 1,
     "samples": 1,
     "batch_tokens": 512,
+    "batch_utterances": 2,
 }
 
 
@@ -141,8 +141,13 @@ def _smaller(step: Step, few: Callable[[Path], Path]) -> tuple[dict[str, Any], s
 
 
 def _short_training(given: Mapping[str, Any]) -> dict[str, Any]:
-    limits = {name: min(given[name], most) for name, most in _SMALLEST.items() if name in given}
-    if "batch_seconds" in given:  # the smallest that holds the longest utterance
+    limits = {
+        name: min(given[name], most)
+        for name, most in _SMALLEST.items()
+        if given.get(name) is not None
+    }
+    limits |= {"max_steps": min(given["max_steps"] or STEPS, STEPS), "epochs": None}
+    if given.get("batch_seconds"):  # the smallest that holds the longest utterance
         limits["batch_seconds"] = min(given["batch_seconds"], given["max_duration"])
     optim = {**given["optim"], "warmup_steps": min(given["optim"]["warmup_steps"], STEPS // 5)}
     return {**given, **limits, "optim": optim}

@@ -12,7 +12,7 @@ from jobs.causes import CAUSES
 from jobs.reading.paths import Place, replace, walk
 
 EVENT = "remedy"
-_BUDGETS = ("batch_seconds", "batch_tokens")  # what a micro-batch may hold
+_BUDGETS = ("batch_seconds", "batch_utterances", "batch_tokens")  # what a micro-batch may hold
 _SMALLEST = 2  # of a budget: half of less holds no utterance or text
 _LATER = ("port_in_use", "slurm_unreachable")  # causes that pass: tried again after a pause
 _PAUSE = 2.0  # seconds before the second try at these; doubled each time
@@ -127,7 +127,7 @@ def _halve_batches(settings: Mapping[str, Any]) -> Changes:
     """Half as much in a micro-batch; where training adds them up, twice as many: the same step."""
     values, changes = dict(walk(settings)), {}
     for place, value in values.items():
-        if place[-1] in _BUDGETS and value >= _SMALLEST:
+        if place[-1] in _BUDGETS and value is not None and value >= _SMALLEST:
             changes[_dotted(place)] = (value, value // 2 if isinstance(value, int) else value / 2)
             beside = (*place[:-1], "accumulate")
             if beside in values:

@@ -16,6 +16,7 @@ from jobs.reading.former import with_new_names
 from jobs.reading.paths import Place
 from jobs.reading.pipeline_file import PipelineFile, StepFile
 from jobs.reading.references import PATTERN
+from lact_asr.config.training import TrainingConfig
 
 _REFERENCE = {"type": "string", "pattern": PATTERN}
 _NAMES = {  # JSON Schema's words -> those of a file's reader
@@ -113,16 +114,16 @@ def _in_force(name: str, settings: type[BaseModel], preset: str) -> dict[str, st
     if preset not in presets:
         raise UserError(f"no preset {preset!r} of {name}: {nearest(preset, presets)}")
     chosen: Any = settings.model_construct(preset=preset)
-    said = {"training": chosen.recipe(), "model": chosen.shape()}
-    values = {".".join(map(str, place)): value for place, value in _leaves(said)}
+    said = {"training": TrainingConfig.others_off(chosen.recipe()), "model": chosen.shape()}
+    values = {".".join(map(str, place)): value for place, value in leaves(said)}
     return {place: f"{_show_value(value)} (preset {preset})" for place, value in values.items()}
 
 
-def _leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
     """The values of blocks inside blocks; what is to change of a model is one value."""
     if isinstance(value, Mapping) and place != ("model",):
         for key, inner in value.items():
-            yield from _leaves(inner, (*place, key))
+            yield from leaves(inner, (*place, key))
     elif value != {}:
         yield place, value
 

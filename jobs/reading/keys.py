@@ -27,11 +27,11 @@ OTHERS = {
     "optim.betas": "adam_betas adam_beta1 adam_beta2",
     "accumulate": "gradient_accumulation_steps accumulate_grad_batches update_freq "
     "accum_grad grad_accum",
-    "batch_seconds": "batch_size per_device_train_batch_size train_batch_size batch_duration "
-    "batch_bins",
+    "batch_utterances": "batch_size per_device_train_batch_size train_batch_size",
+    "batch_seconds": "batch_size batch_duration batch_bins max_duration",
     "batch_tokens": "batch_size per_device_train_batch_size train_batch_size max_tokens",
-    "max_steps": "epochs num_epochs max_epochs max_epoch num_train_epochs max_update max_updates "
-    "total_steps num_steps train_steps max_iters",
+    "epochs": "num_epochs max_epochs max_epoch num_train_epochs",
+    "max_steps": "max_update max_updates total_steps num_steps train_steps max_iters",
     "steps": "max_steps epochs num_epochs max_epochs num_train_epochs max_update num_steps",
     "log_every": "logging_steps log_interval log_every_n_steps log_steps",
     "valid_every": "eval_steps eval_every eval_interval eval_strategy evaluation_strategy "

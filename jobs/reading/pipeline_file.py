@@ -109,10 +109,7 @@ def read_pipeline(
     Values under a former name are read, and told of on stderr, one line each. Relative paths in
     it start from `folder`, the present one if not given.
     """
-    document = read(path)
-    for override in overrides:
-        _override(document, override)
-    _stop(document)
+    document = overlaid(path, overrides)
     header = validate(document, PipelineFile, document.value, ())
     _stop(document)
     assert header is not None
@@ -124,6 +121,15 @@ def read_pipeline(
     return Pipeline(
         name=header.name or default_name, description=header.description, steps=tuple(steps)
     )
+
+
+def overlaid(path: Path, overrides: Sequence[str]) -> Document:
+    """What the file says with `--set` laid over it, and where each value stands."""
+    document = read(path)
+    for override in overrides:
+        _override(document, override)
+    _stop(document)
+    return document
 
 
 def read_step(file: dict[str, Any], overrides: Sequence[str]) -> Pipeline:

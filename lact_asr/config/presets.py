@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Batches of 12 utterances of up to 20 s; their loss table ends at 100,000 steps.
     "original": {
         "max_steps": 100_000,
-        "batch_seconds": 240.0,
+        "batch_utterances": 12,
         "accumulate": 2,
         "max_duration": 20.0,
         "valid_every": 1000,

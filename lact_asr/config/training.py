@@ -4,12 +4,14 @@ The launcher shows these fields in `kinds` and checks pipeline files against the
 them as `config.json`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.config.base import Frozen
+from lact_asr.config.budget import Budget
 
 
 class GuardConfig(Frozen):
@@ -136,7 +138,18 @@ class OptimConfig(Frozen):
 class LoopConfig(Frozen):
     """One training run of any model: how long, how often it is measured and saved."""
 
-    max_steps: int = Field(25_000, gt=0, description="Optimizer steps in all")
+    # settings of which exactly one counts
+    EITHER: ClassVar[tuple[tuple[str, str], ...]] = (("max_steps", "epochs"),)
+
+    max_steps: int | None = Field(
+        25_000, gt=0, description="Optimizer steps in all; this or epochs"
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="In place of max_steps: how often everything is heard; what that is in steps "
+        "is reckoned when the data and the number of processes are known",
+    )
     accumulate: int = Field(1, gt=0, description="Micro-batches per optimizer step and process")
     valid_every: int = Field(500, gt=0, description="Steps between validations")
     checkpoint_every: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
@@ -171,6 +184,27 @@ class LoopConfig(Frozen):
     guard: GuardConfig = GuardConfig()
     stopping: StoppingConfig = StoppingConfig()
 
+    @classmethod
+    def others_off(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given replaces the default of what says the same in another way."""
+        ways = [pair for each in cls.EITHER for pair in (each, each[::-1])]
+        off = {other: None for one, other in ways if given.get(one) is not None}
+        return {**off, **given}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _others_are_off(cls, given: Any) -> Any:
+        return cls.others_off(given) if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "LoopConfig":
+        for one, other in self.EITHER:
+            given = [name for name in (one, other) if getattr(self, name) is not None]
+            if len(given) != 1:
+                also = ", not both" if given else ": both are null"
+                raise ValueError(f"write either {one} or {other}{also}")
+        return self
+
     @model_validator(mode="after")
     def _mean_of_known_steps(self) -> "LoopConfig":
         if self.average.last and self.checkpoint_every == "auto":
@@ -184,11 +218,22 @@ class LoopConfig(Frozen):
 class TrainingConfig(LoopConfig):
     """One training run on speech: in what batches, on what of it, heard how."""
 
-    batch_seconds: float = Field(
+    EITHER: ClassVar[tuple[tuple[str, str], ...]] = (
+        *LoopConfig.EITHER,
+        ("batch_seconds", "batch_utterances"),
+    )
+
+    batch_seconds: float | None = Field(
         320.0,
         gt=0,
         description="Audio of a micro-batch on one process with its padding, seconds: utterances x "
-        "the longest; halve it if memory runs out, and double accumulate",
+        "the longest; halve it if memory runs out, and double accumulate; this or batch_utterances",
+    )
+    batch_utterances: int | None = Field(
+        None,
+        gt=0,
+        description="In place of batch_seconds: utterances of a micro-batch on one process, "
+        "however long; memory must do for so many of max_duration",
     )
     max_duration: float = Field(
         20.0,
@@ -208,8 +253,13 @@ class TrainingConfig(LoopConfig):
     )
     augment: AugmentConfig = AugmentConfig()
 
-    def planned_seconds(self, views: int = 1) -> float:
-        """Padded seconds of a micro-batch as read: at the slowest speed, heard `views` times, it
-        keeps the budget.
-        """
-        return self.batch_seconds * min(1.0, *self.augment.speeds) / views
+    @property
+    def most_seconds(self) -> float:
+        """Audio that a micro-batch may hold, with its padding."""
+        return self.batch_seconds or (self.batch_utterances or 1) * self.max_duration
+
+    def budget(self, views: int = 1) -> Budget:
+        """A micro-batch as read: at the slowest speed, heard `views` times, it is what is set."""
+        if self.batch_seconds is None:
+            return Budget(None, max(1, (self.batch_utterances or 1) // views))
+        return Budget(self.batch_seconds * min(1.0, *self.augment.speeds) / views)

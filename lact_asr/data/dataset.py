@@ -109,7 +109,8 @@ def usable(
     at the slowest speed and heard `views` times. DataError if more than half cannot be used: that
     is a mistake in the data or the settings.
     """
-    longest = min(config.max_duration, config.planned_seconds(views))
+    seconds = config.budget(views).seconds
+    longest = min(config.max_duration, seconds or config.max_duration)
     shortened = RATE / max(1.0, *config.augment.speeds)
     samples = torch.tensor(
         [round(each.duration * shortened) for each in utterances], dtype=torch.int64

@@ -52,7 +52,7 @@ class Stream:
         order = batches_from(
             start,
             corpus.durations,
-            config.planned_seconds(views),
+            config.budget(views),
             config.seed,
             world.rank,
             world.world_size,

@@ -49,7 +49,7 @@ class Learner:
         self, objective: SpeechObjective, batch: Batch, config: OverfitConfig, device: torch.device
     ) -> None:
         self.objective, self.model, self.batch = objective, objective.model, batch
-        self.device, self.taken = device, 0
+        self.device, self.taken, self.steps = device, 0, config.steps
         self.config = TrainingConfig(
             max_steps=config.steps,
             precision=config.precision,
@@ -66,7 +66,7 @@ class Learner:
     def step(self) -> float:
         """One step of the real training loop on the whole batch; its loss per label token."""
         self.model.train()
-        factor = optim.rate_factor(self.config.optim, self.taken, self.config.max_steps)
+        factor = optim.rate_factor(self.config.optim, self.taken, self.steps)
         optim.set_rate(self.optimizer, factor)
         setting = train_step.Setting(self.config, World(), self.device)
         outcome = train_step.take_step(

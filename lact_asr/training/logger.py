@@ -36,6 +36,10 @@ class TrainingLogger:
         self._started = self._since = self._last = time.monotonic()
         self._window: list[Outcome] = []
 
+    def rescale(self, scale: Scale) -> None:
+        """From now on numbers are measured by another scale."""
+        self._scale, self._total = scale, scale.total_steps
+
     def say(self, line: str) -> None:
         """A line for people."""
         if self._loud:

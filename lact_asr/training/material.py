@@ -107,6 +107,10 @@ class Material(ABC):
         """The batches of this rank from a place on."""
 
     @abstractmethod
+    def batches_per_epoch(self) -> int:
+        """Micro-batches that every rank takes of an epoch."""
+
+    @abstractmethod
     def prepared(self, batch: Any) -> Any:
         """A batch on the device, changed as training wants it; called under the step's seed."""
 

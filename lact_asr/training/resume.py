@@ -15,6 +15,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.averaging import Average
 from lact_asr.training.health import Vitals
+from lact_asr.training.length import Course
 from lact_asr.training.objective import Objective
 from lact_asr.training.origin import require_fit
 from lact_asr.training.validation import comparison_key
@@ -40,6 +41,7 @@ class State:
     unreadable: dict[str, str] = field(default_factory=dict)  # id -> why
     vitals: Vitals = field(default_factory=Vitals)  # whether it is well
     quarantined: dict[str, str] = field(default_factory=dict)  # id -> why it is left out of batches
+    course: Course = field(default_factory=Course)  # of a run whose length is given in epochs
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -114,7 +116,11 @@ def _require_place(saved: dict[str, Any], path: Path) -> None:
 
 def _state(saved: dict[str, Any]) -> State:
     """The state as it was saved; it used to name the best WER and loss."""
-    saved = {**saved, "vitals": Vitals.loaded(saved.get("vitals", {}))}
+    saved = {
+        **saved,
+        "vitals": Vitals.loaded(saved.get("vitals", {})),
+        "course": Course(**saved.get("course", {})),
+    }
     if "best_wer" not in saved:
         return State(**saved)
     others = {name: value for name, value in saved.items() if name not in ("best_wer", "best_loss")}

@@ -8,7 +8,7 @@ import torch
 
 from lact_asr.config.training import TrainingConfig
 from lact_asr.data.batch import Batch
-from lact_asr.data.batch_plan import Position, epoch_plan
+from lact_asr.data.batch_plan import Plan, Position, epoch_plan
 from lact_asr.data.dataset import Reader, usable, whole_corpus
 from lact_asr.data.loader import Stream, default_workers
 from lact_asr.data.manifest import Utterance
@@ -59,7 +59,10 @@ class Speech(Material):
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
         hours = self.corpus.durations.sum() / 3600
         self.summary = f"{len(self.corpus)} utterances ({hours:.2f} h), validating on {len(dev)}"
-        self.budget, self.max_unreadable = config.batch_seconds, config.max_unreadable
+        self.budget = config.batch_seconds or config.batch_utterances or 1
+        if config.batch_utterances:
+            self.terms = replace(TERMS, budget="batch_utterances")
+        self.max_unreadable = config.max_unreadable
 
     def fingerprint(self) -> int:
         """A number that changes when utterances come, go or change length."""
@@ -69,15 +72,22 @@ class Speech(Material):
         """The batches of this rank from a place on."""
         return Stream(self.corpus, self.config, self.world, self.workers, start, self.views)
 
+    def batches_per_epoch(self) -> int:
+        """Micro-batches that every rank takes; another epoch may have one more or less."""
+        return len(self._first_epoch()[0])
+
     def prepared(self, batch: Batch) -> Batch:
         """The batch on the device at a speed drawn for it, with masks to be drawn for it."""
         return self._masked(change_speed(batch.to(self.device), draw_speed(self.config.augment)))
 
+    def _first_epoch(self) -> Plan:
+        budget, ranks = self.config.budget(self.views), self.world.world_size
+        return epoch_plan(self.corpus.durations, budget, self.config.seed, 0, ranks)
+
     def worst(self) -> Iterator[Worst]:
         """The worst batches of the first epoch, at the slowest speed."""
         durations, config = self.corpus.durations, self.config
-        budget = config.planned_seconds(self.views)
-        plan = epoch_plan(durations, budget, config.seed, 0, self.world.world_size)
+        plan = self._first_epoch()
         reader, slowest = Reader(self.corpus, spare=True), min(config.augment.speeds)
         for indices in worst(durations, [batch for rank in plan for batch in rank]):
             batch = self._masked(change_speed(reader[indices.tolist()].to(self.device), slowest))

@@ -12,7 +12,7 @@ A pass of the loop is: stop if asked, validate if due, save if due, end if done,
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lact_asr.training import (
     early_stopping,
     guard,
     interval,
+    length,
     memory_probe,
     optim,
     quarantine,
@@ -99,7 +100,7 @@ def fit(
     disturb: Callable[..., None] = undisturbed,
     device: torch.device | None = None,
 ) -> FitResult:
-    """Train on speech for max_steps, until the dev WER stops falling, or until asked to stop.
+    """Train on speech to the end, until the dev WER stops falling, or until asked to stop.
 
     Every rank calls this with the same arguments. Raises what `learn` does, and DataError: nothing
     to train or validate on, more than half of the utterances unusable, more than max_unreadable
@@ -158,9 +159,11 @@ class _Run:
         self.objective, self.material, self.vocabulary = objective, material, vocabulary
         self.config, self.folder, self.launcher = config, folder, launcher
         self.world, self.device = world, device
+        self.pace = material.batches_per_epoch() / config.accumulate if config.epochs else 0.0
+        self.steps = length.total_steps(config, length.Course(pace=self.pace))
         self.scale = Scale(
             len(vocabulary),
-            config.max_steps,
+            self.steps,
             config.optim.clip_norm,
             f"{material.terms.budget} {material.budget:g}",
         )
@@ -204,12 +207,14 @@ class _Run:
         if trouble:
             raise DataError(trouble)
         if path is None:
+            self._set_length()
             return Position()
         fingerprint = self.material.fingerprint()
         self.state, position = resume(
             path, self.objective, self.vocabulary, self.optimizer, fingerprint, self.average
         )
         self.saved = self.state.step
+        self._set_length()
         before = checkpoint.read_config(path)["training"]
         changed = changes(before, self.config.model_dump(mode="json"))
         if changed:  # dropped steps say nothing of other settings; a requeued job keeps its own
@@ -220,6 +225,21 @@ class _Run:
             "\n  ".join([f"Resumed from {path.name}, epoch {position.epoch}", *changed])
         )
         return position
+
+    def _set_length(self) -> None:
+        """How many steps there are, where it is given in epochs: from what has been heard."""
+        config, state = self.config, self.state
+        if config.epochs is None:
+            return
+        state.course = state.course.at_pace(self.pace, state.step)
+        self.steps = length.total_steps(config, state.course)
+        self.scale = replace(self.scale, total_steps=self.steps)
+        self.logger.rescale(self.scale)
+        facts = {"epochs": config.epochs, "steps": self.steps, "steps_per_epoch": self.pace}
+        self.logger.event("length", **facts)
+        self.logger.say(
+            f"{config.epochs:g} epochs are {self.steps:,} steps, {self.pace:g} an epoch"
+        )
 
     def _newest(self) -> tuple[Path | None, str]:
         """The checkpoint to go on from, and why there is none; damaged ones are put aside."""
@@ -243,12 +263,12 @@ class _Run:
         self.logger.begin(state.step, state.vitals)
         while not stop:
             self.saver.check()
-            ended = state.step >= config.max_steps
+            ended = state.step >= self.steps
             due = state.step > 0 and state.step % config.valid_every == 0
             if (due or ended) and state.validated != state.step:
                 self._validate(self.average)
             ended |= early_stopping.should_stop_early(
-                config.stopping, state.step / config.max_steps, state.stale
+                config.stopping, state.step / self.steps, state.stale
             )
             if ended and config.average.last and not state.averaged:
                 self._validate_mean()
@@ -277,7 +297,7 @@ class _Run:
     def _step(self, stop: bool) -> bool:
         """One step; whether some rank was asked to stop."""
         state, config = self.state, self.config
-        factor = optim.rate_factor(config.optim, state.step, config.max_steps)
+        factor = optim.rate_factor(config.optim, state.step, self.steps)
         optim.set_rate(self.optimizer, factor)
         taken = [self._take() for _ in range(config.accumulate)]
         self.launcher.disturb(state.step + 1, self.objective.trainable, self.optimizer, taken)
@@ -317,7 +337,7 @@ class _Run:
         state, config = self.state, self.config
         batches = self._prepared(taken)
         self.objective.begin_step(batches, self.world.all_sum)
-        progress = state.step / config.max_steps
+        progress = state.step / self.steps
         highest = guard.limit(config.guard, state.typical_norm, state.in_a_row)
         setting = train_step.Setting(config, self.world, self.device, highest)
         return train_step.take_step(
@@ -332,7 +352,7 @@ class _Run:
 
     def _find_faulty(self, taken: Sequence[Any]) -> dict[str, str] | None:
         """What of a step that came to nothing finite is to be left out; None: drop the step."""
-        progress = self.state.step / self.config.max_steps
+        progress = self.state.step / self.steps
         setting = train_step.Setting(self.config, self.world, self.device)
         return quarantine.find_faulty(self.module, self._prepared(taken), progress, setting)
 

@@ -59,7 +59,7 @@ def validate(
 ) -> Validation:
     """Decode the corpus; every rank returns the same result. Leaves the model in eval mode."""
     model.eval()
-    shares = by_length(corpus.durations, config.batch_seconds)
+    shares = by_length(corpus.durations, config.most_seconds)
     mine = world.share(shares)
     batches = loader(corpus, mine, min(workers, len(mine)))
     heard: dict[str, str] = {}

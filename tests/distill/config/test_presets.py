@@ -31,7 +31,8 @@ def test_each_preset_is_what_its_source_says(preset, rate, clip, warmup, absolut
     original = preset != "recommended"
     assert training.guard.skip_ratio == (None if original else 10)
     assert training.stopping.patience == (0 if original else 20)
-    assert training.batch_seconds == (40 if original else TrainingConfig().batch_seconds)
+    assert training.batch_utterances == (2 if original else None)
+    assert training.batch_seconds == (None if original else TrainingConfig().batch_seconds)
     model = settings(preset).configuration()
     assert (model.norm, model.output_cap, model.qk_norm, model.logit_cap) == (
         ("batch", "clamp", False, None) if original else ("group", "soft", True, 50.0)

@@ -34,6 +34,15 @@ def test_too_little_memory_halves_the_batch_and_keeps_the_audio_of_a_step() -> N
         answer("out_of_memory_gpu", "", in_force(SETTINGS, events), events, None)
 
 
+def test_a_batch_that_is_counted_in_utterances_has_half_as_many() -> None:
+    training = {"batch_seconds": None, "batch_utterances": 12, "accumulate": 2}
+    remedy = answer("out_of_memory_gpu", "", {"training": training}, [], None)
+    assert remedy.changes == {
+        "training.batch_utterances": (12, 6),
+        "training.accumulate": (2, 4),
+    }
+
+
 def test_a_diverged_step_learns_half_as_fast() -> None:
     remedy = answer("diverged", "it is lost", SETTINGS, [], None)
     assert remedy.changes == {

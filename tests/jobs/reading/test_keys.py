@@ -32,12 +32,12 @@ def said(tmp_path: Path, settings: str = "", more: str = "", kind: str = "train"
         ("warmup_steps", "training.optim.warmup_steps"),
         ("max_grad_norm", "training.optim.clip_norm"),
         ("gradient_accumulation_steps", "training.accumulate"),
-        ("batch_size", "training.batch_seconds"),
+        ("batch_size", "training.batch_utterances"),
         ("logging_steps", "training.log_every"),
         ("eval_steps", "training.valid_every"),
         ("save_steps", "training.checkpoint_every"),
-        ("num_epochs", "training.max_steps"),
-        ("epochs", "training.max_steps"),
+        ("num_epochs", "training.epochs"),
+        ("epochs", "training.epochs"),
         ("max_steps", "training.max_steps"),
         ("fp16", "training.precision"),
         ("seed", "training.seed"),
@@ -56,7 +56,7 @@ def test_a_setting_in_the_wrong_block_or_words_gets_its_place(
 
 
 def test_what_a_setting_means_is_said_with_its_place(tmp_path: Path) -> None:
-    assert "Audio of a micro-batch on one process with its padding, seconds" in said(
+    assert "In place of batch_seconds: utterances of a micro-batch on one process" in said(
         tmp_path, ", batch_size: 8"
     )
 

@@ -40,6 +40,32 @@ def test_plain_adds_nothing_and_original_has_no_augmentation():
     assert original.optim.learning_rate == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds", "utterances", "steps", "epochs"),
+    [
+        ({}, None, 12, 100_000, None),
+        ({"batch_seconds": 50.0, "epochs": 40}, 50.0, None, None, 40),
+        ({"batch_utterances": 3, "max_steps": 9}, None, 3, 9, None),
+    ],
+)
+def test_what_is_given_replaces_the_presets_other_way_to_say_it(
+    given, seconds, utterances, steps, epochs
+):
+    written = TrainingConfig.model_validate(given).model_dump(exclude_unset=True)
+    config = TrainingConfig.model_validate(merge_preset(written, PRESETS["original"]))
+    assert (config.batch_seconds, config.batch_utterances) == (seconds, utterances)
+    assert (config.max_steps, config.epochs) == (steps, epochs)
+    assert TrainingConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    "given", [{"batch_seconds": 9.0, "batch_utterances": 2}, {"max_steps": None}]
+)
+def test_both_ways_or_none_are_refused(given):
+    with pytest.raises(ValueError, match="write either"):
+        TrainingConfig.model_validate(given)
+
+
 @pytest.mark.parametrize("speeds", [[], [0.0, 1.0], [3.0]])
 def test_speeds_that_cannot_be_played_are_refused(speeds):
     with pytest.raises(ValueError, match=r"one or more speeds from 0\.5 to 2, not \["):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lact_asr.config.budget import Budget
 from lact_asr.config.model import ModelConfig
 from lact_asr.config.training import AverageConfig
 from lact_asr.data.batch_plan import epoch_plan
@@ -65,7 +66,9 @@ def poisoned_rank(folder: Path) -> None:
 def test_two_ranks_drop_a_step_meet_a_bad_file_and_stop_together(tmp_path):
     utterances = manifest(tmp_path)
     durations = np.array([each.duration for each in utterances])
-    bad = utterances[epoch_plan(durations, 2.0, 0, 0, 2)[1][0][0]]  # in rank 1's first batch
+    bad = utterances[
+        epoch_plan(durations, Budget(2.0), 0, 0, 2)[1][0][0]
+    ]  # in rank 1's first batch
     bad.audio.write_bytes(b"no audio")
     codes = in_ranks(poisoned_rank, tmp_path, 2)
     assert codes == [0, 0], (tmp_path / "rank0.log").read_text()
