@@ -49,6 +49,10 @@ class CTCSettings(Settings, Protocol):
         """Tokens made from so many samples of a wave."""
 
 
+class Gate(nn.Linear):
+    """A linear map to scalars that each say how much, such as a step size per head."""
+
+
 class Model(nn.Module):
     """What the training loop and a checkpoint ask of any model."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lact_asr.config.model import ModelConfig
 from lact_asr.model.fast_weights import State, Weights, fast_mlp, wide
+from lact_asr.model.interface import Gate
 from lact_asr.model.ttt import test_time_training
 from lact_asr.model.window_attention import Layout, attend, may_attend, rotary_of, rotate
 
@@ -90,11 +91,11 @@ class LaCTLayer(nn.Module):
         self.w1 = nn.Parameter(torch.randn(heads, size, inner) / math.sqrt(inner))
         self.w2 = nn.Parameter(torch.randn(heads, inner, size) / math.sqrt(size))
         self.ttt_norm = RMSNorm(size, EPS)
-        self.ttt_scale_proj = nn.Linear(width, heads)
+        self.ttt_scale_proj = Gate(width, heads)
         if config.schedule != "off":  # a parameter that learns nothing would be dead weight
-            self.lr_proj = nn.Linear(width, 3 * heads)
+            self.lr_proj = Gate(width, 3 * heads)
             if config.momentum:
-                self.momentum_proj = nn.Linear(width, heads)
+                self.momentum_proj = Gate(width, heads)
 
     def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """Normalized tokens [B,L,D] to their mix [B,L,D], and the updates of each row [B*H]."""
@@ -159,7 +160,8 @@ class LaCTLayer(nn.Module):
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.config.attention_heads, -1)) for x in (q, k, v))
-        return attend(rotate(q, layout.rotary), rotate(k, layout.rotary), v, layout)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        return attend(rotate(q, layout.rotary), rotate(k, layout.rotary), v, layout, dropout)
 
     def _fast(
         self,
