@@ -107,6 +107,43 @@ def test_a_forward_pass_reports_its_updates(changes, updates):
     torch.testing.assert_close(output.log_probs.exp().sum(-1), torch.ones(2, 25))
 
 
+@torch.no_grad()
+def test_eval_mode_tells_step_sizes_and_changes_of_the_fast_weights_by_utterance():
+    model = Recognizer(small_config({"layers": 1}), 29).double().eval()
+    awake(model)
+    batch, lengths = waves([1.0, 0.6])
+    fast = model(batch.double(), lengths).fast
+    block, mix = model.blocks[0], model.blocks[0].mix
+    for row, length in enumerate(lengths):
+        clip = batch[row : row + 1, :length].double()
+        x, count = model.encoder(*model.features(clip, lengths[row : row + 1]))
+        layout = Layout.of(model.config, x, count)
+        normed = block.mix_norm(x)
+        state = mix(normed, layout)[1]
+        start = torch.tensor(0.3, dtype=torch.float64).expm1().log()
+        steps = (mix.lr_proj(normed) + start).exp().log1p()  # [1,L,3H]
+        changes = [
+            (now[head] - before[head]).square().sum().sqrt() / before[head].square().sum().sqrt()
+            for now, before in zip(state.weights, (mix.w0, mix.w1, mix.w2), strict=True)
+            for head in range(2)
+        ]
+        torch.testing.assert_close(fast.step_size[row], steps.mean())
+        torch.testing.assert_close(fast.change[row], torch.stack(changes).mean())
+        assert fast.change[row] > 0.01
+
+
+def test_what_the_fast_weights_did_is_the_mean_over_blocks_and_costs_training_nothing():
+    model = Recognizer(small_config({"layers": 2}), 29).eval()
+    awake(model)
+    batch = waves([1.0])
+    model.blocks[1].mix.lr_proj.bias.data.fill_(-100.0)  # no step
+    both = model(*batch).fast.change
+    model.blocks = model.blocks[:1]
+    torch.testing.assert_close(both, model(*batch).fast.change / 2)
+    assert model.train()(*batch).fast is None
+    assert Recognizer(small_config({"schedule": "off"}), 29).eval()(*batch).fast is None
+
+
 def test_the_updates_change_what_the_recognizer_says():
     config = small_config({})
     model = Recognizer(config, 29).eval()
