@@ -1,8 +1,8 @@
 """Does a teacher help? One student on real speech with its teacher and without, equal steps.
 
-    python -m bench.learn --data mini_librispeech/train-clean-5 --work W off        (the teacher)
+    python -m bench.learn --data mini_librispeech/train-clean-5 --work W --recipe off
     python -m bench.distillation --data mini_librispeech/train-clean-5 \
-        --teacher W/off --work DIR [--steps N] [--arm ARM] [--seed N]
+        --teacher W/off-0 --work DIR [--steps N] [--arm ARM] [--seed N]
 
 All arms have the same student, recipe and batches, three seeds each. The distilled one also learns
 from what the teacher says, read from a cache (`distill.cache.format`) that is filled first. `alone`

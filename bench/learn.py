@@ -1,110 +1,115 @@
-"""Does it learn, and do live updates help? Three models, the same batches, steps and parameters.
+"""Does a recipe learn, what is each of its parts worth, and do live updates help?
 
-    python -m bench.learn --data mini_librispeech/train-clean-5 --work DIR [--steps N] [NAME ...]
+    python -m bench.learn --data mini_librispeech/train-clean-5 --work DIR [--seed N]
+        [--recipe NAME ...] [--steps N]
 
-Trains `ours`, `ours without updates` and a plain transformer through
-`lact_asr.training.trainer.fit` with one recipe, seed and order of batches; parameters agree within
-2 %. Four speakers are held out: error rates are those of all their utterances, greedy, at equal
-steps, and the difference at the end comes with a bootstrap interval. Each model has a folder in DIR
-and goes on where it was stopped (interrupt it, or start it again), so the three may also run beside
-each other by name; without names all are trained, and bench/results/learn.json and learn.svg are
-written. `--report` writes them from what is there. On a GPU the arithmetic is bf16.
+Trains recipes of `bench.recipes` through `lact_asr.training.trainer.fit`, one after the other, each
+with the order of batches of its seed. Four speakers are held out: error rates are those of all
+their utterances, greedy, by the last weights. Each run has a folder in DIR and goes on where it was
+stopped (interrupt it, or start it again), so that they may also run beside each other by name.
+
+A run that ends writes bench/results/learn/NAME-SEED.json (NAME-SEED-STEPS.json where it was made
+shorter than the recipe) with its commit, its recipe and the processor time of its training steps,
+which validations are no part of. `--report` trains nothing: it compares what is there at equal
+processor time, with the intervals that come of drawing speakers, and writes learn.json and
+learn.svg into bench/results; so does a call that names no recipe and no steps. On a GPU the
+arithmetic is bf16, and the time is wall time.
 """
 
 import argparse
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import manual_seed, nn
+import numpy as np
 
-from bench.bootstrap import difference, word_errors
+from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
 from bench.harness import RESULTS, Row, show, write
-from bench.machine import device, machine, precision
-from bench.peers import equal, parameters
-from lact_asr.config.model import ModelConfig
-from lact_asr.config.training import OptimConfig, TrainingConfig
+from bench.launcher import commit
+from bench.machine import clock, device, machine
+from bench.peers import parameters
+from bench.recipes import RECIPES, Recipe
+from lact_asr.data.dataset import in_normal_form
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.transcribe import transcribe
-from lact_asr.model.recognizer import Recognizer
+from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
+from lact_asr.training.logger import TrainingLogger
+from lact_asr.training.loss import Outcome
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import fit
 from lact_asr.utils.errors import Interrupted
-from lact_asr.utils.files import append_json, json_lines, read_json, write_atomic
+from lact_asr.utils.files import append_json, json_lines, read_json, write_atomic, write_json
 
 SPEAKERS = 4  # held out
-SHAPE = {
-    "hidden": 192, "layers": 4, "attention_heads": 4, "lact_heads": 2, "mlp": 512,
-    "conv_layers": 2, "dropout": 0.0,
-}  # fmt: skip
-SMALLEST = {"hidden": 32, "layers": 1, "mlp": 64}
+RUNS = RESULTS / "learn"
+KEYS = ("loss", "valid_loss", "wer", "cer", "seconds")
 
 Numbers = dict[int, dict[str, float]]  # step -> what was reported there
+Parts = tuple[list[Utterance], list[Utterance]]  # to train on, and of speakers never heard
 
 
-def model(name: str, shape: Mapping[str, Any], vocabulary: Vocabulary) -> nn.Module:
-    """A fresh contestant; its weights depend on the seed only."""
-    manual_seed(0)
-    ours = ModelConfig.model_validate(shape)
-    if name == "transformer":
-        return equal("transformer", ours, len(vocabulary))
-    schedule = "set" if name == "ours" else "off"
-    return Recognizer(ours.model_copy(update={"schedule": schedule}), len(vocabulary))
+class Timed(CTCObjective):
+    """CTC that knows how long its steps have taken: what lies between two ends of steps, but not
+    what was measured meanwhile.
+    """
 
+    seconds = 0.0
 
-NAMES = {
-    "ours": "ours, one update per utterance",
-    "off": "ours without updates",
-    "transformer": "plain transformer",
-}
+    def begin(self, seconds: float) -> None:
+        """The clock starts, at what earlier processes took."""
+        self.seconds, self._since = seconds, clock()
 
+    def pause(self) -> None:
+        """What has passed since the last step was none of its successor's."""
+        self._since = clock()
 
-def settings(steps: int, batch_seconds: float) -> TrainingConfig:
-    """One recipe for all."""
-    optim = OptimConfig(learning_rate=2e-3, warmup_steps=max(steps // 10, 1), decay="cosine")
-    return TrainingConfig(
-        max_steps=steps,
-        batch_seconds=batch_seconds,
-        valid_every=max(steps // 10, 1),
-        checkpoint_every=max(steps // 24, 1),
-        log_every=max(steps // 120, 1),
-        samples=2,
-        precision=precision(),
-        optim=optim,
-    )
+    def end_step(self, step: int, outcome: Outcome, logger: TrainingLogger) -> None:
+        """One more step."""
+        self.seconds += clock() - self._since
+        self._since = clock()
 
 
 def train(
-    name: str,
-    shape: Mapping[str, Any],
-    parts: tuple[list[Utterance], list[Utterance]],
-    config: TrainingConfig,
-    folder: Path,
+    recipe: Recipe, parts: Parts, steps: int, folder: Path, given: argparse.Namespace
 ) -> None:
-    """Train a contestant, or go on; Interrupted by SIGINT and SIGTERM."""
+    """Train a recipe, or go on; Interrupted by SIGINT and SIGTERM."""
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(True))
-    vocabulary = Vocabulary.characters()
-    folder.mkdir(parents=True, exist_ok=True)
-    contestant = model(name, shape, vocabulary)
-    write_atomic(folder / "parameters", str(parameters(contestant)))
+    vocabulary = recipe.vocabulary(in_normal_form(each.text) for each in parts[0])
+    objective = Timed(recipe.fresh(vocabulary, given.seed, given.tiny), recipe.loss())
+    objective.begin(_spent(folder))
+
+    def report(line: Mapping[str, Any]) -> None:
+        append_json(folder / "metrics.jsonl", {**line, "seconds": objective.seconds})
+        if "wer" in line:
+            objective.pause()
+
     fit(
-        CTCObjective(contestant),
+        objective,
         *parts,
         vocabulary,
-        config,
+        recipe.settings(steps, given.seed, given.batch_seconds),
         folder,
-        report=lambda line: append_json(folder / "metrics.jsonl", line),
+        report=report,
         event=lambda name, **facts: None,
         should_stop=lambda: bool(asked),
         device=device(),
     )
+
+
+def _spent(folder: Path) -> float:
+    """Seconds that the steps up to the newest checkpoint took."""
+    newest = checkpoint.latest(folder / "checkpoints")
+    if newest is None:
+        return 0.0
+    before = (n["seconds"] for step, n in curve(folder).items() if step <= int(newest.name))
+    return max(before, default=0.0)
 
 
 def curve(folder: Path) -> Numbers:
@@ -115,110 +120,191 @@ def curve(folder: Path) -> Numbers:
     return dict(sorted(numbers.items()))
 
 
-def compared(curves: Mapping[str, Numbers]) -> list[Row]:
-    """Error rates of the three at the last step that all have been validated at."""
-    validated = {name: {s for s, n in c.items() if "wer" in n} for name, c in curves.items()}
-    common = set.intersection(*validated.values())
-    if not common:
-        return []
-    step = max(common)
-    rate: Callable[[str, str], list[float]] = lambda name, key: [round(curves[name][step][key], 4)]
-    return [
-        Row(f"{key.upper()} on unseen speakers, {NAMES[name]}, step {step}", unit=key, goal=goal,
-            ours=rate(name, key), theirs=rate("transformer", key) if name != "transformer" else [])
-        for key, goal in (("wer", 1.0), ("cer", 0.6))
-        for name in NAMES
-    ]  # fmt: skip
-
-
-def differences(work: Path, unseen: list[Utterance]) -> dict[str, dict[str, float]]:
-    """WER of ours less that of the others, by their newest checkpoints."""
-    vocabulary = Vocabulary.characters()
-    counts = {}
-    for name in NAMES:
-        contestant = model(name, SHAPE, vocabulary)
-        newest = checkpoint.latest(work / name / "checkpoints")
-        checkpoint.restore(contestant, newest / checkpoint.WEIGHTS)
-        heard = transcribe(contestant, vocabulary, unseen, device=device()).hypotheses
-        counts[name] = word_errors([each.text for each in unseen], [each.text for each in heard])
+def result(recipe: Recipe, name: str, parts: Parts, folder: Path, seed: int) -> dict[str, Any]:
+    """What a run that has ended came to."""
+    seen, unseen = parts
+    path = checkpoint.latest(folder / "checkpoints")
+    assert path, "the run has ended"
+    stored = checkpoint.read_config(path)
+    vocabulary = recipe.vocabulary(in_normal_form(each.text) for each in seen)
+    model = recipe.fresh(vocabulary, seed)
+    checkpoint.restore(model, path / checkpoint.WEIGHTS)
+    numbers = curve(folder)
+    hours = lambda utterances: round(sum(each.duration for each in utterances) / 3600, 3)
     return {
-        NAMES[name]: difference(counts["ours"], counts[name]) for name in NAMES if name != "ours"
+        "recipe": name,
+        "what": recipe.what,
+        "seed": seed,
+        "commit": commit(),
+        "steps": max(numbers),
+        "seconds": round(max(n["seconds"] for n in numbers.values()), 1),
+        "ran_on": machine(),
+        "parameters": parameters(model),
+        "model": stored["model"],
+        "training": stored["training"],
+        "ctc": recipe.loss().model_dump(mode="json"),
+        "symbols": len(vocabulary),
+        "train": {"utterances": len(seen), "hours": hours(seen)},
+        "unseen": {"utterances": len(unseen), "hours": hours(unseen)},
+        "speakers": _errors(model, vocabulary, unseen),
+        "curve": points(folder),
     }
+
+
+def points(folder: Path) -> list[dict[str, float]]:
+    """The curve as it is stored."""
+    return [
+        {"step": step, **{key: round(n[key], 4) for key in KEYS if key in n}}
+        for step, n in curve(folder).items()
+    ]
+
+
+def _errors(
+    model: CTCModel, vocabulary: Vocabulary, unseen: Sequence[Utterance]
+) -> dict[str, list[int]]:
+    """Errors in words, and words, of each speaker."""
+    heard = transcribe(model, vocabulary, unseen, device=device()).hypotheses
+    true = [in_normal_form(each.text) for each in unseen]
+    counts = word_errors(true, [each.text for each in heard])
+    sums = by_speaker(counts, [each.speaker for each in unseen])
+    return {name: row.astype(int).tolist() for name, row in sums.items()}
+
+
+def at_equal_time(runs: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, list[float]]:
+    """WER and CER of runs of one recipe, by seed, at their last validations within these seconds.
+
+    Runs without one are passed over.
+    """
+    allowed = 1.01 * seconds  # the last step of two runs of one length differs by as much
+    reached = [
+        [point for point in run["curve"] if "wer" in point and point["seconds"] <= allowed]
+        for run in runs
+    ]
+    return {key: [points[-1][key] for points in reached if points] for key in ("wer", "cer")}
+
+
+def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """Error rates of each recipe beside those of the first one, after as much time as that took.
+
+    The goal is for the recipe that is shipped: a fifth fewer errors in characters.
+    """
+    seconds = max(run["seconds"] for run in runs["ours"])
+    before = at_equal_time(runs["ours"], seconds)
+    rows = []
+    for name, each in runs.items():
+        found = at_equal_time(each, seconds)
+        for key in ("cer", "wer") if found["cer"] else ():
+            what = f"{key.upper()} on unseen speakers after {seconds:.0f} s, {RECIPES[name].what}"
+            goal = 0.8 if (name, key) == ("shipped", "cer") else None
+            theirs = [] if name == "ours" else before[key]
+            rows.append(Row(what, key, None, goal, found[key], theirs))
+    return rows
+
+
+def differences(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """WER at the end of each recipe less that of the first, paired by speaker.
+
+    Seeds that both have count; runs of before errors were kept by speaker are passed over.
+    """
+    kept = {
+        name: {run["seed"]: run["speakers"] for run in each if run["speakers"]}
+        for name, each in runs.items()
+    }
+    found = {}
+    for name, theirs in kept.items():
+        seeds = kept["ours"].keys() & theirs.keys()
+        if name != "ours" and seeds:
+            ours, others = (_over_seeds(each, seeds) for each in (kept["ours"], theirs))
+            found[name] = {**difference(others, ours), "seeds": len(seeds)}
+    return found
+
+
+def _over_seeds(runs: Mapping[int, Mapping[str, Sequence[int]]], seeds: Any) -> np.ndarray:
+    """Errors and words of each speaker, added up: [speakers, 2]."""
+    speakers = sorted(runs[min(seeds)])
+    return np.array([[runs[seed][name] for name in speakers] for seed in sorted(seeds)]).sum(0)
+
+
+def stored(folder: Path = RUNS) -> dict[str, list[dict[str, Any]]]:
+    """Runs of full length that have ended, by recipe."""
+    read = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    whole = [run for run in read if run["steps"] == RECIPES[run["recipe"]].steps]
+    names = [name for name in RECIPES if any(run["recipe"] == name for run in whole)]
+    return {name: [run for run in whole if run["recipe"] == name] for name in names}
+
+
+def conclude() -> None:
+    """Print the comparison; write bench/results/learn.json and learn.svg."""
+    runs = stored()
+    rows, apart = compared(runs), differences(runs)
+    show("unseen speakers, at equal time", rows)
+    for name, each in apart.items():
+        most = f"{each['low']:+.1%} to {each['high']:+.1%} in 95 % of draws of speakers"
+        print(f"WER of {name} less that of ours: {each['difference']:+.1%}, {most}")
+    models = {
+        name: {
+            "what": RECIPES[name].what,
+            "runs": [f"learn/{name}-{run['seed']}.json" for run in each],
+            "parameters": each[0]["parameters"],
+            "seconds": [run["seconds"] for run in each],
+            "commits": sorted({run["commit"] for run in each}),
+        }
+        for name, each in runs.items()
+    }
+    path = write("learn", rows, models=models, wer_less_that_of_ours=apart)
+    lines = {
+        f"{name} {run['seed']} CER": [
+            (point["seconds"] / 60, 100 * point["cer"]) for point in run["curve"] if "cer" in point
+        ]
+        for name, each in runs.items()
+        for run in each
+    }
+    title = "Character error rate on unseen speakers, %"
+    write_atomic(RESULTS / "learn.svg", svg(title, "minutes of one core", lines))
+    print(f"written to {path} and learn.svg beside it")
+
+
+def run(name: str, parts: Parts, given: argparse.Namespace) -> None:
+    """Train a recipe to its end and write what it came to; Interrupted before that."""
+    recipe = RECIPES[name]
+    steps = given.steps or recipe.steps
+    title = f"{name}-{given.seed}" + (f"-{steps}" if steps != recipe.steps else "")
+    print(f"--- {title}: {recipe.what}", flush=True)
+    folder = given.work / title
+    folder.mkdir(parents=True, exist_ok=True)
+    train(recipe, parts, steps, folder, given)
+    if given.tiny:
+        found = at_equal_time([{"curve": points(folder)}], np.inf)
+        print(f"{title}: CER {found['cer'][0]:.1%}, WER {found['wer'][0]:.1%}")
+        return
+    RUNS.mkdir(exist_ok=True)
+    write_json(RUNS / f"{title}.json", result(recipe, name, parts, folder, given.seed))
 
 
 def main() -> None:
-    """Train what is asked for, print the table, and write the curve when all three have one."""
+    """Train what is asked for, and compare."""
     parser = argparse.ArgumentParser(prog="python -m bench.learn", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", type=Path, required=True, help="a folder in LibriSpeech layout")
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints and metrics")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
-    parser.add_argument("--batch-seconds", type=float, default=32.0, help="padded audio of a step")
+    parser.add_argument("--data", type=Path, help="a folder in LibriSpeech layout")
+    parser.add_argument("--work", type=Path, help="checkpoints and metrics")
+    parser.add_argument("--recipe", action="append", choices=RECIPES, help="default: every one")
+    parser.add_argument("--seed", type=int, default=0, help="weights, order, dropout, masks")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's: a pilot")
+    parser.add_argument("--batch-seconds", type=float, help="instead of the recipe's")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--tiny", action="store_true", help="a model that learns nothing; no files")
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES], metavar="NAME", help=str(NAMES))
     given = parser.parse_args()
-    shape = {**SHAPE, **(SMALLEST if given.tiny else {})}
-    unseen, seen = hold_out(scan(given.data), SPEAKERS, 1)
-    config = settings(given.steps, given.batch_seconds)
-    for name in [] if given.report else given.names or NAMES:
-        print(f"--- {NAMES[name]}", flush=True)
+    if not given.report:
+        if not (given.data and given.work):
+            parser.error("a training needs --data and --work")
+        unseen, seen = hold_out(scan(given.data), SPEAKERS, 1)
         try:
-            train(name, shape, (seen, unseen), config, given.work / name)
+            for name in given.recipe or RECIPES:
+                run(name, (seen, unseen), given)
         except Interrupted:
             return
-    if given.names:
-        return
-    curves = {name: curve(given.work / name) for name in NAMES}
-    rows = compared(curves)
-    show(f"unseen speakers: {len(unseen)} utterances of {SPEAKERS}", rows)
-    if not given.tiny:
-        _write(given, rows, curves, unseen, seen)
-
-
-def _write(
-    given: argparse.Namespace,
-    rows: list[Row],
-    curves: Mapping[str, Numbers],
-    unseen: list[Utterance],
-    seen: list[Utterance],
-) -> None:
-    """bench/results/learn.json and learn.svg."""
-    hours = lambda utterances: round(sum(each.duration for each in utterances) / 3600, 3)
-    keys = ("loss", "valid_loss", "wer", "cer", "audio_seconds_per_second")
-    models = {
-        name: {
-            "what": NAMES[name],
-            "parameters": int((given.work / name / "parameters").read_text()),
-            "steps": max(curves[name], default=0),
-            "curve": [
-                {"step": step, **{key: round(numbers[key], 4) for key in keys if key in numbers}}
-                for step, numbers in curves[name].items()
-            ],
-        }
-        for name in NAMES
-    }
-    recipe = read_json(checkpoint.find(given.work / "ours") / "config.json")["training"]
-    data = {"train": {"utterances": len(seen), "hours": hours(seen)},
-            "unseen": {"utterances": len(unseen), "hours": hours(unseen),
-                       "speakers": sorted({each.speaker for each in unseen})}}  # fmt: skip
-    apart = differences(given.work, unseen)
-    for name, each in apart.items():
-        most = f"{each['low']:+.1%} to {each['high']:+.1%} in 95 % of resampled sets of utterances"
-        print(f"WER of ours less that of {name}: {each['difference']:+.1%}, {most}; one seed")
-    path = write("learn", rows, ran_on=machine(), data=data, shape=SHAPE,
-                 recipe=recipe, wer_of_ours_less=apart, models=models)  # fmt: skip
-    lines = {
-        f"{NAMES[name]} {key.upper()}": [
-            (step, 100 * n[key]) for step, n in curves[name].items() if key in n
-        ]
-        for key in ("wer", "cer")
-        for name in NAMES
-    }
-    write_atomic(
-        RESULTS / "learn.svg", svg("Error rates on unseen speakers, %", "optimizer steps", lines)
-    )
-    print(f"written to {path} and learn.svg beside it")
+    if given.report or not (given.recipe or given.steps):
+        conclude()
 
 
 if __name__ == "__main__":

@@ -51,13 +51,17 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def clock() -> float:
+    """Seconds to subtract: of wall time with a GPU, of processor time without."""
+    return time.perf_counter() if device().type == "cuda" else time.process_time()
+
+
 def seconds(work: Callable[[], object], times: int = 1) -> float:
     """Time of one call, the device's work included.
 
     Without a GPU it is processor time, of one thread as the benchmarks set it: what a quiet machine
     would take, whatever else this one does.
     """
-    clock = time.perf_counter if device().type == "cuda" else time.process_time
     synchronize()
     began = clock()
     for _ in range(times):

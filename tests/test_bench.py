@@ -11,19 +11,20 @@ import pytest
 import torch
 
 from bench import ettr, pathologies
-from bench.bootstrap import difference, word_errors
+from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
 from bench.distillation import longer, seconds
-from bench.learn import SHAPE, compared, curve, model, settings
+from bench.learn import Timed, at_equal_time, compared, curve, differences, stored
 from bench.peers import equal, parameters
+from bench.recipes import RECIPES
 from bench.steps import noise
 from bench.train_step import NAMES, stepper
 from bench.ttt_op import cases
 from jobs.store import StepDir
 from lact_asr.config.model import SIZES, ModelConfig
 from lact_asr.model.recognizer import Recognizer
+from lact_asr.text.bpe import BPEVocabulary
 from lact_asr.text.vocabulary import Vocabulary
-from lact_asr.utils.files import append_json
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import PATIENCE, missing_programs
 
@@ -131,24 +132,23 @@ def test_the_fault_matrix_tells_what_came_of_a_kill() -> None:
     assert "cause named right: 1 of 1" in said
 
 
-def test_learn_trains_three_models_and_goes_on_where_it_was_stopped(
+def test_learn_trains_recipes_and_goes_on_where_it_was_stopped(
     speech: Path, tmp_path: Path
 ) -> None:
     small = ["--data", speech / "train", "--work", tmp_path, "--steps", 2, "--batch-seconds", 8]
-    said = bench("learn", *small, "ours")
+    said = bench("learn", *small, "--recipe", "ours", "--seed", 3)
     assert said.count("Validation at step 2") == 1
-    said = bench("learn", *small)
-    assert said.count("Validation at step 2") == 2, "`ours` had ended"
-    assert "WER on unseen speakers, plain transformer, step 2" in said
-    assert "CER on unseen speakers, ours without updates, step 2" in said
+    said = bench("learn", *small, "--recipe", "ours", "--recipe", "transformer", "--seed", 3)
+    assert said.count("Validation at step 2") == 1, "`ours` had ended"
+    assert said.count("ours-3-2: CER") == said.count("transformer-3-2: CER") == 1
 
 
 def test_the_student_alone_gets_the_time_that_teacher_cache_and_student_took(
     speech: Path, tmp_path: Path
 ) -> None:
     small = ["--data", speech / "train", "--steps", 2, "--batch-seconds", 8]
-    bench("learn", *small, "--work", tmp_path / "learn", "off")
-    work = ["--teacher", tmp_path / "learn" / "off", "--work", tmp_path / "work", "--seed", 0]
+    bench("learn", *small, "--work", tmp_path / "learn", "--recipe", "off")
+    work = ["--teacher", tmp_path / "learn" / "off-0-2", "--work", tmp_path / "work", "--seed", 0]
     said = bench("distillation", *small, *work)
     assert "wer on unseen speakers, distilled beside texts only, in the time of teacher" in said
     teacher = json.loads((tmp_path / "work" / "teacher.json").read_text())
@@ -165,13 +165,26 @@ def test_time_is_that_of_steps_and_a_teacher_is_charged_up_to_its_checkpoint() -
     assert longer(100, teacher, lines, {50: {"seconds_per_step": 0.5}}) == 400
 
 
-def test_contestants_of_learn_have_equal_parameters_and_one_recipe() -> None:
-    vocabulary = Vocabulary.characters()
-    counts = [parameters(model(name, SHAPE, vocabulary)) for name in ("ours", "off", "transformer")]
+def test_the_ablation_of_learn_has_equal_parameters_and_differs_in_nothing_else() -> None:
+    symbols = Vocabulary.characters()
+    ablation = [RECIPES[name] for name in ("ours", "off", "transformer")]
+    counts = [parameters(recipe.fresh(symbols, 0)) for recipe in ablation]
     assert max(counts) <= 1.02 * min(counts)
     assert 2e6 <= min(counts) <= 4e6
-    assert model("off", SHAPE, vocabulary).config.schedule == "off"
-    assert settings(100, 8.0) == settings(100, 8.0)
+    assert ablation[1].fresh(symbols, 0).config.schedule == "off"
+    assert len({recipe.settings(100, 0).model_dump_json() for recipe in ablation}) == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_trained(name: str) -> None:
+    recipe = RECIPES[name]
+    words = [f"{chr(65 + n % 26)}{chr(65 + n // 26)} SOME WORDS {n % 7 * 'AB'}" for n in range(600)]
+    symbols = recipe.vocabulary(words) if not recipe.pieces else BPEVocabulary.learn(words, 60)
+    model = recipe.fresh(symbols, 0, tiny=True)
+    assert recipe.settings(100, 5).seed == 5
+    if recipe.ctc:
+        recipe.loss().check(recipe.fresh(symbols, 0).config.blocks)
+    assert model.output_lengths(16_000) in (13, 25)
 
 
 @pytest.mark.parametrize("size", ["tiny", "base", "improved", "large"])
@@ -210,16 +223,59 @@ def test_operations_are_counted_as_specified() -> None:
     assert orthogonal.operations(2, tokens, d) == 2 * (18 * tokens * d**2 + 90 * d**3)
 
 
-def test_the_comparison_is_made_at_a_step_that_all_have_reached(tmp_path: Path) -> None:
-    numbers = {"ours": [(100, 0.9), (200, 0.7)], "off": [(100, 0.8)], "transformer": [(100, 0.95)]}
-    for name, points in numbers.items():
-        (tmp_path / name).mkdir()
-        for step, wer in points:
-            append_json(tmp_path / name / "metrics.jsonl", {"step": step, "wer": wer, "cer": 0.5})
-        append_json(tmp_path / name / "metrics.jsonl", {"step": 300, "loss": 1.0})
-    rows = compared({name: curve(tmp_path / name) for name in numbers})
-    assert [row.ours for row in rows[:3]] == [[0.9], [0.8], [0.95]]
-    assert all("step 100" in row.what for row in rows)
+def ended(recipe: str, seed: int, points: list[tuple[float, float]], **errors: list[int]) -> dict:
+    """A run as it is stored, with (seconds, CER) of its validations."""
+    curve = [{"step": n, "seconds": s, "cer": c, "wer": 2 * c} for n, (s, c) in enumerate(points)]
+    between = [{"step": 9, "seconds": 0.5, "loss": 1.0}]
+    seconds = max(s for s, _ in points)
+    return {"recipe": recipe, "seed": seed, "seconds": seconds, "curve": between + curve,
+            "speakers": errors}  # fmt: skip
+
+
+def test_recipes_are_compared_after_as_much_time_as_the_first_one_took() -> None:
+    runs = {
+        "ours": [ended("ours", 0, [(50, 0.6), (100, 0.4)])],
+        "muon": [ended("muon", n, [(60, 0.5), (100.5, 0.3 + n / 10), (150, 0.1)]) for n in (0, 1)],
+        "off": [ended("off", 0, [(200, 0.1)])],
+    }
+    assert at_equal_time(runs["muon"], 100) == {"cer": [0.3, 0.4], "wer": [0.6, 0.8]}
+    rows = compared(runs)
+    assert [(row.unit, row.ours, row.theirs) for row in rows] == [
+        ("cer", [0.4], []),
+        ("wer", [0.8], []),
+        ("cer", [0.3, 0.4], [0.4]),
+        ("wer", [0.6, 0.8], [0.8]),
+    ], "a recipe that was not measured by then is not compared"
+    assert all("after 100 s" in row.what for row in rows)
+
+
+def test_only_the_shipped_recipe_has_a_goal_and_it_is_a_fifth_below_the_first() -> None:
+    points = [(1.0, 0.5)]
+    runs = {name: [ended(name, 0, points)] for name in ("ours", "muon", "shipped")}
+    assert [row.goal_ratio for row in compared(runs)] == [None] * 4 + [0.8, None]
+
+
+def test_recipes_are_paired_by_speaker_over_the_seeds_that_both_have() -> None:
+    runs = {
+        "ours": [ended("ours", n, [(1, 1)], A=[8 + n, 10], B=[4, 10]) for n in (0, 1)],
+        "muon": [ended("muon", n, [(1, 1)], A=[4, 10], B=[3, 10]) for n in (1, 2)],
+        "off": [ended("off", 0, [(1, 1)])],
+    }
+    (found,) = differences(runs).items()
+    assert found == ("muon", {"difference": -0.3, "low": -0.5, "high": -0.1, "seeds": 1})
+
+
+def test_the_time_of_a_step_leaves_out_what_was_measured_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments = iter([10.0, 11.0, 11.0, 50.0, 52.0, 52.0])
+    monkeypatch.setattr("bench.learn.clock", lambda: next(moments))
+    timed = Timed(RECIPES["ours"].fresh(Vocabulary.characters(), 0, tiny=True))
+    timed.begin(5.0)
+    timed.end_step(1, None, None)
+    timed.pause()
+    timed.end_step(2, None, None)
+    assert timed.seconds == 5.0 + 1.0 + 2.0
 
 
 def test_a_difference_of_error_rates_comes_with_how_sure_it_is() -> None:
@@ -228,6 +284,8 @@ def test_a_difference_of_error_rates_comes_with_how_sure_it_is() -> None:
     assert bad.sum(0).tolist() == [50, 200]
     sure = difference(bad, good)
     assert sure == {"difference": 0.25, "low": 0.25, "high": 0.25}
+    sums = by_speaker(bad, ["B", "A"] * 25)
+    assert {name: row.tolist() for name, row in sums.items()} == {"A": [25, 100], "B": [25, 100]}
     mixed = word_errors(said, ["ONE TWO THREE FOUR", "ONE"] * 25)
     unsure = difference(mixed, bad)
     assert unsure["low"] < unsure["difference"] < unsure["high"]
@@ -242,10 +300,12 @@ def test_a_curve_is_a_picture_with_every_line_named() -> None:
     assert drawn == svg("rates", "steps", {"a & b": [(0, 100), (10, 50)], "c": []})
 
 
-def test_the_learning_curve_is_committed() -> None:
-    file = REPOSITORY / "bench" / "results" / "learn.json"
-    described = json.loads(file.read_text())
-    assert set(described["models"]) == {"ours", "off", "transformer"}
-    counts = [each["parameters"] for each in described["models"].values()]
-    assert max(counts) <= 1.02 * min(counts)
-    assert (file.parent / "learn.svg").exists()
+def test_the_learning_curves_are_committed_with_what_they_were_measured_with() -> None:
+    results = REPOSITORY / "bench" / "results"
+    runs, described = stored(), json.loads((results / "learn.json").read_text())
+    assert set(described["models"]) == set(runs) >= {"ours", "shipped"}
+    for run in (run for each in runs.values() for run in each):
+        assert run["commit"] and run["training"] and run["model"] and run["seconds"] > 0
+        assert max(point["step"] for point in run["curve"]) == run["steps"]
+    assert {row["goal_ratio"] for row in described["rows"]} == {None, 0.8}
+    assert (results / "learn.svg").exists()

@@ -49,7 +49,23 @@ class ModelConfig(Frozen):
     )
     momentum: bool = Field(False, description="Carry fast gradients from chunk to chunk")
     prenorm: bool = Field(False, description="Keep an unnormalized master of the fast weights")
+    conv_kernel: int = Field(
+        0,
+        ge=0,
+        description="Tokens under the depthwise convolution of each block, odd: its own and as "
+        "many before as behind it, or only those before if causal; 0 is no convolution",
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of each residual branch dropped")
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the attention weights dropped"
+    )
+    layer_drop: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the blocks that an utterance passes by in training (stochastic "
+        "depth)",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ModelConfig":
@@ -59,6 +75,11 @@ class ModelConfig(Frozen):
         if self.hidden // self.attention_heads % 2:
             raise ValueError(
                 "hidden / attention_heads must be even: rotary positions pair channels"
+            )
+        if self.conv_kernel and self.conv_kernel % 2 == 0:
+            raise ValueError(
+                f"conv_kernel {self.conv_kernel} is even and has no middle: write "
+                f"{self.conv_kernel + 1}, or 0 for no convolution"
             )
         if self.fast_width * self.hidden < self.lact_heads:
             raise ValueError(f"fast_width {self.fast_width} leaves the fast MLP no inner channel")

@@ -109,11 +109,10 @@ class OptimConfig(Frozen):
 
     method: Literal["adamw", "muon"] = Field(
         "adamw",
-        description="adamw, or muon for matrices between the first and the last layer (their "
-        "updates are orthogonalized, and scaled so that the same learning rate fits) and adamw for "
-        "the rest",
+        description="adamw, or muon for the linear maps of the blocks (their updates are "
+        "orthogonalized, and scaled so that the same learning rate fits) and adamw for the rest: "
+        "convolutions, gates, embedding, output, projectors",
     )
-
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate, after the warm-up")
     warmup_steps: int = Field(500, ge=0, description="Steps of linear rise from 0 to the peak rate")
     decay: Literal["cosine", "noam", "hold", "constant"] = Field(
@@ -129,6 +128,10 @@ class OptimConfig(Frozen):
     )
     weight_decay: float = Field(
         1e-2, ge=0, description="Decoupled weight decay of matrices; biases and norms have none"
+    )
+    decay_gains: bool = Field(
+        True,
+        description="Whether gains of two axes and the first fast weights decay as matrices do",
     )
     clip_norm: float = Field(
         1.0, gt=0, description="Largest gradient norm, per label token; larger is scaled down"

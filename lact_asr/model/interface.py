@@ -6,11 +6,18 @@ H heads, M modalities.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 Count = TypeVar("Count", int, Tensor)
+
+
+class FastUse(NamedTuple):
+    """What test-time training did to each utterance [B]: means over blocks, heads and matrices."""
+
+    step_size: Tensor  # of its tokens
+    change: Tensor  # of the weights at its end: |W - W before it| / |W before it|
 
 
 @dataclass
@@ -22,6 +29,7 @@ class CTCOutput:
     hidden: list[Tensor]  # [B,L,D] after each block
     attention: Tensor | None = None  # [B,H,L,L] logarithm of the last block's, where asked for
     updates: Tensor | None = None  # [B*H] inner steps of the last block's fast weights
+    fast: FastUse | None = None  # in eval mode, of a model with fast weights that learn
     modality_weights: Tensor | None = None  # [B,L,M+1], the last one the null token's
     modalities: Tensor | None = None  # [B,L,M,D], before they were fused
 
@@ -47,6 +55,10 @@ class CTCSettings(Settings, Protocol):
 
     def tokens(self, samples: Count) -> Count:
         """Tokens made from so many samples of a wave."""
+
+
+class Gate(nn.Linear):
+    """A linear map to scalars that each say how much, such as a step size per head."""
 
 
 class Model(nn.Module):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lact_asr.config.model import ModelConfig
 from lact_asr.model.fast_weights import State, Weights, fast_mlp, wide
+from lact_asr.model.interface import FastUse, Gate
+from lact_asr.model.masks import length_mask
 from lact_asr.model.ttt import test_time_training
 from lact_asr.model.window_attention import Layout, attend, may_attend, rotary_of, rotate
 
@@ -90,20 +92,20 @@ class LaCTLayer(nn.Module):
         self.w1 = nn.Parameter(torch.randn(heads, size, inner) / math.sqrt(inner))
         self.w2 = nn.Parameter(torch.randn(heads, inner, size) / math.sqrt(size))
         self.ttt_norm = RMSNorm(size, EPS)
-        self.ttt_scale_proj = nn.Linear(width, heads)
+        self.ttt_scale_proj = Gate(width, heads)
         if config.schedule != "off":  # a parameter that learns nothing would be dead weight
-            self.lr_proj = nn.Linear(width, 3 * heads)
+            self.lr_proj = Gate(width, 3 * heads)
             if config.momentum:
-                self.momentum_proj = nn.Linear(width, heads)
+                self.momentum_proj = Gate(width, heads)
 
-    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
-        """Normalized tokens [B,L,D] to their mix [B,L,D], and the updates of each row [B*H]."""
+    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, State | None]:
+        """Normalized tokens [B,L,D] to their mix [B,L,D], and the fast weights at their end."""
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k = self.q_norm(q), self.k_norm(k)
         with torch.autocast(x.device.type, enabled=False):
             near = self._attention(q, k, v, layout)
             far, state = self._fast(wide(x), q, k, v, layout.rotary, layout.lengths)
-        return self.o_proj(near + far), None if state is None else state.updates
+        return self.o_proj(near + far), state
 
     def stream(self, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
         """The mix of normalized tokens [B,L,D] that follow those of the past; and theirs.
@@ -157,9 +159,26 @@ class LaCTLayer(nn.Module):
             allowed = may_attend(self.config, places[:, None], places, lengths)  # [B,L,L]
             return scores.masked_fill(~allowed[:, None], -torch.inf).log_softmax(-1)
 
+    def fast_use(self, x: Tensor, state: State, lengths: Tensor) -> FastUse:
+        """What the fast weights, now at the end of normalized tokens [B,L,D], made of them."""
+        steps = self._step_sizes(wide(x)).mean(-1).unflatten(0, (len(x), -1)).mean(1)  # [B,L]
+        inside = length_mask(lengths, x.shape[1])
+        changes = [
+            _norms(now.unflatten(0, (len(x), -1)) - before) / _norms(before)  # [B,H]
+            for now, before in zip(state.weights, (self.w0, self.w1, self.w2), strict=True)
+        ]
+        step_size = (steps * inside).sum(1) / lengths.clamp(min=1)
+        return FastUse(step_size, torch.stack(changes).mean((0, 2)))
+
+    def _step_sizes(self, x: Tensor) -> Tensor:
+        """Step sizes of tokens [B,L,D] for the three matrices: [B*H,L,3]."""
+        start = math.log(math.expm1(self.config.base_step))
+        return self._rows(F.softplus(self.lr_proj(x) + start), x.dtype)
+
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.config.attention_heads, -1)) for x in (q, k, v))
-        return attend(rotate(q, layout.rotary), rotate(k, layout.rotary), v, layout)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        return attend(rotate(q, layout.rotary), rotate(k, layout.rotary), v, layout, dropout)
 
     def _fast(
         self,
@@ -207,8 +226,7 @@ class LaCTLayer(nn.Module):
         weights = Weights(*(w.repeat(len(x), 1, 1) for w in (self.w0, self.w1, self.w2)))
         if config.schedule == "off":
             return fast_mlp(weights, q), None
-        start = math.log(math.expm1(config.base_step))
-        steps = self._rows(F.softplus(self.lr_proj(x) + start), x.dtype)  # [B*H,L,3]
+        steps = self._step_sizes(x)
         gate = self._rows(self.momentum_proj(x).sigmoid(), x.dtype) if config.momentum else None
         y, state = test_time_training(
             *weights,
@@ -228,3 +246,8 @@ class LaCTLayer(nn.Module):
             # Too short to learn from; DDP still waits for a gradient of every parameter.
             y = y + 0 * (steps.sum() if gate is None else steps.sum() + gate.sum())
         return y, state
+
+
+def _norms(matrices: Tensor) -> Tensor:
+    """Frobenius norms of matrices [...,rows,columns]."""
+    return torch.linalg.matrix_norm(wide(matrices))

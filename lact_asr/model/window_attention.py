@@ -77,8 +77,10 @@ def rotary_of(config: ModelConfig, x: Tensor, start: int = 0) -> tuple[Tensor, T
     return cosine.to(wide(x).dtype), sine.to(wide(x).dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """Softmax attention of heads [B,L,Ha,w] inside the layout's windows: [B,L,Ha*w]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
+    """Softmax attention of heads [B,L,Ha,w] inside the layout's windows: [B,L,Ha*w]; `dropout` is
+    the share of its weights left out.
+    """
     size = q.shape[1]
     blocks = -(-max(size, 1) // layout.block)
     fill = blocks * layout.block - size
@@ -86,7 +88,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     q = F.pad(q, (0, 0, 0, 0, 0, fill)).unflatten(1, (blocks, layout.block))
     k, v = (_spans(F.pad(x, (0, 0, 0, 0, layout.before, after + fill)), layout) for x in (k, v))
     q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # [B*blocks,Ha,...,w]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.allowed)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.allowed, dropout_p=dropout)
     out = out.transpose(1, 2).unflatten(0, (-1, blocks)).flatten(1, 2)
     return out[:, :size].flatten(2)
 

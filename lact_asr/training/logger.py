@@ -181,7 +181,7 @@ class TrainingLogger:
         for number, sample in enumerate(measure.samples, start=1):
             self.say(f"Sample Prediction {number} (step {step}, {sample.id})")
             self.say(f"True: {sample.true}\nPred: {sample.pred}")
-        self._numbers(step, {"valid_loss": measure.loss, **measure.figures})
+        self._numbers(step, {"valid_loss": measure.loss, **measure.figures, **measure.beside})
         if measure.samples:
             self.event("samples", step=step, samples=[vars(each) for each in measure.samples])
         self._judge_validation(step, measure, best)

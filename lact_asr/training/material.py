@@ -64,6 +64,7 @@ class Measure:
     line: str  # the same for people
     samples: Sequence[Sample] = ()
     unreadable: Sequence[tuple[str, str]] = ()  # (id, why)
+    beside: Mapping[str, float] = field(default_factory=dict)  # for the metrics alone
     # shares of blank frames and of empty texts, frames a label; nothing where there is no CTC
     signs: Mapping[str, float] = field(default_factory=dict)
 

@@ -12,11 +12,10 @@ from lact_asr.config.training import OptimConfig
 from lact_asr.distributed.fsdp import full, like
 from lact_asr.model.fast_weights import newton_schulz
 from lact_asr.model.forward import autocast
-from lact_asr.model.interface import Model
+from lact_asr.model.interface import Gate, Model
 from lact_asr.training.objective import Objective
 
 MOMENTUM = 0.95  # of Muon's running sum of gradients
-THIN = 16  # rows or columns below which a matrix is rather a few vectors, and AdamW's
 RMS = 0.2  # of the entries of an AdamW update, times the learning rate, as seen in large models
 
 
@@ -80,10 +79,11 @@ class Muon(torch.optim.AdamW):
 
 
 def build(objective: Objective[Any, Any], config: OptimConfig) -> torch.optim.AdamW:
-    """The optimizer over the objective's groups; weight decay for matrices only."""
-    apart = _ends(objective.model) if config.method == "muon" else None
+    """The optimizer over the objective's groups; what is Muon's and what decays goes by role."""
+    muon = _hidden_maps(objective.model) if config.method == "muon" else set()
+    spared = set() if config.decay_gains else _gains(objective.trainable)
     wanted = objective.parameter_groups(config.learning_rate)
-    groups = [part for group in wanted for part in _split(group, config, apart)]
+    groups = [part for group in wanted for part in _split(group, config, muon, spared)]
     on_gpu = any(p.is_cuda for group in groups for p in group["params"])
     kind = Muon if config.method == "muon" else torch.optim.AdamW
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True if on_gpu else None)
@@ -95,27 +95,33 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def _ends(model: Model) -> set[int]:
-    """Parameters of the output layer, where every row stands for a symbol of its own frequency."""
-    return {id(parameter) for parameter in model.head.parameters()}
+def _hidden_maps(model: Model) -> set[int]:
+    """Linear maps of the model's blocks, from states to states.
+
+    Not what reads symbols or writes them, not a projector beside the model, not a gate: there every
+    row stands for something of its own, however many rows a model's size makes of them.
+    """
+    maps = (module for module in model.blocks.modules() if isinstance(module, nn.Linear))
+    return {id(module.weight) for module in maps if not isinstance(module, Gate)}
+
+
+def _gains(trainable: nn.Module) -> set[int]:
+    """Parameters that are no map's, kernel's or embedding's: gains, offsets, first fast weights."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    maps = {id(module.weight) for module in trainable.modules() if isinstance(module, kinds)}
+    return {id(parameter) for parameter in trainable.parameters()} - maps
 
 
 def _split(
-    group: dict[str, Any], config: OptimConfig, apart: set[int] | None
+    group: dict[str, Any], config: OptimConfig, muon: set[int], spared: set[int]
 ) -> list[dict[str, Any]]:
-    """One group as matrices (decayed) and the rest: biases, norms, scalars.
-
-    With `apart` given, matrices of two axes outside it are Muon's; kernels, stacks and thin ones
-    are AdamW's.
-    """
+    """One group as what decays, the rest (biases, norms, scalars, what is spared), and Muon's."""
     learning: list[nn.Parameter] = [p for p in group["params"] if p.requires_grad]
-    maps = [p for p in learning if p.ndim == 2 and min(p.shape) >= THIN]
-    marked = {id(p) for p in maps if apart is not None} - (apart or set())
-    muon: Callable[[nn.Parameter], bool] = lambda p: id(p) in marked
+    still: Callable[[nn.Parameter], bool] = lambda p: p.ndim < 2 or id(p) in spared
     parts = (
-        ([p for p in learning if p.ndim >= 2 and not muon(p)], config.weight_decay, False),
-        ([p for p in learning if p.ndim < 2], 0.0, False),
-        ([p for p in learning if muon(p)], config.weight_decay, True),
+        ([p for p in learning if not still(p) and id(p) not in muon], config.weight_decay, False),
+        ([p for p in learning if still(p)], 0.0, False),
+        ([p for p in learning if id(p) in muon], config.weight_decay, True),
     )
     rates = {"lr": group["lr"], "peak": group["lr"]}
     return [

@@ -112,6 +112,7 @@ class Speech(Material):
             f"Valid loss {found.loss:.4f} | WER {wer:.2%} | CER {cer:.2%}",
             found.samples,
             found.unreadable,
+            found.fast,
             found.signs,
         )
 

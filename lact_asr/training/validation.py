@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.config.training import TrainingConfig
@@ -19,7 +20,7 @@ from lact_asr.decoding.transcribe import decode
 from lact_asr.distributed.fsdp import run_dummy_forwards
 from lact_asr.distributed.processes import World
 from lact_asr.model.ctc_loss import ctc_losses
-from lact_asr.model.interface import CTCModel
+from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.model.masks import length_mask
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Sample
@@ -46,6 +47,7 @@ class Validation:
     samples: list[Sample]
     unreadable: list[tuple[str, str]]  # (id, why)
     signs: dict[str, float]  # `Measure.signs`
+    fast: dict[str, float]  # what test-time training did, per utterance; empty where there is none
 
 
 def validate(
@@ -65,7 +67,8 @@ def validate(
     heard: dict[str, str] = {}
     unreadable: list[tuple[str, str]] = []
     calls = 0
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, its labels, frames, blanks
+    # loss, its labels, frames, blanks; utterances with fast weights, their step sizes and changes
+    sums = torch.zeros(7, dtype=torch.float64, device=device)
     for batch, output, texts in decode(
         model, vocabulary, batches, device, config.precision, unreadable.extend
     ):
@@ -76,11 +79,11 @@ def validate(
             output.lengths, output.log_probs.shape[1]
         )
         counts = tokens.sum(), output.lengths.sum(), blank.sum()
-        sums += torch.stack([losses[tokens > 0].sum(), *counts])
+        sums += torch.stack([losses[tokens > 0].sum(), *counts, *_fast_sums(output)])
         calls += 1
     silence = torch.zeros(1, SILENCE, device=device), torch.tensor([SILENCE], device=device)
     run_dummy_forwards(model, -(-len(shares) // world.world_size) - calls, *silence)
-    loss, weight, frames, blanks = world.all_sum(sums).tolist()
+    loss, weight, frames, blanks, learned, steps, changes = world.all_sum(sums).tolist()
     for part, missing in world.gather((heard, unreadable)):
         heard |= part
         unreadable += [each for each in missing if each not in unreadable]
@@ -95,5 +98,17 @@ def validate(
         "empty_share": sum(not each for each in pred) / len(pred),
         "frames_per_label": frames / len(corpus.labels.flat),
     }
-    scores = score(true, pred)
-    return Validation(loss / weight if weight else math.inf, scores, samples, unreadable, signs)
+    fast = {}
+    if learned:
+        fast = {"fast_step_size": steps / learned, "fast_change": changes / learned}
+    loss = loss / weight if weight else math.inf
+    return Validation(loss, score(true, pred), samples, unreadable, signs, fast)
+
+
+def _fast_sums(output: CTCOutput) -> tuple[Tensor, Tensor, Tensor]:
+    """Utterances whose fast weights learned, their step sizes and the weights' changes, summed."""
+    if output.fast is None:
+        none = output.lengths.new_zeros(())
+        return none, none, none
+    step_sizes, changes = output.fast
+    return torch.ones_like(output.lengths).sum(), step_sizes.sum(), changes.sum()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs import kinds
 from jobs.cluster import load_cluster
@@ -11,12 +12,16 @@ from jobs.kinds import train
 from jobs.pipeline import Pipeline, Step
 from jobs.reading.pipeline_file import read_pipeline
 from lact_asr.config.model import SIZES
+from lact_asr.model.interface import count_parameters
+from lact_asr.model.recognizer import Recognizer
 from tests.conftest import REPOSITORY
 
 FILES = sorted((REPOSITORY / "jobs" / "pipelines").glob("*.yaml"))
 FOLDER = ["corpus.folder=speech"]  # what the user has to add
 NEEDED = {"smoke_real": FOLDER, "distillation": FOLDER}
-ORIGINAL = ["train.preset=original", "train.training={}"]
+ORIGINAL = ["train.preset=original", "train.training={}", "train.ctc={}", "train.model={}"]
+ORIGINAL += ["train.vocabulary=characters"]
+INGREDIENTS = {"conv_kernel": 31, "attention_dropout": 0.1}  # what the recipes add to a size
 
 
 def read(name: str, *overrides: str) -> Pipeline:
@@ -108,7 +113,7 @@ def test_the_librispeech_pipelines_train_the_original_sizes_in_bfloat16(
     pipeline = read(f"librispeech_{name}")
     step = pipeline.step("train")
     model = train.Settings.model_validate(step.settings).configuration()
-    assert model == SIZES[size]
+    assert model == SIZES[size].model_copy(update=INGREDIENTS)
     assert pipeline.step("overfit").settings["size"] == size
     assert step.settings["training"]["precision"] == "auto"
     assert len(pipeline.step("corpus").settings["train"]) == hours
@@ -118,13 +123,44 @@ def test_the_librispeech_pipelines_train_the_original_sizes_in_bfloat16(
 @pytest.mark.parametrize("name", ["base", "improved", "large"])
 def test_the_original_recipe_is_one_command_away(name: str) -> None:
     text = (REPOSITORY / "jobs" / "pipelines" / f"librispeech_{name}.yaml").read_text()
-    assert "--set train.preset=original --set 'train.training={}'" in text
-    training = read(f"librispeech_{name}", *ORIGINAL).step("train").settings["training"]
+    assert "--set train.preset=original --set 'train.training={}' --set 'train.ctc={}'" in text
+    assert "--set 'train.model={}' --set train.vocabulary=characters" in text
+    settings = read(f"librispeech_{name}", *ORIGINAL).step("train").settings
+    given = train.Settings.model_validate(settings)
+    assert given.configuration() == SIZES[name]
+    assert (given.vocabulary, given.ctc.views, given.ctc.intermediate) == ("characters", 1, ())
+    training = settings["training"]
     assert (training["batch_seconds"], training["accumulate"]) == (240, 2)  # 2 x 12 of 20 s
     assert (training["optim"]["learning_rate"], training["optim"]["warmup_steps"]) == (1e-4, 2000)
     assert (training["max_duration"], training["optim"]["clip_norm"]) == (20, 1)
     assert (training["valid_every"], training["checkpoint_every"]) == (1000, 5000)
     assert (training["precision"], training["augment"]["time_masks"]) == ("fp32", 0)
+
+
+@pytest.mark.parametrize("name", ["base", "improved", "large"])
+def test_the_librispeech_recipes_have_what_published_winners_have(name: str) -> None:
+    step = read(f"librispeech_{name}").step("train")
+    given = train.Settings.model_validate(step.settings)
+    third = given.configuration().layers // 3
+    assert (given.vocabulary, given.vocabulary_size) == ("bpe", 500)
+    assert given.ctc.intermediate == (third, 2 * third)
+    assert given.ctc.consistency == 0.2
+    assert (given.training.augment.time_masks, given.training.augment.time_total) == (25, 0.375)
+    assert given.training.augment.speeds == (0.9, 1.0, 1.1), "the preset's"
+    assert given.training.average.last == 10
+    assert given.training.optim.method == "muon" and not given.training.optim.decay_gains
+    seconds = given.training.planned_seconds(given.ctc.views) * step.resources.world_size
+    assert 1_800 <= seconds <= 4_800, "audio of a step, each second of it heard twice"
+
+
+def test_the_base_recipe_names_the_size_that_wins_on_100_hours() -> None:
+    text = (REPOSITORY / "jobs" / "pipelines" / "librispeech_base.yaml").read_text()
+    size = "model={hidden: 384, attention_heads: 6, mlp: 1152, conv_kernel: 31}"
+    assert text.count(size) == 2
+    step = read("librispeech_base", f"train.{size}").step("train")
+    config = train.Settings.model_validate(step.settings).configuration()
+    with torch.device("meta"):
+        assert 29e6 < count_parameters(Recognizer(config, 500)) < 31e6
 
 
 def test_settings_read_from_a_pipeline_are_those_the_worker_reads_back() -> None:

@@ -85,13 +85,13 @@ def test_a_stream_of_tokens_in_any_pieces_equals_one_shot(cuts, changes):
     mix = LaCTLayer(config).double()
     awake(mix)
     x = torch.randn(2, 25, 24, dtype=torch.float64)
-    whole, updates = mix(x, Layout.of(config, x, torch.tensor([25, 25])))
+    whole, state = mix(x, Layout.of(config, x, torch.tensor([25, 25])))
     past, pieces = None, []
     for piece in x.tensor_split(sorted(cuts), 1):
         y, past = mix.stream(piece, past)
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-10, rtol=1e-10)
-    assert torch.equal(past.fast.updates, updates) and updates.min() > 0
+    assert torch.equal(past.fast.updates, state.updates) and state.updates.min() > 0
 
 
 def test_what_a_stream_remembers_does_not_grow():

@@ -149,10 +149,10 @@ def test_the_published_causal_layer_comes_out_of_ours(kind):
     renamed = {name.replace(".0.", "."): x for name, x in arrays.items()}
     mix.load_state_dict({n[6:]: x for n, x in renamed.items() if n.startswith("param.")})
     x = arrays["x"].to(kind).requires_grad_()
-    found, updates = mix(x, Layout.of(config, x, torch.tensor([21, 21])))
+    found, fast = mix(x, Layout.of(config, x, torch.tensor([21, 21])))
     exact = kind == torch.float64
     assert distance(found, arrays["out"]) < (1e-9 if exact else 1e-4)
-    assert set(updates.tolist()) == {meta["updates_run"]}
+    assert set(fast.updates.tolist()) == {meta["updates_run"]}
     (found * arrays["probe"]).sum().backward()
     bound = 1e-6 if exact else 3e-4  # expected gradients are stored in float32
     assert distance(x.grad, arrays["grad_x"]) < bound

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lact_asr.config.model import SIZES, named_size
-from lact_asr.model.recognizer import FAMILIES, Recognizer
-from lact_asr.model.window_attention import Layout
+from lact_asr.config.model import SIZES, ModelConfig, named_size
+from lact_asr.model.recognizer import FAMILIES, Block, Convolution, Recognizer
+from lact_asr.model.window_attention import Layout, attend
 from lact_asr.text.normalize import normalize
 from lact_asr.text.vocabulary import Vocabulary
 from tests.conftest import shared
@@ -59,17 +59,22 @@ def padding_drift(model: Recognizer) -> float:
     return worst
 
 
+with_and_without_convolution = pytest.mark.parametrize("kernel", [0, 5])
+
+
+@with_and_without_convolution
 @variants
-def test_padding_and_neighbours_change_no_output(changes):
-    model = Recognizer(small_config(changes), 29).eval()
+def test_padding_and_neighbours_change_no_output(changes, kernel):
+    model = Recognizer(small_config({**changes, "conv_kernel": kernel}), 29).eval()
     assert padding_drift(model) < 1e-5
     awake(model)  # these weights blow rounding up 100 times: judge the law in float64
     assert padding_drift(model.double()) < 1e-11
 
 
+@with_and_without_convolution
 @variants
-def test_every_parameter_learns_from_every_batch(changes):
-    model = Recognizer(small_config(changes), 29)
+def test_every_parameter_learns_from_every_batch(changes, kernel):
+    model = Recognizer(small_config({**changes, "conv_kernel": kernel}), 29)
     awake(model)
     output = model(*waves([1.0, 0.6]))
     output.log_probs[..., 3].sum().backward()
@@ -102,6 +107,43 @@ def test_a_forward_pass_reports_its_updates(changes, updates):
     torch.testing.assert_close(output.log_probs.exp().sum(-1), torch.ones(2, 25))
 
 
+@torch.no_grad()
+def test_eval_mode_tells_step_sizes_and_changes_of_the_fast_weights_by_utterance():
+    model = Recognizer(small_config({"layers": 1}), 29).double().eval()
+    awake(model)
+    batch, lengths = waves([1.0, 0.6])
+    fast = model(batch.double(), lengths).fast
+    block, mix = model.blocks[0], model.blocks[0].mix
+    for row, length in enumerate(lengths):
+        clip = batch[row : row + 1, :length].double()
+        x, count = model.encoder(*model.features(clip, lengths[row : row + 1]))
+        layout = Layout.of(model.config, x, count)
+        normed = block.mix_norm(x)
+        state = mix(normed, layout)[1]
+        start = torch.tensor(0.3, dtype=torch.float64).expm1().log()
+        steps = (mix.lr_proj(normed) + start).exp().log1p()  # [1,L,3H]
+        changes = [
+            (now[head] - before[head]).square().sum().sqrt() / before[head].square().sum().sqrt()
+            for now, before in zip(state.weights, (mix.w0, mix.w1, mix.w2), strict=True)
+            for head in range(2)
+        ]
+        torch.testing.assert_close(fast.step_size[row], steps.mean())
+        torch.testing.assert_close(fast.change[row], torch.stack(changes).mean())
+        assert fast.change[row] > 0.01
+
+
+def test_what_the_fast_weights_did_is_the_mean_over_blocks_and_costs_training_nothing():
+    model = Recognizer(small_config({"layers": 2}), 29).eval()
+    awake(model)
+    batch = waves([1.0])
+    model.blocks[1].mix.lr_proj.bias.data.fill_(-100.0)  # no step
+    both = model(*batch).fast.change
+    model.blocks = model.blocks[:1]
+    torch.testing.assert_close(both, model(*batch).fast.change / 2)
+    assert model.train()(*batch).fast is None
+    assert Recognizer(small_config({"schedule": "off"}), 29).eval()(*batch).fast is None
+
+
 def test_the_updates_change_what_the_recognizer_says():
     config = small_config({})
     model = Recognizer(config, 29).eval()
@@ -112,8 +154,9 @@ def test_the_updates_change_what_the_recognizer_says():
     assert distance(still(*batch).log_probs, model(*batch).log_probs) > 0.01
 
 
-def test_the_causal_schedule_says_the_same_whatever_follows():
-    model = Recognizer(small_config(CAUSAL), 29).eval()
+@with_and_without_convolution
+def test_the_causal_schedule_says_the_same_whatever_follows(kernel):
+    model = Recognizer(small_config({**CAUSAL, "conv_kernel": kernel}), 29).eval()
     awake(model)
     batch, lengths = waves([2.0])
     mel, frames = model.features(batch, lengths)
@@ -127,6 +170,93 @@ def test_the_causal_schedule_says_the_same_whatever_follows():
     differs = (x - y).abs().amax(-1)[0] > 1e-6
     assert not differs[:29].any()  # 120 frames are 30 tokens; convolutions look one token ahead
     assert differs[30:].all()
+
+
+@pytest.mark.parametrize("changes", [{}, CAUSAL], ids=["both sides", "causal"])
+def test_the_convolution_equals_a_loop_over_tokens_that_knows_no_padding(changes):
+    config = small_config({**changes, "conv_kernel": 5})
+    module = Convolution(config).double()
+    awake(module)
+    lengths = torch.tensor([11, 4])
+    x = torch.randn(2, 11, 24, dtype=torch.float64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    found, before = module(x, lengths), 4 if config.causal else 2
+    total = 0.0
+    for row, length in enumerate(lengths.tolist()):
+        gate, up = (y[row, :length] @ module.gate_up.weight.T).chunk(2, -1)
+        heard = gate.sigmoid() * up
+        for place in range(length):
+            token = module.depthwise.bias
+            for tap in range(5):
+                if 0 <= place + tap - before < length:
+                    kernel = module.depthwise.weight[:, 0, 0, tap]
+                    token = token + kernel * heard[place + tap - before]
+            token = token / (token.square().mean() + 1e-6).sqrt() * module.norm.weight
+            token = (token * token.sigmoid()) @ module.down.weight.T
+            torch.testing.assert_close(found[row, place], token, rtol=1e-10, atol=1e-10)
+            total = total + (token * probe(row, place)).sum()
+    inside = [found[r, p] * probe(r, p) for r, n in enumerate(lengths) for p in range(n)]
+    torch.stack(inside).sum().backward(inputs=x)
+    total.backward(inputs=y)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-9, atol=1e-9)
+
+
+def probe(row: int, place: int) -> Tensor:
+    """Weights that tell one output from another."""
+    return torch.cos(torch.arange(24, dtype=torch.float64) * (1 + row) + place)
+
+
+def test_a_kernel_without_a_middle_is_refused():
+    with pytest.raises(ValueError, match=r"conv_kernel 4 is even.*write 5"):
+        small_config({"conv_kernel": 4})
+
+
+def test_dropped_attention_weights_are_missing_and_the_others_larger_by_as_much():
+    config = small_config({"attention_heads": 4})
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 3, 6, 4, 6, dtype=torch.float64)
+    v = torch.eye(6, dtype=torch.float64)[None, :, None].expand(3, 6, 4, 6)  # shows the weights
+    layout = Layout.of(config, q.flatten(2), torch.tensor([6, 6, 6]))
+    whole, found = attend(q, k, v, layout), attend(q, k, v, layout, 0.25)
+    dropped = found == 0
+    torch.testing.assert_close(found[~dropped], whole[~dropped] / 0.75)
+    assert 0.1 < dropped.double().mean() < 0.4
+
+
+def test_attention_weights_are_dropped_in_training_only():
+    model = Recognizer(small_config({"attention_dropout": 0.5}), 29)
+    plain = Recognizer(small_config({}), 29)
+    plain.load_state_dict(model.state_dict())
+    batch = waves([1.0])
+    assert not torch.equal(model(*batch).log_probs, plain(*batch).log_probs)
+    assert torch.equal(model.eval()(*batch).log_probs, plain.eval()(*batch).log_probs)
+
+
+def test_a_passed_by_block_changes_nothing_and_a_taken_one_makes_up_for_it():
+    block = Block(small_config({"layer_drop": 0.25, "conv_kernel": 3})).double()
+    awake(block)
+    x = torch.randn(64, 5, 24, dtype=torch.float64)
+    layout = Layout.of(block.config, x, torch.full((64,), 5))
+    found, whole = block(x, layout)[0], block.eval()(x, layout)[0]
+    passed = (found == x).flatten(1).all(1)
+    assert 4 <= passed.sum() <= 28  # of 64, 16 expected
+    torch.testing.assert_close(found[~passed], (x + (whole - x) / 0.75)[~passed])
+    assert not (whole == x).flatten(1).all(1).any()
+
+
+def test_a_model_that_passes_every_block_by_still_has_every_gradient():
+    model = Recognizer(small_config({"layer_drop": 0.999, "conv_kernel": 3}), 29)
+    torch.manual_seed(0)
+    model(*waves([0.5])).log_probs[..., 3].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_configuration_from_before_these_options_means_none_of_them():
+    old = small_config({}).model_dump()
+    for name in ("conv_kernel", "attention_dropout", "layer_drop"):
+        del old[name]
+    assert ModelConfig.model_validate(old) == small_config({})
+    assert not any("conv" in name for name in Block(small_config({})).state_dict())
 
 
 def test_bfloat16_autocast_stays_close_and_ends_in_float32():

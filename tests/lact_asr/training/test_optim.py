@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
+from distill.config.language_model import LanguageModelConfig
+from distill.language_model.model import LanguageModel, LMObjective
+from distill.losses.projector import LogitProjector
 from lact_asr.config.training import OptimConfig
 from lact_asr.training import optim
 from lact_asr.training.objective import CTCObjective
@@ -159,3 +163,48 @@ def test_rates_hold_at_the_edges():
     assert optim.rate_factor(late["hold"], 9, 10) == 1.0, "one step is left to fall in"
     assert optim.rate_factor(late["cosine"], 10, 10) == pytest.approx(0.0)
     assert optim.rate_factor(OptimConfig(warmup_steps=4), 36, 20) == pytest.approx(0.0)
+
+
+def muons(objective, **changes) -> set[str]:
+    """Names of what Muon moves."""
+    config = OptimConfig(**{"method": "muon"} | changes)
+    groups = optim.build(objective, config).param_groups
+    moved = {id(p) for group in groups if group["muon"] for p in group["params"]}
+    return {name for name, p in objective.trainable.named_parameters() if id(p) in moved}
+
+
+MAPS = {"mix.qkv", "mix.o_proj", "mlp.gate_up", "mlp.down", "conv.gate_up", "conv.down"}
+
+
+@pytest.mark.parametrize("lact_heads", [1, 16])  # 3 or 48 step sizes a token
+def test_what_is_muons_goes_by_role_and_not_by_the_models_size(lact_heads):
+    model = tiny(hidden=64, lact_heads=lact_heads, conv_kernel=3)
+    assert muons(CTCObjective(model)) == {f"blocks.0.{name}.weight" for name in MAPS}
+    assert muons(CTCObjective(model), method="adamw") == set()
+
+
+def test_neither_embedding_nor_output_nor_a_projector_is_muons():
+    texts = LanguageModel(LanguageModelConfig(hidden=64, heads=2, blocks=1, mlp=64), 40)
+    assert all(name.startswith("blocks.0.") for name in muons(LMObjective(texts, 8)))
+    assert len(muons(LMObjective(texts, 8))) == 4
+    objective = CTCObjective(tiny())
+    alone = {f"model.{name}" for name in muons(objective)}
+    objective.trainable = nn.ModuleDict(
+        {"model": objective.model, "projector": LogitProjector(64, 40)}
+    )
+    assert muons(objective) == alone
+
+
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_gains_and_first_fast_weights_decay_only_if_they_are_asked_to(method):
+    model = tiny(conv_kernel=3)
+
+    def decayed(**changes) -> set[str]:
+        optimizer = muon(model, method=method, **changes)
+        found = [p for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]]
+        return {n for n, p in model.named_parameters() if any(p is each for each in found)}
+
+    gains = {"qk_scale", "qk_offset", "w0", "w1", "w2"}
+    assert decayed() - decayed(decay_gains=False) == {f"blocks.0.mix.{name}" for name in gains}
+    assert "blocks.0.conv.depthwise.weight" in decayed(decay_gains=False)
+    assert "encoder.convolutions.1.weight" in decayed(decay_gains=False)

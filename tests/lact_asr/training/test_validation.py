@@ -180,3 +180,17 @@ def test_whoever_has_fewer_batches_calls_its_model_as_often_as_the_others(
     validate(model, corpus, VOCABULARY, config, World(), torch.device("cpu"), 0)
     silence = [1, 1600], [1600]  # a tenth of a second
     assert called == [(0, *silence), (1, *silence), (1, *silence)]
+
+
+def test_a_validation_says_what_test_time_training_did_utterance_by_utterance(tmp_path, model):
+    dev = tones(tmp_path, 3)
+    alone = [check(model, [each]).fast for each in dev]
+    for name in ("fast_step_size", "fast_change"):
+        mean = sum(each[name] for each in alone) / 3
+        assert check(model, dev).fast[name] == pytest.approx(mean, rel=1e-4) and mean > 0
+    still = tiny(schedule="off")
+    torch.nn.init.normal_(still.head.weight)
+    assert check(still, dev).fast == {}
+    _, recorded = run(tmp_path, dev, max_steps=1, valid_every=1)
+    (line,) = [line for line in recorded.metrics if "wer" in line]
+    assert 0 < line["fast_change"] < 1 and 0 < line["fast_step_size"] < 1
