@@ -1,6 +1,6 @@
 """How much of the time of a training that is killed again and again is useful: its ETTR.
 
-    python -m bench.ettr [--data SPEECH] [--minutes 10] [--every 100]
+    python -m bench.ettr [--data SPEECH] [--steps 6000] [--every 100]
 
 A real training on a private Slurm, its worker killed (SIGKILL) every `every` seconds until it has
 ended: unattended, checkpoints as `checkpoint_every: auto` chooses them. The default is an hour with

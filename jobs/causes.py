@@ -86,7 +86,8 @@ CAUSES: dict[str, Cause] = {
     "collective_timeout": Cause(
         "a rank has waited too long for the others",
         "begins again in the same job, from the newest checkpoint, if it has come further since",
-        "look at the logs of the other ranks: one of them hangs, or its node does",
+        "look at the logs of the other ranks: one of them hangs, or its node does; how long is too "
+        "long says TRAINYARD_COLLECTIVE_SECONDS in the cluster's `environment` (1800)",
         2,
     ),
     "no_progress": Cause(

@@ -71,7 +71,8 @@ def test_checkpoint_stands_beside_none_and_beside_one_in_place() -> None:
 def test_what_is_looked_after_stands_beside_bare_steps(speech: Path) -> None:
     said = bench("overhead", "--data", speech / "train")
     assert "step with health, clock, events, beside bare" in said
-    assert "all, a checkpoint in 500 steps, by reckoning" in said
+    assert "all of a block, beside its data and steps" in said
+    assert "the same, with a checkpoint in 500 steps, by reckoning" in said
 
 
 def test_the_useful_share_of_an_hour_follows_from_what_a_fault_costs() -> None:

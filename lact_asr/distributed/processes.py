@@ -129,7 +129,7 @@ def start() -> World:
         init_method=f"tcp://{address}:{port}",
         rank=world.rank,
         world_size=world.world_size,
-        timeout=timedelta(seconds=_patience(os.environ)),
+        timeout=timedelta(seconds=patience(os.environ)),
     )
     atexit.register(torch.distributed.destroy_process_group)
     return world
@@ -150,7 +150,7 @@ def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
     return _address(_scontrol("show", "hostnames", nodes).split()[0]), port
 
 
-def _patience(environment: Mapping[str, str]) -> float:
+def patience(environment: Mapping[str, str]) -> float:
     """Seconds after which a rank that waits for the others gives up; DataError for what is none."""
     given = environment.get("TRAINYARD_COLLECTIVE_SECONDS", TIMEOUT)
     try:

@@ -8,7 +8,8 @@ import torch
 
 from lact_asr.distributed import processes
 from lact_asr.distributed.place import from_environment
-from lact_asr.distributed.processes import World, meeting_point
+from lact_asr.distributed.processes import World, meeting_point, patience
+from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import read_json, write_json
 from tests.ranks import in_ranks
 
@@ -62,6 +63,13 @@ def test_one_process_joins_no_group_and_wraps_nothing(monkeypatch):
     assert world.gather(3) == [3]
     assert world.all_max(True) and not world.all_max(False)
     assert world.all_sum(torch.ones(2)).tolist() == [1, 1]
+
+
+def test_a_rank_waits_half_an_hour_for_the_others_or_as_long_as_it_is_told():
+    name = "TRAINYARD_COLLECTIVE_SECONDS"
+    assert (patience({}), patience({name: "90.5"})) == (1800, 90.5)
+    with pytest.raises(DataError, match=f"{name} is 'soon': write seconds"):
+        patience({name: "soon"})
 
 
 def agree(folder: Path) -> None:
