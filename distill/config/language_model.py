@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from distill.config.kd import RampConfig
 from lact_asr.config.base import Frozen
-from lact_asr.config.training import LoopConfig
+from lact_asr.config.training import LoopConfig, StoppingConfig
 
 
 class LanguageModelConfig(Frozen):
@@ -64,6 +64,9 @@ class LMTrainingConfig(LoopConfig):
     )
     valid_every: int = Field(250, gt=0, description="Steps between validations")
     checkpoint_every: int = Field(250, gt=0, description="Steps between checkpoints")
+    stopping: StoppingConfig = Field(
+        StoppingConfig(patience=20), description="as the original recipe wants it"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description=LoopConfig.model_fields["precision"].description
     )
