@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from distill.config.kd import RampConfig
+from distill.config.hints import HintConfig
 from lact_asr.config.base import Frozen
 from lact_asr.config.training import LoopConfig, StoppingConfig
 
@@ -35,14 +35,19 @@ LM_SIZES = {
 }
 
 
-class LMDistillConfig(RampConfig):
-    """What a language model learns from another: (1 - alpha) LM + kd_weight(progress) KD."""
+class LMDistillConfig(HintConfig):
+    """What a language model learns from another: (1 - alpha) LM + kd_weight KD + hints."""
 
     alpha: float = Field(
         0.7, ge=0, le=1, description="Share taken from the texts' loss: its weight is 1 - alpha"
     )
     top_k: int = Field(
         256, ge=1, description="Symbols per place that are compared singly, the rest as one"
+    )
+    layer_map: Literal["uniform"] | tuple[tuple[int, int], ...] = Field(
+        "uniform",
+        description="Teacher layer of each student layer: evenly spread, or pairs [student layer, "
+        "teacher layer], counted from 1",
     )
 
 

@@ -109,7 +109,13 @@ def run(settings: Settings, job: Job) -> Result:
         _training.inherit(model, teacher, settings.teacher_layers, job)
     with _training.going_on(job):
         done = fit_texts(
-            LMObjective(model, settings.training.chunk, teacher, settings.distill),
+            LMObjective(
+                model,
+                settings.training.chunk,
+                teacher,
+                settings.distill,
+                settings.training.log_every,
+            ),
             texts,
             held_out,
             vocabulary,
