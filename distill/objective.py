@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from distill.config.distillation import DistillConfig
 from distill.losses import functions as losses
 from distill.losses import layer_map, schedules
-from distill.losses.balancing import Balancer
+from distill.losses.balancing import SCALES_RATE, Balancer
 from distill.losses.hints import Hints
 from distill.losses.kd import Outputs, repeat_output
+from distill.losses.looks import LOOK, Looks, balance_line, curriculum_line
 from distill.losses.projector import LogitProjector
 from distill.losses.router import StudentAwareRouter, evenness
 from distill.losses.time_grid import average, covered_frames, frame_rate
@@ -47,10 +48,6 @@ from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import LEAST, Loss, Outcome, Part, relative
 from lact_asr.training.objective import CTCObjective, SpeechObjective, repeat_batch
 from lact_asr.utils.errors import DataError
-
-SCALES_RATE = 10.0  # learned scales, as a multiple: at the student's rate not there in 600 steps
-LOOK = 100  # steps between lines about the weights and the router
-EACH = 5  # first steps, of which each has such lines
 
 
 class DistillObjective(SpeechObjective):
@@ -108,8 +105,7 @@ class DistillObjective(SpeechObjective):
             self.trainable["logit_projector"] = LogitProjector(
                 source.widths[-1], len(vocabulary), normalize=config.target == "projector"
             )
-        self.progress, self.log_every = 0.0, log_every
-        self._next: int | None = None  # number of the next step, known after the first
+        self.progress, self.looks = 0.0, Looks(log_every)
         self._labels_per_frame: Tensor | None = None
 
     def _required_outputs(self) -> dict[str, bool]:
@@ -176,7 +172,7 @@ class DistillObjective(SpeechObjective):
             taught = {"kd": self._kd(student, teacher, mask, heard)}
             taught |= self._sum_over_frames(hints, mask)
             expected = {}
-            if self._measured:
+            if self.looks.measured:
                 unlearned = self.hints.unlearned(hints, student, teacher, mask)
                 expected = self._of_a_uniform_student(student, teacher, mask, heard)
                 expected |= self._sum_over_frames(unlearned, mask)
@@ -192,12 +188,6 @@ class DistillObjective(SpeechObjective):
         parts = {**alone, **taught, **own, **weighted, **self._sum_over_frames(use, mask)}
         shown = {n: Part(value.detach(), expected.get(n)) for n, value in parts.items()}
         return Loss(total, task.weight, shown, task.counts)
-
-    @property
-    def _measured(self) -> bool:
-        """Whether this step is one that is logged, or may be."""
-        step = self._next
-        return step is None or step <= EACH or not (step % self.log_every and step % LOOK)
 
     def _in_student_symbols(
         self, teacher: CTCOutput, batch: Batch
@@ -218,24 +208,21 @@ class DistillObjective(SpeechObjective):
     def weights(self, progress: float) -> dict[str, float]:
         """What each component is multiplied by before it is balanced."""
         config = self.config
-        gates = schedules.curriculum(config.curriculum, progress)
+        gate = schedules.curriculum(config.curriculum, progress)["contrastive"]
         return {
             "ctc": 1 - config.alpha,
-            "kd": schedules.kd_weight(progress, config),
-            "feature": config.feature_weight * gates["feature"],
-            "attention": config.attention_weight * gates["attention"],
-            "layerwise": config.layerwise_weight * gates["layerwise"],
-            "contrastive": config.contrastive_weight * gates["contrastive"],
+            **schedules.weights(config, progress),
+            "contrastive": config.contrastive_weight * gate,
         }
 
     def end_step(self, step: int, outcome: Outcome, logger: TrainingLogger) -> None:
         """Remember what a step came to, and say now and then how losses and router are weighed."""
-        self._next = step + 1
+        told = self.looks.after(step)
         if not outcome.taken:
             return
         parts = {name: part.value for name, part in outcome.parts.items()}
         self.balancer.observe(parts["ctc"], parts)
-        if step % LOOK == 0 or step <= EACH:
+        if told:
             for line in self._lines(step, outcome):
                 logger.say(line)
             logger.judge(step, {"teacher_unlearned": self._teacher_unlearned(outcome)})
@@ -268,12 +255,9 @@ class DistillObjective(SpeechObjective):
     def _lines(self, step: int, outcome: Outcome) -> list[str]:
         """The original lines, for those who look for them."""
         weights, names = self.weights(self.progress), ["kd", *self.hints.names]
-        shown = ", ".join(f"{name}={weights[name]:.3f}" for name in names)
-        lines = [f"[CURRICULUM] Step {step} ({100 * self.progress:.1f}%): {shown}"]
+        lines = [curriculum_line(step, self.progress, weights, names)]
         if self.config.balance != "static":
-            factors = self.balancer.factors().tolist()
-            shown = ", ".join(f"{n}={f:.3f}" for n, f in zip(names, factors, strict=True))
-            lines.append(f"[BALANCE] {shown}")
+            lines.append(balance_line(self.balancer.factors().tolist(), names))
         if self.hints.experts and f"share_{self.hints.experts[0]}" in outcome.parts:
             shares = [outcome.parts[f"share_{name}"].value for name in self.hints.experts]
             shown = ", ".join(

@@ -4,14 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distill.config.kd import RampConfig
+from distill.config.hints import HintConfig
 from distill.config.router import RouterConfig
 from lact_asr.config.base import Formerly
 
-FORMERLY = Formerly("notes", now="original")  # the recipes that docs/origin.md tells of
 
-
-class DistillConfig(RampConfig):
+class DistillConfig(HintConfig):
     """What the student learns from: (1 - alpha) CTC + kd_weight(progress) KD + features."""
 
     alpha: float = Field(
@@ -44,16 +42,6 @@ class DistillConfig(RampConfig):
     blank_radius: float = Field(
         80.0, ge=0, description="Reach of `selected` around a symbol of the teacher, milliseconds"
     )
-    feature: Annotated[Literal["ln_mse", "cosine", "original"], FORMERLY] = Field(
-        "ln_mse",
-        description="Distance of hidden states: of layer-normed vectors, of directions, or the "
-        "original mean square divided by the width, which depends on the states' scale",
-    )
-    feature_weight: float = Field(
-        0.0,
-        ge=0,
-        description="Weight of the distance between the last hidden states; 0 leaves it out",
-    )
     router: RouterConfig = Field(
         RouterConfig(), description="which of the teacher's states the feature loss is about"
     )
@@ -63,16 +51,6 @@ class DistillConfig(RampConfig):
         description="Weight of the divergence between what the last blocks attend to, inside the "
         "student's window; student lact, teacher lact or teacher, not from a cache; 0 leaves it "
         "out",
-    )
-    attention: Annotated[Literal["rows", "original"], FORMERLY] = Field(
-        "rows",
-        description="The mean over queries and heads, or the original sum over heads, softened, "
-        "times the squared temperature",
-    )
-    layerwise_weight: float = Field(
-        0.0,
-        ge=0,
-        description="Weight of the mean distance between mapped layers; 0 leaves it out",
     )
     layer_map: Literal["uniform", "cka"] | tuple[tuple[int, int], ...] = Field(
         "uniform",
@@ -93,22 +71,6 @@ class DistillConfig(RampConfig):
     )
     contrastive_apart: float = Field(
         100.0, ge=0, description="Frames nearer than this are not told apart, milliseconds"
-    )
-    balance: Literal["static", "ema", "uncertainty"] = Field(
-        "static",
-        description="What the weights of the losses beside CTC multiply: the losses themselves, "
-        "the losses brought to the size of CTC by their running means, or with learned scales",
-    )
-    curriculum: Annotated[Literal["original", "ramp_0_60", "all_on"], FORMERLY] = Field(
-        "original",
-        description="When the losses on hidden states set in. original: feature over 10 to 40 % of "
-        "training, layerwise 40 to 70 %, contrastive 70 to 100 %; ramp_0_60: feature over the "
-        "first 60 %; all_on: at once",
-    )
-    projector_rate: float = Field(
-        5.0,
-        gt=0,
-        description="Learning rate of maps and projectors as a multiple of the student's",
     )
 
     @model_validator(mode="after")

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from distill.config.kd import RampConfig
+from distill.config.hints import HintConfig
 from lact_asr.config.base import Frozen
-from lact_asr.config.training import LoopConfig
+from lact_asr.config.training import LoopConfig, StoppingConfig
 
 
 class LanguageModelConfig(Frozen):
@@ -35,14 +35,19 @@ LM_SIZES = {
 }
 
 
-class LMDistillConfig(RampConfig):
-    """What a language model learns from another: (1 - alpha) LM + kd_weight(progress) KD."""
+class LMDistillConfig(HintConfig):
+    """What a language model learns from another: (1 - alpha) LM + kd_weight KD + hints."""
 
     alpha: float = Field(
         0.7, ge=0, le=1, description="Share taken from the texts' loss: its weight is 1 - alpha"
     )
     top_k: int = Field(
         256, ge=1, description="Symbols per place that are compared singly, the rest as one"
+    )
+    layer_map: Literal["uniform"] | tuple[tuple[int, int], ...] = Field(
+        "uniform",
+        description="Teacher layer of each student layer: evenly spread, or pairs [student layer, "
+        "teacher layer], counted from 1",
     )
 
 
@@ -66,6 +71,9 @@ class LMTrainingConfig(LoopConfig):
     )
     valid_every: int = Field(250, gt=0, description="Steps between validations")
     checkpoint_every: int = Field(250, gt=0, description="Steps between checkpoints")
+    stopping: StoppingConfig = Field(
+        StoppingConfig(patience=20), description="as the original recipe wants it"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description=LoopConfig.model_fields["precision"].description
     )

@@ -13,22 +13,27 @@ Shapes: B texts, L places, N places that count, D width, V symbols.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distill.config.distillation import DistillConfig
+from distill.config.hints import HintConfig
 from distill.config.language_model import LanguageModelConfig, LMDistillConfig
 from distill.losses import functions as losses
-from distill.losses.schedules import kd_weight
+from distill.losses import layer_map, schedules
+from distill.losses.balancing import SCALES_RATE, Balancer
+from distill.losses.hints import Hints
+from distill.losses.looks import Looks, balance_line, curriculum_line
 from distill.models.attention import Block, rotary
-from lact_asr.model.interface import Model
+from lact_asr.model.interface import CTCOutput, Model
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Loss, Outcome, Part
 from lact_asr.training.objective import Objective
 
-LOOK = 100  # steps between lines about the weights
+HINTS = ("feature", "attention", "layerwise")
 BOUNDARY = 0  # begins and ends a text
 PAD = -100  # a place that does not count
 
@@ -76,10 +81,25 @@ def text_batch(texts: Sequence[Sequence[int]], names: Sequence[str]) -> TextBatc
     return TextBatch(list(names), inputs, targets, sum(map(len, texts)) + len(texts))
 
 
+@dataclass
+class Inside:
+    """What a model shows of its inside, where it is asked to."""
+
+    attends: bool  # whether it is to say what its last block attends to
+    hidden: list[Tensor] = field(default_factory=list)  # [B,L,D] behind each block
+    attention: Tensor | None = None  # [B,H,L,L] logarithm
+
+    def as_output(self, states: Tensor) -> CTCOutput:
+        """As losses on hidden states want it; they look at no distribution."""
+        lengths = torch.full((len(states),), states.shape[1], device=states.device)
+        return CTCOutput(states, lengths, self.hidden, self.attention)
+
+
 class LanguageModel(Model):
     """The next symbol from all before it."""
 
     family = "language_model"
+    attends = True
     config: LanguageModelConfig
 
     def __init__(self, config: LanguageModelConfig, vocabulary_size: int) -> None:
@@ -96,14 +116,22 @@ class LanguageModel(Model):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Symbols [B,L] to states [B,L,D]; padding behind a text has no effect on it."""
+    def forward(self, inputs: Tensor, inside: Inside | None = None) -> Tensor:
+        """Symbols [B,L] to states [B,L,D]; padding behind a text has no effect on it.
+
+        `inside` is filled with what it asks for.
+        """
         size = inputs.shape[1]
         seen = torch.ones(size, size, device=inputs.device).bool().tril()[None]  # [1,L,L]
         turn = rotary(size, self.config.hidden // self.config.heads, inputs.device)
         x = self.embedding(inputs)
         for block in self.blocks:
-            x = block(x, seen, turn)
+            before, x = x, block(x, seen, turn)
+            if inside:
+                inside.hidden.append(x)
+        if inside and inside.attends:
+            last = cast(Block, self.blocks[-1])
+            inside.attention = last.log_attention(before, seen.expand(len(x), -1, -1), turn)
         return self.norm(x)
 
     def read_out(self, states: Tensor) -> Tensor:
@@ -123,7 +151,10 @@ LM_FAMILIES: dict[str, Callable[[dict[str, Any], int], LanguageModel]] = {
 
 
 class LMObjective(Objective[TextBatch, LanguageModel]):
-    """The texts' loss, and with a teacher (1 - alpha) of it plus KD, per symbol."""
+    """The texts' loss; with a teacher (1 - alpha) of it, KD, and losses on hidden states.
+
+    All are sums over the symbols of texts. Maps and learned scales are kept beside the model.
+    """
 
     def __init__(
         self,
@@ -131,39 +162,117 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         chunk: int,
         teacher: LanguageModel | None = None,
         config: LMDistillConfig | None = None,
+        log_every: int = 1,
     ) -> None:
-        self.model = self.trainable = model
+        self.model = model
+        self.trainable: nn.Module = model
         self.chunk, self.config = chunk, config or LMDistillConfig()
         self.teacher = teacher.eval().requires_grad_(False) if teacher else None
-        self.progress = 0.0
+        self.progress, self.looks = 0.0, Looks(log_every)
+        self.hints = self._hints(teacher) if teacher else None
+        names = ["kd", *self.hints.names] if self.hints else []
+        self.balancer = Balancer(names, self.config.balance)
+        self.maps = nn.ModuleDict(self.hints.modules if self.hints else {})
+        if self.config.balance != "static" and names:
+            self.maps["balancer"] = self.balancer
+        if self.maps:
+            self.trainable = nn.ModuleDict({"student": model, **self.maps})
+
+    def _hints(self, teacher: LanguageModel) -> Hints:
+        """The losses on hidden states: the places of a text are the frames of both."""
+        shared = self.config.model_dump(include=set(HintConfig.model_fields))
+        here, there = ([each.config.hidden] * each.config.blocks for each in (self.model, teacher))
+        pairs = layer_map.uniform(len(here), len(there))
+        if self.config.layer_map != "uniform":
+            pairs = layer_map.check(self.config.layer_map, len(here), len(there))
+        return Hints(DistillConfig(**shared), here, there, (), pairs, ratio=1.0, rate=1.0)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The student at the given rate, maps and learned scales faster."""
+        groups = [{"params": list(self.model.parameters()), "lr": learning_rate}]
+        for name, module in self.maps.items():
+            factor = SCALES_RATE if name == "balancer" else self.config.projector_rate
+            if parameters := list(module.parameters()):
+                groups.append({"params": parameters, "lr": learning_rate * factor})
+        return groups
 
     def weights(self, progress: float) -> dict[str, float]:
-        """What each component is multiplied by."""
+        """What each component is multiplied by before it is balanced."""
         if self.teacher is None:
             return {"lm": 1.0}
-        return {"lm": 1 - self.config.alpha, "kd": kd_weight(progress, self.config)}
+        return {"lm": 1 - self.config.alpha, **schedules.weights(self.config, progress)}
 
     def __call__(self, batch: TextBatch, progress: float) -> Loss:
         """Sums over the places that count; parts raw and weighted."""
         self.progress, there = progress, batch.targets != PAD
-        states, told = self.model(batch.inputs)[there], None  # [N,D]
+        weights = self.weights(progress)
+        active = {name for name, weight in weights.items() if weight}
+        inside = Inside("attention" in active) if active & {*HINTS} else None
+        states, told, taught = self.model(batch.inputs, inside), None, None
         if self.teacher is not None:
+            taught = inside and Inside(inside.attends)
             with torch.no_grad():
-                told = self.teacher.to(batch.inputs.device)(batch.inputs)[there]
-        raw, expected = self._chunked(states, batch.targets[there], told)
-        weighted = {name: weight * raw[name] for name, weight in self.weights(progress).items()}
-        total = torch.stack(list(weighted.values())).sum()
-        expected["lm"] = there.sum() * math.log(self.model.head.out_features)
+                told = self.teacher.to(batch.inputs.device)(batch.inputs, taught)
+        raw, expected = self._chunked(
+            states[there], batch.targets[there], None if told is None else told[there]
+        )
+        if inside and taught and told is not None:
+            mine, theirs = inside.as_output(states), taught.as_output(told)
+            shown, unlearned = self._inside(mine, theirs, there, active)
+            raw, expected = raw | shown, expected | unlearned
+        return self._total(raw, weights, expected, there.sum(), active)
+
+    def _inside(
+        self, student: CTCOutput, teacher: CTCOutput, there: Tensor, active: set[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses on hidden states, and what is expected of them before they are learned."""
+        assert self.hints is not None
+        over_places: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda part: {
+            name: losses.masked_sum(each, there) for name, each in part.items()
+        }
+        with torch.autocast(there.device.type, enabled=False):
+            found, _ = self.hints(student, teacher, there, lambda: there.sum(), active)
+            if not self.looks.measured:
+                return over_places(found), {}
+            expected = self.hints.unlearned(found, student, teacher, there)
+            return over_places(found), over_places(expected)
+
+    def _total(
+        self,
+        raw: dict[str, Tensor],
+        weights: dict[str, float],
+        expected: dict[str, Tensor],
+        symbols: Tensor,
+        active: set[str],
+    ) -> Loss:
+        taught = {name: value for name, value in raw.items() if name != "lm"}
+        weighted = {"lm": weights["lm"] * raw["lm"], **self.balancer(taught, weights, symbols)}
+        idle = [0 * each.sum() for each in self.hints.idle(active)] if self.hints else []
+        total = torch.stack([*weighted.values(), *idle]).sum()
+        if self.looks.measured:
+            expected["lm"] = symbols * math.log(self.model.head.out_features)
         parts = {**raw, **{f"{name}_weighted": value for name, value in weighted.items()}}
         shown = {n: Part(value.detach(), expected.get(n)) for n, value in parts.items()}
-        return Loss(total, there.sum(), shown)
+        return Loss(total, symbols, shown)
 
     def end_step(self, step: int, outcome: Outcome, logger: TrainingLogger) -> None:
-        """Say now and then, in the original words, how the texts' loss is weighed."""
-        if outcome.taken and (step % LOOK == 0 or step <= 5):
-            raw, weighted = outcome.parts["lm"].value, outcome.parts["lm_weighted"].value
-            weight = self.weights(self.progress)["lm"]
-            logger.say(f"[LM] Raw: {raw:.4f}, Weight: {weight:.3f}, Weighted: {weighted:.4f}")
+        """Remember what a step came to; say now and then, in the original words, how it is
+        weighed.
+        """
+        told = self.looks.after(step)
+        if not outcome.taken:
+            return
+        parts = {name: part.value for name, part in outcome.parts.items()}
+        self.balancer.observe(parts["lm"], parts)
+        if not told:
+            return
+        names, weights = self.balancer.names, self.weights(self.progress)
+        raw, weighted = parts["lm"], parts["lm_weighted"]
+        logger.say(f"[LM] Raw: {raw:.4f}, Weight: {weights['lm']:.3f}, Weighted: {weighted:.4f}")
+        if len(names) > 1:
+            logger.say(curriculum_line(step, self.progress, weights, names))
+        if "balancer" in self.maps:
+            logger.say(balance_line(self.balancer.factors().tolist(), names))
 
     def _chunked(
         self, states: Tensor, targets: Tensor, told: Tensor | None
@@ -171,24 +280,31 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         """Components by name, and what is expected of the divergence before it is learned."""
         rows = (states, targets) if told is None else (states, targets, told)
         pieces = zip(*(row.split(self.chunk) for row in rows), strict=True)
-        sums = [checkpoint(self._sums, *piece, use_reentrant=False) for piece in pieces]
+        measured = self.looks.measured
+        sums = [checkpoint(self._sums, measured, *piece, use_reentrant=False) for piece in pieces]
         lm, *rest = torch.stack(sums).sum(0)
         if not rest:
             return {"lm": lm}, {}
-        kd, unlearned = rest
-        return {"lm": lm, "kd": kd}, {"kd": unlearned.detach()}
+        expected = {"kd": rest[1].detach()} if measured else {}
+        return {"lm": lm, "kd": rest[0]}, expected
 
-    def _sums(self, states: Tensor, targets: Tensor, told: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood, divergence, and that of a uniform student, over a chunk."""
+    def _sums(
+        self, measured: bool, states: Tensor, targets: Tensor, told: Tensor | None = None
+    ) -> Tensor:
+        """Negative log-likelihood, divergence, and if measured that of a uniform student, over a
+        chunk.
+        """
         log_probs = self.model.read_out(states)
         likelihood = -log_probs.gather(-1, targets[:, None]).sum()
         if told is None or self.teacher is None:
             return likelihood[None]
         kept = losses.top_k(self.teacher.read_out(told), self.config.top_k, self.config.temperature)
-        divergence = losses.top_k_kd(log_probs, kept, self.config.temperature)
+        divergence = losses.top_k_kd(log_probs, kept, self.config.temperature).sum()
+        if not measured:
+            return torch.stack([likelihood, divergence])
         even = torch.full_like(log_probs, -math.log(log_probs.shape[-1])).detach()
-        unlearned = losses.top_k_kd(even, kept, self.config.temperature)
-        return torch.stack([likelihood, divergence.sum(), unlearned.sum()])
+        unlearned = losses.top_k_kd(even, kept, self.config.temperature).sum()
+        return torch.stack([likelihood, divergence, unlearned])
 
 
 @torch.no_grad()

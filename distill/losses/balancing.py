@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 MEMORY = 0.99  # of the running means, per step
+SCALES_RATE = 10.0  # of learned scales, as a multiple: at the student's not there in 600 steps
 BOUND = 1e3  # largest factor, and the inverse of the smallest
 
 

@@ -4,6 +4,7 @@ Progress is optimizer steps done / steps in all, clamped to 0..1. The original r
 micro-steps and 12,500 optimizer steps; a share means the same in both.
 """
 
+from distill.config.hints import HintConfig
 from distill.config.kd import RampConfig
 
 COMPONENTS = ("kd", "feature", "attention", "layerwise", "contrastive")
@@ -39,6 +40,17 @@ def curriculum(name: str, progress: float) -> dict[str, float]:
     """The factor of each component, 0..1; components without a ramp are always on."""
     ramps = CURRICULA[name]
     return {key: rise(progress, ramps[key]) if key in ramps else 1.0 for key in COMPONENTS}
+
+
+def weights(config: HintConfig, progress: float) -> dict[str, float]:
+    """What the KD loss and the hints that all students share are multiplied by."""
+    gates = curriculum(config.curriculum, progress)
+    return {
+        "kd": kd_weight(progress, config),
+        "feature": config.feature_weight * gates["feature"],
+        "attention": config.attention_weight * gates["attention"],
+        "layerwise": config.layerwise_weight * gates["layerwise"],
+    }
 
 
 def kd_weight(progress: float, config: RampConfig) -> float:

@@ -97,7 +97,8 @@ class SelfAttention(nn.Module):
         """Logarithm of the attention weights [B,H,S,S] of a sequence; -inf where not seen."""
         q, k, _ = self._heads(x, turn)
         scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
-        return scores.masked_fill(~seen[:, None, None], -torch.inf).log_softmax(-1)
+        mask = seen[:, None, None] if seen.dim() == 2 else seen[:, None]
+        return scores.masked_fill(~mask, -torch.inf).log_softmax(-1)
 
 
 class Block(nn.Module):

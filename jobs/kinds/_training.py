@@ -62,6 +62,16 @@ def init_from_field() -> Any:
     )
 
 
+def teacher_layers_field() -> Any:
+    """A setting with the part of a teacher to begin as."""
+    return Field(
+        (),
+        description="blocks of the teacher, counted from 1, that the student begins with, and all "
+        "that is around them: such as [1, 3, 5] for a student of three blocks; same family and "
+        "widths as the teacher; none is a fresh student",
+    )
+
+
 def vocabulary_size_field() -> Any:
     """A setting with the size of a learned vocabulary."""
     return Field(
@@ -287,6 +297,16 @@ def begin(model: "Model", vocabulary: "Vocabulary", given: Path | None, job: Job
     job.event("begun_from", **facts)
     if job.rank == 0:
         print(f"Begun with the weights of {facts['checkpoint']}", flush=True)
+
+
+def inherit(model: "Model", teacher: "Model", layers: Sequence[int], job: Job) -> None:
+    """Give a fresh student these blocks of its teacher, unless the step has a checkpoint."""
+    from distill.models.inherit import take_layers
+    from lact_asr.training import checkpoint
+
+    if layers and not checkpoint.latest(job.directory / "checkpoints"):
+        take_layers(model, teacher, layers)
+        job.event("inherited", layers=list(layers))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distill.teachers import Source
     from lact_asr.data.batch import Batch
     from lact_asr.data.manifest import Utterance
+    from lact_asr.model.interface import CTCModel
     from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="12h", cpus=4, memory_gb=32)
@@ -43,6 +44,7 @@ class Settings(_training.TrainingSettings):
     family: Literal["lact", "baseline"] = Field("lact", description="model family of the student")
     size: str = _training.size_field("lact", "baseline")
     model: dict[str, Any] = _training.changes_field("lact", "baseline")
+    teacher_layers: tuple[Annotated[int, Field(ge=1)], ...] = _training.teacher_layers_field()
     vocabulary: Literal["teacher", "characters", "bpe"] = Field(
         "teacher",
         description="what the student writes with: as the teacher does, or otherwise, which takes "
@@ -67,6 +69,8 @@ class Settings(_training.TrainingSettings):
             raise ValueError(
                 "teacher: write the teacher's checkpoint, or cache: a folder that holds its words"
             )
+        if self.teacher_layers and (self.init_from or self.teacher is None):
+            raise ValueError("teacher_layers goes with a teacher's checkpoint, without init_from")
         return self
 
     def recipe(self) -> Mapping[str, Any]:
@@ -117,10 +121,13 @@ def run(settings: Settings, job: Job) -> Result:
     from distill.objective import DistillObjective
 
     parts = _training.utterances(settings)
-    source = _source(settings, parts[0])
+    teacher = _teacher(settings)
+    source = _source(settings, teacher, parts[0])
     own = settings.vocabulary != "teacher"
     vocabulary = _training.vocabulary(settings, parts[0], job) if own else source.vocabulary
     student = _training.fresh_model(settings, vocabulary, parts[0], job)
+    if teacher:
+        _training.inherit(student, teacher[0], settings.teacher_layers, job)
     objective = DistillObjective(
         student,
         source,
@@ -150,23 +157,32 @@ def _sample(
     return Reader(whole_corpus(chosen, vocabulary, shape))[list(range(len(chosen)))]
 
 
-def _source(settings: Settings, train: "Sequence[Utterance]") -> "Source":
+def _teacher(settings: Settings) -> "tuple[CTCModel, Vocabulary] | None":
+    """The teacher and its vocabulary, if there is more of it than a cache."""
+    from distill.models.registry import FAMILIES
+    from lact_asr.training import checkpoint
+
+    if settings.teacher is None:
+        return None
+    teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), FAMILIES)
+    return teacher, vocabulary
+
+
+def _source(
+    settings: Settings,
+    teacher: "tuple[CTCModel, Vocabulary] | None",
+    train: "Sequence[Utterance]",
+) -> "Source":
     """The teacher, or its cache, checked to be this teacher's and to hold what will be asked."""
     from distill.cache.filling import identity
     from distill.cache.teacher import Cached
-    from distill.models.registry import FAMILIES
     from distill.teachers import Live
-    from lact_asr.training import checkpoint
 
-    known = None
-    if settings.teacher:
-        path = checkpoint.find(settings.teacher)
-        teacher, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
-        if settings.cache is None:
-            return Live(teacher, vocabulary)
-        known = identity(teacher, vocabulary)
-    assert settings.cache is not None
-    source, training = Cached(settings.cache, known), settings.training
+    if settings.cache is None:
+        assert teacher is not None
+        return Live(*teacher)
+    source = Cached(settings.cache, identity(*teacher) if teacher else None)
+    training = settings.training
     identities = [each.id for each in train if each.duration <= training.max_duration]
     source.require(identities, training.augment.speeds, training.max_unreadable)
     return source

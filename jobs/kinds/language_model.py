@@ -54,6 +54,7 @@ class Settings(Frozen):
     vocabulary_size: int = _training.vocabulary_size_field()
     init_from: Annotated[Path | None, Present()] = _training.init_from_field()
     teacher: Path | None = Field(None, description="checkpoint of a language model to learn from")
+    teacher_layers: tuple[Annotated[int, Field(ge=1)], ...] = _training.teacher_layers_field()
     distill: LMDistillConfig = Field(
         LMDistillConfig(), description="what is learned from the teacher, and how much it counts"
     )
@@ -66,6 +67,8 @@ class Settings(Frozen):
         except ValidationError as error:
             said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ValueError(f"model: {said}") from None
+        if self.teacher_layers and (self.init_from or self.teacher is None):
+            raise ValueError("teacher_layers goes with a teacher, without init_from")
         return self
 
     def configuration(self) -> LanguageModelConfig:
@@ -102,9 +105,17 @@ def run(settings: Settings, job: Job) -> Result:
     torch.manual_seed(settings.training.seed)
     model = LanguageModel(settings.configuration(), len(vocabulary))
     _training.begin(model, vocabulary, settings.init_from, job)
+    if teacher:
+        _training.inherit(model, teacher, settings.teacher_layers, job)
     with _training.going_on(job):
         done = fit_texts(
-            LMObjective(model, settings.training.chunk, teacher, settings.distill),
+            LMObjective(
+                model,
+                settings.training.chunk,
+                teacher,
+                settings.distill,
+                settings.training.log_every,
+            ),
             texts,
             held_out,
             vocabulary,

@@ -225,7 +225,7 @@ def test_what_is_expected_is_measured_only_in_steps_that_are_logged(speech, tmp_
         """Notes when it is measured."""
 
         def _of_a_uniform_student(self, *given: Any) -> dict[str, Tensor]:
-            measured.append(self._next or 1)
+            measured.append(self.looks._next or 1)
             return super()._of_a_uniform_student(*given)
 
     source = Live(tiny_teacher(seed=1, head_std=1.0, **SMALL), VOCABULARY)
