@@ -120,7 +120,7 @@ def test_the_original_recipe_is_one_command_away(name: str) -> None:
     text = (REPOSITORY / "jobs" / "pipelines" / f"librispeech_{name}.yaml").read_text()
     assert "--set train.preset=original --set 'train.training={}'" in text
     training = read(f"librispeech_{name}", *ORIGINAL).step("train").settings["training"]
-    assert (training["batch_seconds"], training["accumulate"]) == (240, 2)  # 2 x 12 of 20 s
+    assert (training["batch_utterances"], training["accumulate"]) == (12, 2)
     assert (training["optim"]["learning_rate"], training["optim"]["warmup_steps"]) == (1e-4, 2000)
     assert (training["max_duration"], training["optim"]["clip_norm"]) == (20, 1)
     assert (training["valid_every"], training["checkpoint_every"]) == (1000, 5000)
