@@ -12,6 +12,7 @@ from distill.config.distillation import DistillConfig
 from jobs.job import Job
 from jobs.kinds import _training
 from jobs.pipeline import Resources
+from lact_asr.config.text import TextConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,7 @@ class Settings(_training.TrainingSettings):
         "distill.target: projector or distill.kd: sequence",
     )
     vocabulary_size: int = _training.vocabulary_size_field()
+    text: TextConfig = TextConfig()
     distill: DistillConfig = Field(
         DistillConfig(), description="what is learned from the teacher, and how much it counts"
     )

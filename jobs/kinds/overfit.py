@@ -18,6 +18,7 @@ from jobs.kinds import _training
 from jobs.pipeline import Resources
 from lact_asr.config.base import Frozen
 from lact_asr.config.overfit import OverfitConfig
+from lact_asr.config.text import TextConfig
 from lact_asr.config.training import CTCConfig
 from lact_asr.utils.errors import Failed
 
@@ -44,6 +45,7 @@ class Settings(_training.ModelSettings, OverfitConfig):
         "characters", description="what the model writes with; bpe is learned from `manifest`"
     )
     vocabulary_size: int = _training.vocabulary_size_field()
+    text: TextConfig = TextConfig()
     vocabulary_from: Path | None = Field(
         None, description="checkpoint whose vocabulary it writes with, in place of `vocabulary`"
     )

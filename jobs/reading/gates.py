@@ -58,7 +58,8 @@ def _writing(
         return {"vocabulary_from": str(settings["teacher"])}
     size = settings["vocabulary_size"]
     kept = {"vocabulary_from": str(begun)} if begun and settings["vocabulary"] == "bpe" else {}
-    return {"vocabulary": settings["vocabulary"], "vocabulary_size": size, **kept}
+    about = {"vocabulary": settings["vocabulary"], "vocabulary_size": size}
+    return {**about, "text": settings["text"], **kept}
 
 
 def differences(pipeline: Pipeline, document: Document) -> list[str]:
@@ -103,6 +104,7 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
         **{name: settings[name] for name in _SHARED},
         **({"vocabulary_size": settings["vocabulary_size"]} if learned else {}),
         "vocabulary_from": settings["vocabulary_from"] and str(settings["vocabulary_from"]),
+        **{f"text.{name}": value for name, value in settings["text"].items()},
         "optimizer.method": settings["optimizer"]["method"],
         **{f"model.{name}": value for name, value in model.items() if "drop" not in name},
     }
