@@ -265,11 +265,12 @@ def _tell_recipes(pipeline: "Pipeline", given: argparse.Namespace) -> None:
     """What the file changes of its presets; with --effective the whole recipe of each training."""
     from jobs.printing import print_recipe
     from jobs.reading.effective import facts, overridden, trains, values
+    from jobs.reading.gates import differences
     from jobs.reading.pipeline_file import overlaid
     from jobs.reading.shipped import find_pipeline
 
     document = overlaid(find_pipeline(given.file), given.set)
-    for line in overridden(pipeline, document):
+    for line in [*overridden(pipeline, document), *differences(pipeline, document)]:
         print(line, file=sys.stderr)
     for step in filter(trains, pipeline.steps if given.effective else ()):
         print_recipe(f"{step.name} ({step.kind})", values(step, document), facts(step))

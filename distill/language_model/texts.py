@@ -11,7 +11,6 @@ import numpy as np
 
 from distill.language_model.model import TextBatch, text_batch
 from lact_asr.data.batch_plan import Position, Stretch, by_length
-from lact_asr.data.dataset import in_normal_form
 from lact_asr.distributed.processes import World
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
@@ -28,7 +27,7 @@ class Texts:
         self.names: list[str] = []
         self.foreign: list[str] = []
         self.fingerprint = 0  # changes when texts come, go or change
-        for text in map(in_normal_form, texts):
+        for text in map(vocabulary.normal, texts):
             labels = _labels(text, vocabulary)
             (self.names if labels else self.foreign).append(text[:SHOWN])
             if labels:

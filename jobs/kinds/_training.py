@@ -20,6 +20,7 @@ from lact_asr.config import model as lact_config
 from lact_asr.config.base import Formerly, Frozen
 from lact_asr.config.model import ModelConfig
 from lact_asr.config.presets import PRESETS, merge_preset
+from lact_asr.config.text import ENGLISH, TextConfig
 from lact_asr.config.training import CTCConfig, TrainingConfig
 from lact_asr.text.normalize import CHARACTERS
 from lact_asr.utils.errors import Failed
@@ -77,7 +78,8 @@ def vocabulary_size_field() -> Any:
     return Field(
         500,
         ge=len(CHARACTERS) + 1,
-        description="pieces of a bpe vocabulary, the blank and the characters among them",
+        description="pieces of a bpe vocabulary, the blank and the characters among them, with "
+        "text.alphabet: texts 256 bytes too",
     )
 
 
@@ -176,6 +178,7 @@ class CTCSettings(TrainingSettings):
         "learned from the training texts",
     )
     vocabulary_size: int = vocabulary_size_field()
+    text: TextConfig = TextConfig()
 
 
 class Trained(Frozen):
@@ -215,6 +218,10 @@ class Writes(Protocol):
         """Pieces of a learned one."""
 
     @property
+    def text(self) -> TextConfig:
+        """The form of texts."""
+
+    @property
     def init_from(self) -> Path | None:
         """The checkpoint whose one is taken over."""
 
@@ -224,22 +231,33 @@ def vocabulary(settings: Writes, train: "Sequence[Utterance]", job: Job) -> "Voc
 
     Every rank learns the same one from the same texts (1,519 sentences: 0.04 s).
     """
-    from lact_asr.data.dataset import in_normal_form
     from lact_asr.text.vocabulary import Vocabulary
 
-    if settings.vocabulary == "characters":
+    if settings.vocabulary == "characters" and settings.text == ENGLISH:
         return Vocabulary.characters()
-    from lact_asr.text.bpe import BPEVocabulary
-
     kept = job.directory / "vocabulary.json"
     found = _known_vocabulary(settings, kept)
-    if found is None or len(found) != settings.vocabulary_size:
-        found = BPEVocabulary.learn(
-            (in_normal_form(u.text) for u in train), settings.vocabulary_size
-        )
+    if found is None or not _is_wanted(found, settings):
+        found = _learn_vocabulary(settings, [each.text for each in train])
     if job.rank == 0:
         write_json(kept, found.to_dict())
     return found
+
+
+def _is_wanted(found: "Vocabulary", settings: Writes) -> bool:
+    """Whether a vocabulary is what the settings ask for."""
+    alike = (found.kind, found.form) == (settings.vocabulary, settings.text)
+    return alike and (found.kind == "characters" or len(found) == settings.vocabulary_size)
+
+
+def _learn_vocabulary(settings: Writes, texts: "Sequence[str]") -> "Vocabulary":
+    """The characters of the training texts, or pieces of their words."""
+    from lact_asr.text.bpe import BPEVocabulary
+    from lact_asr.text.vocabulary import Vocabulary
+
+    if settings.vocabulary == "characters":
+        return Vocabulary.found(texts, settings.text)
+    return BPEVocabulary.learn(texts, settings.vocabulary_size, settings.text)
 
 
 def _known_vocabulary(settings: Writes, kept: Path) -> "Vocabulary | None":

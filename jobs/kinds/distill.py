@@ -16,6 +16,7 @@ from jobs.job import Job
 from jobs.kinds import _training
 from jobs.pipeline import Resources
 from lact_asr.config.base import Formerly
+from lact_asr.config.text import TextConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,6 +52,7 @@ class Settings(_training.TrainingSettings):
         "distill.target: projector or distill.kd: sequence",
     )
     vocabulary_size: int = _training.vocabulary_size_field()
+    text: TextConfig = TextConfig()
     distill: DistillConfig = Field(
         DistillConfig(), description="what is learned from the teacher, and how much it counts"
     )

@@ -23,6 +23,7 @@ from lact_asr.utils.spread import spread
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
     from lact_asr.decoding.transcribe import Transcription
+    from lact_asr.text.vocabulary import Vocabulary
 
 _COUNTS = ("wer", "cer", "substitutions", "deletions", "insertions", "words")
 RESOURCES = Resources(time="2h", cpus=2, memory_gb=16)
@@ -61,9 +62,9 @@ def run(settings: Settings, job: Job) -> Result:
         raise Failed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
     offered = utterances(settings)
     chosen = spread(offered, settings.num_samples or len(offered))
-    transcription = _transcribe(settings, chosen, job)
+    transcription, vocabulary = _transcribe(settings, chosen, job)
     heard = [
-        _Heard(each.id, hypothesis.text, _reference(each))
+        _Heard(each.id, hypothesis.text, vocabulary.normal(each.text))
         for each, hypothesis in zip(chosen, transcription.hypotheses, strict=True)
     ]
     hypotheses = job.directory / "hypotheses.jsonl"
@@ -132,13 +133,9 @@ class _Heard:
             print("Match: ✓" if not wer else f"Match: WER {wer:.1%}, CER {cer:.1%}")
 
 
-def _reference(utterance: "Utterance") -> str:
-    from lact_asr.text.normalize import normalize
-
-    return normalize(utterance.text)
-
-
-def _transcribe(settings: Settings, chosen: "list[Utterance]", job: Job) -> "Transcription":
+def _transcribe(
+    settings: Settings, chosen: "list[Utterance]", job: Job
+) -> "tuple[Transcription, Vocabulary]":
     from distill.models.registry import FAMILIES
     from lact_asr.decoding.transcribe import transcribe
     from lact_asr.distributed.processes import World
@@ -156,7 +153,8 @@ def _transcribe(settings: Settings, chosen: "list[Utterance]", job: Job) -> "Tra
 
     device = World(job.rank, job.world_size, job.local_rank).device()
     seconds, precision = settings.batch_seconds, settings.precision
-    return transcribe(model, vocabulary, chosen, seconds, device, progress, precision)
+    found = transcribe(model, vocabulary, chosen, seconds, device, progress, precision)
+    return found, vocabulary
 
 
 def _show_worst(heard: "Sequence[_Heard]", count: int, file: Path) -> None:

@@ -21,6 +21,7 @@ from jobs.job import Job
 from jobs.kinds import _training
 from jobs.pipeline import Present, Resources
 from lact_asr.config.base import Frozen
+from lact_asr.config.text import TextConfig
 
 if TYPE_CHECKING:
     from distill.language_model.model import LanguageModel
@@ -52,6 +53,7 @@ class Settings(Frozen):
         "the training texts; a teacher brings its own",
     )
     vocabulary_size: int = _training.vocabulary_size_field()
+    text: TextConfig = TextConfig()
     init_from: Annotated[Path | None, Present()] = _training.init_from_field()
     teacher: Path | None = Field(None, description="checkpoint of a language model to learn from")
     teacher_layers: tuple[Annotated[int, Field(ge=1)], ...] = _training.teacher_layers_field()

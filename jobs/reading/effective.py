@@ -15,6 +15,7 @@ from jobs.reading.yaml12 import Document
 from lact_asr.config.budget import Budget
 from lact_asr.config.memory import PER_WEIGHT, activation_bytes
 from lact_asr.config.model import ModelConfig
+from lact_asr.config.text import ENGLISH
 from lact_asr.config.training import CTCConfig, TrainingConfig
 from lact_asr.text.normalize import CHARACTERS
 
@@ -91,7 +92,8 @@ def facts(step: Step) -> Iterator[str]:
     training = TrainingConfig.model_construct(**step.settings["training"])
     if _shape(step):
         parameters, symbols = _parameters(step)
-        yield f"model: {parameters / 1e6:.3g} M parameters with {symbols} symbols"
+        counted = "" if _known(step) else " (those of the texts are counted when it starts)"
+        yield f"model: {parameters / 1e6:.3g} M parameters with {symbols} symbols{counted}"
         yield _memory(step, parameters)
     train = str(step.settings["train"])
     if "batch_tokens" in step.settings["training"]:
@@ -126,6 +128,13 @@ def _parameters(step: Step) -> tuple[int, int]:
     with torch.device("meta"):  # shapes alone
         model = FAMILIES[step.settings["family"]](_shape(step), symbols)
     return count_parameters(model), symbols
+
+
+def _known(step: Step) -> bool:
+    """Whether the symbols can be known before a text or another step's checkpoint is read."""
+    writes = step.settings["vocabulary"]
+    english: bool = step.settings["text"] == ENGLISH.model_dump()
+    return bool(writes == "bpe") or (writes == "characters" and english)
 
 
 def _memory(step: Step, parameters: int) -> str:

@@ -21,6 +21,7 @@ from jobs.errors import SpecError, nearest
 from jobs.pipeline import NAME, Fault, Pipeline, Present, Resources, Step
 from jobs.program import NAME as PROGRAM
 from jobs.reading.former import former
+from jobs.reading.gates import can_be_guarded, taken_over
 from jobs.reading.paths import Place, replace, walk
 from jobs.reading.references import escape_references, fill_references, has_unclosed, references
 from jobs.reading.validation import ANYTHING, sample_of, show_value, validate
@@ -231,6 +232,7 @@ class _Steps:
         self.document, self.raw, self.folder = document, raw, folder
         self.files: dict[str, StepFile] = {}
         self.kinds: dict[str, ModuleType] = {}
+        self.settings: dict[str, dict[str, Any] | None] = {}  # of the steps that have been checked
 
     def read(self) -> list[Step]:
         """The steps in dependency order; what is wrong goes to the document's mistakes."""
@@ -296,7 +298,7 @@ class _Steps:
         if kind is None:
             return None
         place = ("steps", name)
-        settings = self._settings(name, kind)
+        settings = self._settings(name)
         base = kind.RESOURCES.model_dump(mode="json")
         resources = validate(
             self.document,
@@ -358,10 +360,41 @@ class _Steps:
             message = f"{self.files[name].kind} does not train: faults go with kinds that do"
             self.document.mistake(("steps", name, "faults"), message)
 
-    def _settings(self, name: str, kind: ModuleType) -> dict[str, Any] | None:
-        """The kind's settings, complete with defaults, paths absolute, references as written."""
+    def _settings(self, name: str) -> dict[str, Any] | None:
+        """The kind's settings, complete with defaults, paths absolute, references as written.
+
+        None for a step without a kind, and where there are mistakes.
+        """
+        kind = self.kinds.get(name)
+        if kind is None or name not in self.files:
+            return None
+        if name not in self.settings:
+            self.settings[name] = None  # gates that are like each other in a circle end here
+            self.settings[name] = self._complete(name, kind, self._written(name))
+        return self.settings[name]
+
+    def _written(self, name: str) -> dict[str, Any]:
+        """The settings of the file; those of a gate with what it takes over from another step."""
+        file = self.files[name]
+        other = file.settings.get("like")
+        if file.kind != "overfit" or not isinstance(other, str):
+            return file.settings
+        place = ("steps", name, "settings", "like")
+        if other not in self.raw or other == name:
+            hint = nearest(other, [step for step in self.raw if step != name])
+            self.document.mistake(place, f"no step {other!r}: {hint}")
+            return file.settings
+        settings = self._settings(other)
+        if settings is None:  # its own mistakes are told
+            return file.settings
+        if not can_be_guarded(settings):
+            said = f"{other} trains no recognizer: write a step of kind train, teacher or distill"
+            self.document.mistake(place, said)
+            return file.settings
+        return {**taken_over(self.files[other].kind, settings, self._settings), **file.settings}
+
+    def _complete(self, name: str, kind: ModuleType, raw: dict[str, Any]) -> dict[str, Any] | None:
         place = ("steps", name, "settings")
-        raw = self.files[name].settings
         written = {at: value for at, value in walk(raw) if isinstance(value, str) and "${" in value}
         unknown = tuple(at for at, value in written.items() if references(value))
         sample = raw

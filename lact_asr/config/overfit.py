@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from lact_asr.config.base import Frozen
+from lact_asr.config.training import LoopConfig, OptimConfig
 
 
 class OverfitConfig(Frozen):
@@ -39,7 +40,13 @@ class OverfitConfig(Frozen):
     evaluate_every: int = Field(5, gt=0, description="Steps between measurements of the WER")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate after the warm-up")
     warmup_steps: int = Field(20, ge=0, description="Steps of linear rise to the learning rate")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass")
+    optimizer: OptimConfig = Field(
+        OptimConfig(),
+        description="of the step that is guarded; rate, warm-up and decay are the gate's own",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32", description=LoopConfig.model_fields["precision"].description
+    )
     seed: int = Field(0, ge=0, description="Initial weights")
     first_loss_ratio: tuple[float, float] = Field(
         (0.5, 2.0),

@@ -23,7 +23,6 @@ from lact_asr.data.batch import Batch
 from lact_asr.data.manifest import Utterance, without_garbage_collection
 from lact_asr.data.video import read_video
 from lact_asr.text.ctc import frames_needed
-from lact_asr.text.normalize import CHARACTERS, normalize
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
@@ -66,16 +65,19 @@ class Corpus:
         self,
         utterances: Sequence[Utterance],
         labels: Sequence[Sequence[int]],
+        texts: Sequence[str],
         video_shape: tuple[int, ...] | None = None,
     ) -> None:
-        """`video_shape`: the shape of a frame of video, where somebody looks at it."""
+        """`texts` are in normal form; `video_shape` is that of a frame of video, where somebody
+        looks at it.
+        """
         seen = video_shape is not None and any(each.video for each in utterances)
         self.videos = Strings(str(each.video or "") for each in utterances) if seen else None
         self.video_shape = video_shape
         self.durations = np.array([each.duration for each in utterances])  # seconds
         self.ids = Strings(each.id for each in utterances)
         self.paths = Strings(str(each.audio) for each in utterances)
-        self.texts = Strings(in_normal_form(each.text) for each in utterances)
+        self.texts = Strings(texts)
         flat = np.fromiter(chain.from_iterable(labels), np.int32, sum(map(len, labels)))
         self.labels = Rows(flat, map(len, labels))
 
@@ -85,12 +87,6 @@ class Corpus:
     def fingerprint(self) -> int:
         """A number that changes when utterances come, go or change length."""
         return zlib.crc32(self.ids.flat.tobytes(), zlib.crc32(self.durations.tobytes()))
-
-
-def in_normal_form(text: str) -> str:
-    """`normalize`, which costs 30 µs a sentence, only where a foreign character asks for it."""
-    text = " ".join(text.split())
-    return normalize(text) if text.strip(CHARACTERS) else text
 
 
 @without_garbage_collection()
@@ -119,7 +115,7 @@ def usable(
     dropped: dict[str, list[str]] = defaultdict(list)
     kept, kept_labels = [], []
     for utterance, count in zip(utterances, frames, strict=True):
-        labels, reason = _labels(utterance.text, vocabulary)
+        labels, reason = _labels(vocabulary.normal(utterance.text), vocabulary)
         if utterance.duration > longest:
             reason = TOO_LONG
         elif not reason and frames_needed(labels) > count:
@@ -136,7 +132,8 @@ def usable(
             f"limit is {longest:g} s, the smaller of max_duration and batch_seconds, the latter at "
             "the slowest speed)"
         )
-    return Corpus(kept, kept_labels, video_shape), dict(dropped)
+    texts = [vocabulary.normal(each.text) for each in kept]
+    return Corpus(kept, kept_labels, texts, video_shape), dict(dropped)
 
 
 def whole_corpus(
@@ -145,15 +142,15 @@ def whole_corpus(
     video_shape: tuple[int, ...] | None = None,
 ) -> Corpus:
     """Every utterance, for decoding; one whose text has no labels counts for WER, not for loss."""
-    return Corpus(
-        utterances, [_labels(each.text, vocabulary)[0] for each in utterances], video_shape
-    )
+    texts = [vocabulary.normal(each.text) for each in utterances]
+    labels = [_labels(text, vocabulary)[0] for text in texts]
+    return Corpus(utterances, labels, texts, video_shape)
 
 
 def _labels(text: str, vocabulary: Vocabulary) -> tuple[list[int], str]:
-    """Labels of a text, or none and the reason."""
+    """Labels of a text in normal form, or none and the reason."""
     try:
-        labels = vocabulary.encode(in_normal_form(text))
+        labels = vocabulary.encode(text)
     except DataError:
         return [], FOREIGN
     return labels, "" if labels else EMPTY

@@ -32,7 +32,7 @@ from lact_asr.decoding.greedy import greedy
 from lact_asr.decoding.metrics import Scores, score
 from lact_asr.diagnosis import overfit_checks as checks
 from lact_asr.diagnosis.overfit_checks import Defect
-from lact_asr.diagnosis.overfit_learner import Learner, choose
+from lact_asr.diagnosis.overfit_learner import SETTLING, Learner, choose
 from lact_asr.distributed.processes import World
 from lact_asr.model.interface import CTCModel
 from lact_asr.text.vocabulary import Vocabulary
@@ -46,7 +46,6 @@ HEADLINES = {
     PASSED_SLOW: "✓ PASSED (just slower)",
     PASSED_RELAXED: "✓ PASSED (relaxed: in the second try, at a higher learning rate)",
 }
-SETTLING = 3  # steps: a layer that starts at zero hides those before it from the first gradient
 
 
 @dataclass
@@ -172,10 +171,8 @@ class _Gate:
         """The checks on the first steps."""
         result, config = self.result, self.config
         result.checks["frames"] = checks.frames(learner.model, learner.batch)
-        moved: set[str] = set()
 
         def watch(loss: float) -> None:
-            moved.update(checks.with_gradient(learner.model) if learner.taken <= SETTLING else ())
             if learner.taken == 1:
                 result.checks["first loss"] = checks.first_loss(
                     learner.model,
@@ -185,7 +182,7 @@ class _Gate:
                     config.first_loss_ratio,
                 )
             if learner.taken == min(SETTLING, config.steps):
-                result.checks["gradients"] = checks.gradients(learner.model, moved)
+                result.checks["gradients"] = checks.gradients(learner.model, learner.moved)
 
         return watch
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lact_asr.config.overfit import OverfitConfig
-from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.config.training import TrainingConfig
 from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import Utterance
@@ -20,6 +20,8 @@ from lact_asr.training.guard import non_finite
 from lact_asr.training.objective import SpeechObjective
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.spread import spread
+
+SETTLING = 3  # steps: a layer that starts at zero hides those before it from the first gradient
 
 
 def choose(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: OverfitConfig) -> Batch:
@@ -50,18 +52,22 @@ class Learner:
     ) -> None:
         self.objective, self.model, self.batch = objective, objective.model, batch
         self.device, self.taken, self.steps = device, 0, config.steps
+        own = {"learning_rate": config.learning_rate, "warmup_steps": config.warmup_steps}
+        by_heart = {**own, "decay": "constant", "weight_decay": 0.0}
         self.config = TrainingConfig(
             max_steps=config.steps,
             precision=config.precision,
-            optim=OptimConfig(
-                learning_rate=config.learning_rate,
-                warmup_steps=config.warmup_steps,
-                decay="constant",
-                weight_decay=0.0,
-            ),
+            optim=config.optimizer.model_copy(update=by_heart),
         )
         self.optimizer = optim.build(objective, self.config.optim)
+        self.moved: set[str] = set()  # parameters that have had a gradient in the first steps
+        self.optimizer.register_step_pre_hook(self._look)
         self.module = train_step.ObjectiveModule(objective)
+
+    def _look(self, *_: object) -> None:
+        """Before the weights move: Muon leaves no gradients behind."""
+        if self.taken < SETTLING:
+            self.moved |= overfit_checks.with_gradient(self.model)
 
     def step(self) -> float:
         """One step of the real training loop on the whole batch; its loss per label token."""

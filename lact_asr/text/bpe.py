@@ -2,7 +2,8 @@
 
 Shorter label sequences than characters, which every good public CTC recipe uses (500 to 5,000
 pieces). sentencepiece's id 0 is its unknown piece; all of A-Z, apostrophe and space are always
-pieces, so no text in normal form needs it, and the id serves as the CTC blank.
+pieces, so no text in normal form needs it, and the id serves as the CTC blank. In other languages
+256 pieces stand for single bytes: a character that is too rare for a piece is written with these.
 """
 
 import base64
@@ -13,9 +14,12 @@ from typing import Any
 
 import sentencepiece
 
-from lact_asr.text.normalize import CHARACTERS
-from lact_asr.text.vocabulary import Vocabulary, refuse_foreign
+from lact_asr.config.text import ENGLISH, TextConfig
+from lact_asr.text.normalize import CHARACTERS, in_normal_form
+from lact_asr.text.vocabulary import Vocabulary, form_of, refuse_foreign, stated
 from lact_asr.utils.errors import DataError
+
+COVERED = 0.9995  # of a text's characters have pieces; the others are written in bytes
 
 
 class BPEVocabulary(Vocabulary):
@@ -26,19 +30,22 @@ class BPEVocabulary(Vocabulary):
 
     kind = "bpe"
 
-    def __init__(self, model: bytes) -> None:
-        self._model = model
+    def __init__(self, model: bytes, form: TextConfig = ENGLISH) -> None:
+        self._model, self.form = model, form
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         size = self._processor.get_piece_size()
         self.symbols = tuple(self._processor.id_to_piece(index) for index in range(1, size))
 
     @classmethod
-    def learn(cls, texts: Iterable[str], size: int) -> "BPEVocabulary":
-        """`size` symbols, the blank among them, from texts in normal form; the same ones each time.
+    def learn(cls, texts: Iterable[str], size: int, form: TextConfig = ENGLISH) -> "BPEVocabulary":
+        """`size` symbols, the blank among them, from texts; the same ones each time.
 
-        Texts with other characters do not count. DataError if the rest is too little for that size.
+        English texts with other characters do not count. DataError if the rest is too little for
+        that size.
         """
-        spelt = [text for text in texts if not text.strip(CHARACTERS) and text]
+        english = form == ENGLISH
+        normal = [in_normal_form(text, form) for text in texts]
+        spelt = [text for text in normal if text and not (english and text.strip(CHARACTERS))]
         if not spelt:
             raise DataError(f"no training text is written with {CHARACTERS!r} alone")
         written = io.BytesIO()
@@ -51,28 +58,31 @@ class BPEVocabulary(Vocabulary):
                 unk_id=0,
                 bos_id=-1,
                 eos_id=-1,
-                character_coverage=1.0,
-                required_chars=CHARACTERS.strip(),
+                character_coverage=1.0 if english else COVERED,
+                required_chars=CHARACTERS.strip() if english else "",
+                byte_fallback=not english,
                 normalization_rule_name="identity",
                 num_threads=1,
                 minloglevel=2,
             )
         except RuntimeError as error:
             raise DataError(_explain(str(error), size)) from error
-        return cls(written.getvalue())
+        return cls(written.getvalue(), form)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "BPEVocabulary":
         """The vocabulary that `to_dict` described."""
-        return cls(base64.b64decode(value["model"]))
+        return cls(base64.b64decode(value["model"]), form_of(value))
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint stores: sentencepiece's own model file, as text."""
-        return {"kind": self.kind, "model": base64.b64encode(self._model).decode()}
+        model = base64.b64encode(self._model).decode()
+        return {"kind": self.kind, "model": model, **stated(self.form)}
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in normal form; DataError names the characters that have none."""
-        refuse_foreign(text, CHARACTERS)
+        if self.form == ENGLISH:
+            refuse_foreign(text, CHARACTERS)
         return list(self._processor.encode(text))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -88,5 +98,11 @@ def _explain(error: str, size: int) -> str:
             f"vocabulary_size {size} is more than the training texts give: they have "
             f"{most[1]} different pieces; write vocabulary_size: {most[1]} or less, or "
             "vocabulary: characters"
+        )
+    least = re.search(r"smaller than required_chars\D+\d+ vs (\d+)", error)
+    if least:
+        return (
+            f"vocabulary_size {size} is less than the characters of the training texts take with "
+            f"the 256 bytes: write vocabulary_size: {least[1]} or more"
         )
     return f"no vocabulary of {size} pieces can be learned from the training texts: {error}"

@@ -107,7 +107,7 @@ class Speech(Material):
         wer, cer = found.scores.wer, found.scores.cer
         return Measure(
             found.loss,
-            comparison_key(wer, found.loss),
+            comparison_key(cer if self.vocabulary.form.spaces == "drop" else wer, found.loss),
             {"wer": wer, "cer": cer},
             f"Valid loss {found.loss:.4f} | WER {wer:.2%} | CER {cer:.2%}",
             found.samples,

@@ -130,7 +130,7 @@ def test_the_original_recipe_is_one_command_away(name: str) -> None:
     assert given.configuration() == SIZES[name]
     assert (given.vocabulary, given.ctc.views, given.ctc.intermediate) == ("characters", 1, ())
     training = settings["training"]
-    assert (training["batch_seconds"], training["accumulate"]) == (240, 2)  # 2 x 12 of 20 s
+    assert (training["batch_utterances"], training["accumulate"]) == (12, 2)
     assert (training["optim"]["learning_rate"], training["optim"]["warmup_steps"]) == (1e-4, 2000)
     assert (training["max_duration"], training["optim"]["clip_norm"]) == (20, 1)
     assert (training["valid_every"], training["checkpoint_every"]) == (1000, 5000)

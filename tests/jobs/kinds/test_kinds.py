@@ -296,6 +296,26 @@ def test_overfit_passes_a_sound_model_and_reports_what_was_measured(
     assert any(line.get("wer") == 0 for line in metrics)
 
 
+def test_overfit_learns_with_the_optimizer_the_pieces_and_the_losses_of_what_it_guards(
+    tmp_path: Path, corpus: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, _, _ = told(tmp_path)
+    given = {
+        "like": "train",
+        "model": {**SMALL, "layers": 2, "dropout": 0.5},
+        "optimizer": {"method": "muon"},
+        "vocabulary": "bpe",
+        "vocabulary_size": 32,
+        "ctc": {"intermediate": [1]},
+        "learning_rate": 1e-2,
+        "warmup_steps": 5,
+    }
+    result = run("overfit", job, manifest=corpus["train"], **given)
+    assert (result.verdict, result.wer) == ("PASSED", 0.0)
+    said = capsys.readouterr().out
+    assert "Learning like train: lact tiny, 32 symbols, muon at rate 0.01, fp32, no dropout" in said
+
+
 def test_overfit_fails_the_step_for_a_defect_and_leaves_the_rest_to_the_gate(
     tmp_path: Path, corpus: dict[str, Path]
 ) -> None:

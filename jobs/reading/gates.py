@@ -1,0 +1,110 @@
+"""A gate stands for what it guards: what `like: STEP` takes over, and where the two differ.
+
+A gate is an `overfit` step; it guards the steps of training that need it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jobs import kinds
+from jobs.pipeline import Pipeline, Step
+from jobs.reading.references import references
+from jobs.reading.yaml12 import Document
+
+_GATE = "overfit"
+_SHARED = ("family", "vocabulary", "precision")
+
+
+def can_be_guarded(settings: Mapping[str, Any]) -> bool:
+    """Whether a gate can stand for a step with these settings: it trains a model of speech."""
+    return "training" in settings and "family" in settings
+
+
+def taken_over(
+    kind: str,
+    settings: Mapping[str, Any],
+    settings_of: Callable[[str], Mapping[str, Any] | None],
+) -> dict[str, Any]:
+    """The settings of a gate that stands for a step with these settings, complete and checked.
+
+    `settings_of` gives those of the step of a name.
+    """
+    chosen = kinds.load(kind).Settings.model_construct(**settings)
+    training = settings["training"]
+    ctc = {**settings["ctc"], "consistency": 0.0} if "ctc" in settings else None
+    found = {
+        "manifest": settings["train"],
+        "family": settings["family"],
+        "size": settings["size"],
+        "model": {**chosen.shape(), **settings["model"]},
+        "precision": training["precision"],
+        "optimizer": training["optim"],
+        **({"ctc": ctc} if ctc else {}),
+        **_writing(settings, settings_of),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _writing(
+    settings: Mapping[str, Any], settings_of: Callable[[str], Mapping[str, Any] | None]
+) -> dict[str, Any]:
+    """The vocabulary; that of a teacher or of first weights is in their checkpoint, where it is."""
+    begun = settings.get("init_from")
+    if settings["vocabulary"] == "teacher":
+        named = next(iter(references(str(settings["teacher"]))), "").split(".")[0]
+        of_teacher = settings_of(named) if named else None
+        if of_teacher is not None and can_be_guarded(of_teacher):
+            return _writing(of_teacher, settings_of)
+        return {"vocabulary_from": str(settings["teacher"])}
+    size = settings["vocabulary_size"]
+    kept = {"vocabulary_from": str(begun)} if begun and settings["vocabulary"] == "bpe" else {}
+    about = {"vocabulary": settings["vocabulary"], "vocabulary_size": size}
+    return {**about, "text": settings["text"], **kept}
+
+
+def differences(pipeline: Pipeline, document: Document) -> list[str]:
+    """One line for each gate that is not like a step that needs it."""
+    lines = []
+    steps = {step.name: step for step in pipeline.steps}
+    for step in pipeline.steps:
+        gates = [steps[need] for need in step.needs if steps[need].kind == _GATE]
+        if not gates or not can_be_guarded(step.settings):
+            continue
+        found = [(_unlike(gate, step, steps), gate) for gate in gates]
+        if all(unlike for unlike, _ in found):
+            unlike, gate = min(found, key=lambda pair: len(pair[0]))
+            where = document.where(("steps", gate.name))
+            lines.append(
+                f"{where}: {gate.name} is another recipe than {step.name}, which it guards: "
+                f"{', '.join(unlike)}; write like: {step.name} in a gate of its own"
+            )
+    return lines
+
+
+def _unlike(gate: Step, step: Step, steps: Mapping[str, Step]) -> list[str]:
+    """What a gate has otherwise than a step: `model.hidden 768, not 384`."""
+    wanted = taken_over(
+        step.kind, step.settings, lambda name: steps[name].settings if name in steps else None
+    )
+    if gate.settings["family"] != wanted["family"]:
+        return [f"family {gate.settings['family']}, not {wanted['family']}"]
+    here, there = _recipe(gate.settings), _recipe({**gate.settings, **wanted})
+    return [
+        f"{name} {here.get(name)}, not {there.get(name)}"
+        for name in [*there, *(name for name in here if name not in there)]
+        if here.get(name) != there.get(name)
+    ]
+
+
+def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be alike, by name; dropout is off in every gate."""
+    model = kinds.load(_GATE).Settings.model_construct(**settings).configuration().model_dump()
+    learned = settings["vocabulary"] == "bpe" and not settings["vocabulary_from"]
+    return {
+        **{name: settings[name] for name in _SHARED},
+        **({"vocabulary_size": settings["vocabulary_size"]} if learned else {}),
+        "vocabulary_from": settings["vocabulary_from"] and str(settings["vocabulary_from"]),
+        **{f"text.{name}": value for name, value in settings["text"].items()},
+        "optimizer.method": settings["optimizer"]["method"],
+        **{f"model.{name}": value for name, value in model.items() if "drop" not in name},
+    }
