@@ -9,9 +9,9 @@ their utterances, greedy, by the last weights. Each run has a folder in DIR and 
 stopped (interrupt it, or start it again), so that they may also run beside each other by name.
 
 A run that ends writes bench/results/learn/NAME-SEED.json (NAME-SEED-STEPS.json where it was made
-shorter than the recipe) with its commit, its recipe and the processor time of its training steps,
-which validations are no part of. `--report` trains nothing: it compares what is there at equal
-processor time, with the intervals that come of drawing speakers, and writes learn.json and
+shorter than its recipe says) with its commit, its recipe and the processor time of its training
+steps, which validations are no part of. `--report` trains nothing: it compares what is there at
+equal processor time, with the intervals that come of drawing speakers, and writes learn.json and
 learn.svg into bench/results; so does a call that names no recipe and no steps. On a GPU the
 arithmetic is bf16, and the time is wall time.
 """
@@ -170,35 +170,41 @@ def _errors(
     return {name: row.astype(int).tolist() for name, row in sums.items()}
 
 
-def at_equal_time(runs: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, list[float]]:
-    """WER and CER of runs of one recipe, by seed, at their last validations within these seconds.
-
-    Runs without one are passed over.
+def at(runs: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, list[float]]:
+    """CER and WER of runs of one recipe after so many seconds, by seed: on the line between the
+    validations before and after. Runs that were not measured around then are passed over.
     """
-    allowed = 1.01 * seconds  # the last step of two runs of one length differs by as much
-    reached = [
-        [point for point in run["curve"] if "wer" in point and point["seconds"] <= allowed]
-        for run in runs
-    ]
-    return {key: [points[-1][key] for points in reached if points] for key in ("wer", "cer")}
+    found: dict[str, list[float]] = {"cer": [], "wer": []}
+    for run in runs:
+        measured = [point for point in run["curve"] if "wer" in point]
+        times = [point["seconds"] for point in measured]
+        if times and times[0] <= seconds <= times[-1]:
+            for key, values in found.items():
+                values.append(float(np.interp(seconds, times, [point[key] for point in measured])))
+    return found
 
 
 def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
-    """Error rates of each recipe beside those of the first one, after as much time as that took.
+    """Error rates of each recipe beside those of the first one, after as much time as the shortest
+    run of either took.
 
     The goal is for the recipe that is shipped: a fifth fewer errors in characters.
     """
-    seconds = max(run["seconds"] for run in runs["ours"])
-    before = at_equal_time(runs["ours"], seconds)
     rows = []
     for name, each in runs.items():
-        found = at_equal_time(each, seconds)
-        for key in ("cer", "wer") if found["cer"] else ():
+        seconds = min(_measured(run) for run in [*each, *runs["ours"]])
+        found, before = at(each, seconds), at(runs["ours"], seconds)
+        for key in found:
             what = f"{key.upper()} on unseen speakers after {seconds:.0f} s, {RECIPES[name].what}"
             goal = 0.8 if (name, key) == ("shipped", "cer") else None
             theirs = [] if name == "ours" else before[key]
             rows.append(Row(what, key, None, goal, found[key], theirs))
     return rows
+
+
+def _measured(run: Mapping[str, Any]) -> float:
+    """Seconds until the last validation of a run."""
+    return max(point["seconds"] for point in run["curve"] if "wer" in point)
 
 
 def differences(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
@@ -226,11 +232,16 @@ def _over_seeds(runs: Mapping[int, Mapping[str, Sequence[int]]], seeds: Any) -> 
 
 
 def stored(folder: Path = RUNS) -> dict[str, list[dict[str, Any]]]:
-    """Runs of full length that have ended, by recipe."""
-    read = [read_json(path) for path in sorted(folder.glob("*.json"))]
-    whole = [run for run in read if run["steps"] == RECIPES[run["recipe"]].steps]
-    names = [name for name in RECIPES if any(run["recipe"] == name for run in whole)]
-    return {name: [run for run in whole if run["recipe"] == name] for name in names}
+    """Runs that have ended, by recipe: the longest of each."""
+    every: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
+    for path in sorted(folder.glob("*.json")):
+        run = read_json(path)
+        every[run["recipe"]].append(run)
+    longest = {name: max(run["steps"] for run in each) for name, each in every.items() if each}
+    return {
+        name: [run for run in every[name] if run["steps"] == steps]
+        for name, steps in longest.items()
+    }
 
 
 def conclude() -> None:
@@ -244,7 +255,8 @@ def conclude() -> None:
     models = {
         name: {
             "what": RECIPES[name].what,
-            "runs": [f"learn/{name}-{run['seed']}.json" for run in each],
+            "seeds": [run["seed"] for run in each],
+            "steps": each[0]["steps"],
             "parameters": each[0]["parameters"],
             "seconds": [run["seconds"] for run in each],
             "commits": sorted({run["commit"] for run in each}),
@@ -274,8 +286,8 @@ def run(name: str, parts: Parts, given: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     train(recipe, parts, steps, folder, given)
     if given.tiny:
-        found = at_equal_time([{"curve": points(folder)}], np.inf)
-        print(f"{title}: CER {found['cer'][0]:.1%}, WER {found['wer'][0]:.1%}")
+        ended = [point for point in points(folder) if "wer" in point][-1]
+        print(f"{title}: CER {ended['cer']:.1%}, WER {ended['wer']:.1%}")
         return
     RUNS.mkdir(exist_ok=True)
     write_json(RUNS / f"{title}.json", result(recipe, name, parts, folder, given.seed))

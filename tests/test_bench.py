@@ -14,7 +14,8 @@ from bench import ettr, pathologies
 from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
 from bench.distillation import longer, seconds
-from bench.learn import Timed, at_equal_time, compared, curve, differences, stored
+from bench.learn import Timed, at, compared, curve, differences, stored
+from bench.long_speech import WAYS, pieces, scale
 from bench.peers import equal, parameters
 from bench.recipes import RECIPES
 from bench.steps import noise
@@ -22,6 +23,7 @@ from bench.train_step import NAMES, stepper
 from bench.ttt_op import cases
 from jobs.store import StepDir
 from lact_asr.config.model import SIZES, ModelConfig
+from lact_asr.data.manifest import Utterance
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.bpe import BPEVocabulary
 from lact_asr.text.vocabulary import Vocabulary
@@ -233,21 +235,19 @@ def ended(recipe: str, seed: int, points: list[tuple[float, float]], **errors: l
             "speakers": errors}  # fmt: skip
 
 
-def test_recipes_are_compared_after_as_much_time_as_the_first_one_took() -> None:
+def test_recipes_are_compared_after_as_much_time_as_the_shortest_run_took() -> None:
     runs = {
         "ours": [ended("ours", 0, [(50, 0.6), (100, 0.4)])],
-        "muon": [ended("muon", n, [(60, 0.5), (100.5, 0.3 + n / 10), (150, 0.1)]) for n in (0, 1)],
-        "off": [ended("off", 0, [(200, 0.1)])],
+        "muon": [ended("muon", n, [(60, 0.5), (120, 0.3 + n / 10), (150, 0.1)]) for n in (0, 1)],
+        "off": [ended("off", 0, [(40, 0.7), (75, 0.3)])],
     }
-    assert at_equal_time(runs["muon"], 100) == {"cer": [0.3, 0.4], "wer": [0.6, 0.8]}
-    rows = compared(runs)
-    assert [(row.unit, row.ours, row.theirs) for row in rows] == [
-        ("cer", [0.4], []),
-        ("wer", [0.8], []),
-        ("cer", [0.3, 0.4], [0.4]),
-        ("wer", [0.6, 0.8], [0.8]),
-    ], "a recipe that was not measured by then is not compared"
-    assert all("after 100 s" in row.what for row in rows)
+    assert at(runs["muon"], 90)["cer"] == pytest.approx([0.4, 0.45])
+    assert at(runs["muon"], 59) == at(runs["muon"], 151) == {"cer": [], "wer": []}
+    found = [(row.unit, row.ours, row.theirs) for row in compared(runs)]
+    assert found[:2] == [("cer", [0.4], []), ("wer", [0.8], [])]
+    assert found[2] == ("cer", pytest.approx([0.5 - 0.2 * 2 / 3, 0.5 - 0.1 * 2 / 3]), [0.4])
+    assert found[4] == ("cer", [0.3], pytest.approx([0.5])), "of a short run, when it ended"
+    assert [row.what.split(" s,")[0][-3:] for row in compared(runs)[::2]] == ["100", "100", " 75"]
 
 
 def test_only_the_shipped_recipe_has_a_goal_and_it_is_a_fifth_below_the_first() -> None:
@@ -292,6 +292,27 @@ def test_a_difference_of_error_rates_comes_with_how_sure_it_is() -> None:
     assert unsure["low"] < unsure["difference"] < unsure["high"]
 
 
+def test_pieces_of_long_speech_keep_every_utterance_whole_and_in_order() -> None:
+    spoken = [Utterance(str(n), Path(), seconds, "", "") for n, seconds in enumerate((4, 5, 9, 3))]
+    cut = lambda seconds: [[each.id for each in piece] for piece in pieces(spoken, seconds)]
+    assert cut(0.0) == [["0"], ["1"], ["2"], ["3"]]
+    assert cut(10.0) == [["0", "1"], ["2"], ["3"]]
+    assert cut(float("inf")) == [["0", "1", "2", "3"]]
+
+
+def test_steps_are_scaled_down_from_fifteen_seconds_on_or_left_out() -> None:
+    model = RECIPES["ours"].fresh(Vocabulary.characters(), 0, tiny=True).eval()
+    changes = {}
+    for way in WAYS:
+        scale(model, way)
+        waves = torch.randn(1, 60 * 16_000, generator=torch.Generator().manual_seed(0))
+        long, short = (model(waves[:, :n], torch.tensor([n])) for n in (960_000, 160_000))
+        changes[way] = float(long.fast.change.detach()), float(short.fast.change.detach())
+    assert max(changes["none"]) < 1e-4, "the rounding of row norms"
+    assert changes["capped"][1] == changes["sum"][1] > 0
+    assert changes["capped"][0] == pytest.approx(changes["sum"][0] / 4, rel=0.05)
+
+
 def test_a_curve_is_a_picture_with_every_line_named() -> None:
     drawn = svg("rates", "steps", {"a & b": [(0, 100), (10, 50)], "c": []})
     picture = ElementTree.fromstring(drawn)
@@ -304,9 +325,11 @@ def test_a_curve_is_a_picture_with_every_line_named() -> None:
 def test_the_learning_curves_are_committed_with_what_they_were_measured_with() -> None:
     results = REPOSITORY / "bench" / "results"
     runs, described = stored(), json.loads((results / "learn.json").read_text())
-    assert set(described["models"]) == set(runs) >= {"ours", "shipped"}
+    assert set(described["models"]) == set(runs) >= {"ours", "off", "transformer"}
     for run in (run for each in runs.values() for run in each):
         assert run["commit"] and run["training"] and run["model"] and run["seconds"] > 0
         assert max(point["step"] for point in run["curve"]) == run["steps"]
-    assert {row["goal_ratio"] for row in described["rows"]} == {None, 0.8}
+        assert max(point["seconds"] for point in run["curve"]) == pytest.approx(
+            run["seconds"], 1e-3
+        )
     assert (results / "learn.svg").exists()
