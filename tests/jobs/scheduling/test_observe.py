@@ -293,3 +293,18 @@ def test_every_record_that_cannot_be_read_is_named_before_anything_is_done(tmp_p
         *flaws, "nothing is done beside jobs that may be alive"
     ]  # fmt: skip
     observe._refuse_unreadable({"three": record()})
+
+
+def test_a_job_that_another_one_goes_on_for_while_the_queue_is_asked_has_not_failed(tmp_path):
+    run = make_run(tmp_path)
+    step = run.step("second")
+    write(step, "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+
+    class HandedOver(Counted):
+        def states(self, jobs):
+            if "second.t1" in jobs:
+                step.add_submission("second.t2", continues="second.t1")
+                step.add_submission("second.t2", job="999999999.second.t2")
+            return super().states(jobs)
+
+    assert view(run, Queue(HandedOver())).observed["second"].state.value == "queued"
