@@ -242,11 +242,19 @@ class _Process:
         import traceback  # 5 ms that every step would pay
 
         if self.world_size > 1 and cause in SECONDARY:
-            time.sleep(_LET_FIRST)
+            self._let_first()
         self.fence.check()
         record = failure_record(self.attempt, self.rank, cause, message, traceback.format_exc())
         self.step.write_failure(record)
         self._event("failed", cause=cause, message=message, **used())
+
+    def _let_first(self) -> None:
+        """Wait until the rank that this one may have died of has recorded why: it has, or could
+        not, when Slurm ends the others. Ranks wait for each other's end, so this may add up.
+        """
+        end = time.monotonic() + _LET_FIRST
+        while self.received is None and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 def used() -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from jobs import worker
 from jobs.errors import UserError
 from jobs.healing.cause import cause_of, sentence
 from jobs.healing.leaving import stuck
@@ -120,6 +121,19 @@ def test_what_another_rank_of_the_same_start_has_recorded_is_not_forgotten(tmp_p
     assert step.failure()["message"] == "of this start"
     assert start(step, **place, SLURM_RESTART_COUNT="2").wait() == 1
     assert step.failure()["cause"] == "program_failed"
+
+
+def test_a_rank_that_is_told_to_end_waits_for_nobody_s_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm tells the others when a rank has died: what that could say, it has said."""
+    step = make_step(tmp_path, ["true"])
+    monkeypatch.setenv("TRAINYARD_JOB", "7")
+    process = worker._Process(step)
+    process.world_size, process.received = 2, signal.SIGTERM
+    monkeypatch.setattr(worker, "_LET_FIRST", float("inf"))
+    process._record_failure("collective_timeout", "Connection closed by peer")
+    assert step.failure()["cause"] == "collective_timeout"
 
 
 def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:
