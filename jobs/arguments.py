@@ -204,9 +204,11 @@ def _add_rehearse(add: _Add) -> None:
 
 
 def _add_for_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """What the batch script of a job calls; people have `resume`."""
-    follow = commands.add_parser("follow")
-    follow.add_argument("step", type=Path)
+    """What a job calls; people have `resume`."""
+    commands.add_parser("follow").add_argument("step", type=Path)
+    relay = commands.add_parser("relay")
+    relay.add_argument("step", type=Path)
+    relay.add_argument("--out-of-memory", metavar="REASON", default="", help="it needs more")
 
 
 def _add_for_checkpoints(add: _Add) -> None:

@@ -471,6 +471,17 @@ def _follow(given: argparse.Namespace) -> int:
     return 0
 
 
+def _relay(given: argparse.Namespace) -> int:
+    from jobs.fence import Attempt
+    from jobs.scheduling.relay import relay
+    from jobs.store import Run
+
+    run = Run(given.step.absolute().parents[1])
+    name, present = given.step.name, Attempt.present()
+    print(relay(run, _backend_of(run), name, present, given.out_of_memory))
+    return 0
+
+
 def _mend(
     run: "Run", backend: "Backend", file: Path | None, overrides: list[str], redo: list[str]
 ) -> None:
@@ -550,6 +561,7 @@ _COMMANDS = {
     "cancel": _cancel,
     "resume": _resume,
     "follow": _follow,
+    "relay": _relay,
     "rehearse": _rehearse,
     "render": _render,
     "infer": _infer,

@@ -48,6 +48,7 @@ class Fence:
         queue after `resume` had looked for it and submitted the step anew: that one is newer, even
         before it has started. A submission that the cluster has refused is no job.
         """
+        self._record_id()
         tokens = [each.token for each in self.step.submissions() if not each.refused]
         if self.attempt.token in tokens[:-1]:
             raise Superseded("was submitted anew")
@@ -62,6 +63,15 @@ class Fence:
             self.step.write_claim(
                 {**self.attempt._asdict(), "host": host, "time": now, "log_sizes": logs}
             )
+
+    def _record_id(self) -> None:
+        """A job that goes on for another one takes its place, if need be by itself: who submitted
+        it may have died before its id was on record.
+        """
+        for each in self.step.submissions():
+            unknown = each.continues and not each.job and not each.cancel_requested
+            if each.token == self.attempt.token and unknown:
+                self.step.add_submission(each.token, job=self.attempt.job)
 
     def check(self) -> None:
         """Called right before anything is written: Superseded where a newer attempt has begun."""

@@ -60,6 +60,7 @@ class Submission(NamedTuple):
     cancel_requested: float = 0.0  # when its end was asked for, seconds since 1970; 0: never
     ended: bool = False  # the cluster has said that its job, asked to end, is gone
     refused: str = ""  # what the cluster said when it refused it: nothing was queued
+    continues: str = ""  # the token of the job that this one goes on for: see `scheduling.relay`
 
 
 class Following(NamedTuple):
@@ -88,6 +89,10 @@ def is_own(failure: Mapping[str, Any] | None, submission: Submission | None) -> 
         return False
     asked = submission.cancel_requested
     return not asked or (number(failure.get("time")) or 0.0) < asked
+
+
+def _of_one_start(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("job", "restart"))
 
 
 class StepDir:
@@ -195,11 +200,11 @@ class StepDir:
         return is_own(self.failure(), self.latest()) or self.result() is not None
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
-        """Record how a rank has failed; the first rank of a job to fail has the true reason and
+        """Record how a rank has failed; the first rank of a start to fail has the true reason and
         stays. Whether the job begins again is decided when all ranks have ended.
         """
         earlier = self.failure()
-        if earlier is None or earlier["job"] != failure["job"]:
+        if earlier is None or not _of_one_start(earlier, failure):
             write_json(self.path / "failure.json", {**failure, "decided": False})
 
     def decide_failure(self, failure: Mapping[str, Any]) -> None:
@@ -230,8 +235,20 @@ class StepDir:
         """The step runs again: an earlier failure no longer says how it is."""
         (self.path / "failure.json").unlink(missing_ok=True)
 
+    def forget_earlier_failure(self, **start: Any) -> None:
+        """The same for rank 0 of a start (`job`, `restart`), of which another rank may have failed
+        before this one has come as far.
+        """
+        failure = self.failure()
+        if failure is None or not _of_one_start(failure, start):
+            self.forget_failure()
+
     def submissions(self) -> list[Submission]:
-        """Every try at submitting this step, oldest first."""
+        """Every try at submitting this step, oldest first.
+
+        One that goes on for another job takes its place when its id is on record: until then the
+        step is that other job's, and the new one comes before it here.
+        """
         tries: dict[str, Submission] = {}
         for line in self._lines(_SUBMISSIONS):
             token, at = _of(line, "token", ""), number(line.get("time"))
@@ -243,8 +260,9 @@ class StepDir:
                 cancel_requested=at if line.get("cancel_requested") else known.cancel_requested,
                 ended=_of(line, "ended", known.ended),
                 refused=_of(line, "refused", known.refused),
+                continues=_of(line, "continues", known.continues),
             )
-        return list(tries.values())
+        return sorted(tries.values(), key=lambda each: not each.continues or bool(each.job))
 
     @property
     def submissions_flaw(self) -> str:
@@ -256,14 +274,23 @@ class StepDir:
         tries = self.submissions()
         return tries[-1] if tries else None
 
+    def continued(self, job: str) -> set[str]:
+        """The ids of a job and of those that it goes on for, one after the other."""
+        tries = {each.token: each for each in self.submissions()}
+        found, each = {job}, next((each for each in tries.values() if each.job == job), None)
+        while each := tries.get(each.continues) if each else None:
+            found.add(each.job)
+        return found
+
     def add_submission(self, token: str, **facts: Any) -> None:
-        """Append what is known of a try: the intent (no facts), its id (`job`), that its end was
-        asked for (`cancel_requested`), that it has ended (`ended`), why it was refused (`refused`).
+        """Append what is known of a try: the intent (no facts, or the token of the job that it
+        `continues`), its id (`job`), that its end was asked for (`cancel_requested`), that it has
+        ended (`ended`), why it was refused (`refused`).
 
         An intent and a request must outlive a crash of this machine; what the cluster said can be
         asked again.
         """
-        lasting = not facts or "cancel_requested" in facts
+        lasting = not facts or bool({"cancel_requested", "continues"} & facts.keys())
         append_json(self.path / _SUBMISSIONS, {"token": token, **facts}, sync=lasting)
 
     def add_metrics(self, metrics: Mapping[str, object]) -> None:

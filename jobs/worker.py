@@ -2,26 +2,26 @@
 
 The job runs `main()` below on the path of a step's folder. A signal only sets a flag: the kind
 saves at the next step boundary and raises `Interrupted`. After the time-limit warning (USR2) the
-worker then asks Slurm to requeue the job, under the same id, so that the steps behind it stay
-valid; after SIGTERM (preemption, scancel) it just leaves. A started step reads everything from
-disk.
+worker then sees to it that the step goes on, in a job behind this one, or in this one once Slurm
+has requeued it (`jobs.healing.leaving`); after SIGTERM (preemption, scancel) it just leaves. A
+started step reads everything from disk.
 """
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from jobs import gate, kinds
 from jobs.errors import Superseded, UserError
 from jobs.fence import Attempt, Fence
 from jobs.healing import nodes, remedies
 from jobs.healing.cause import SECONDARY, cause_of, failure_record, sentence
+from jobs.healing.leaving import hand_over, requeue, stuck, was_warned
 from jobs.job import SAVED, Job
 from jobs.kinds import _external
 from jobs.reading.paths import replace, walk
@@ -32,7 +32,6 @@ from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 
 WARNING = signal.SIGUSR2  # sent some time before the limit (submitit's choice)
-_PATIENCE = 3  # time limits met without progress after which a step is not started again
 _LATE = 10.0  # seconds that a result may take from one node to another
 _ABSENT = "it has no result.json"
 _LET_FIRST = 3.0  # seconds in which the rank that failed first records why
@@ -69,6 +68,9 @@ class _Process:
             signal.signal(number, self._note)
         try:
             try:
+                if was_warned(self.step.events(), self.attempt):
+                    self.received = WARNING
+                    self._go_on_elsewhere()
                 self._work()
             except Interrupted as saved:
                 self._leave(saved)
@@ -84,7 +86,7 @@ class _Process:
         described = _read_job_file(self.step)
         self.fence.enter(claim=self.rank == 0)
         if self.rank == 0:
-            self.step.forget_failure()
+            self.step.forget_earlier_failure(job=self.attempt.job, restart=self.attempt.restart)
             if self.attempt.restart:
                 nodes.note_earlier(self.step, self.attempt)
         os.environ.setdefault("OMP_NUM_THREADS", str(described["resources"]["cpus"]))
@@ -126,8 +128,8 @@ class _Process:
 
     def _remedies(self) -> dict[str, Any]:
         """What the result says of settings that are not those of the file; empty where all are."""
-        changed = list(filter(None, map(remedies.changes_of, self.step.events())))
-        return {"remedies": list(map(remedies.in_words, changed))} if changed else {}
+        changed = [*filter(None, map(remedies.changes_of, self.step.events()))]
+        return {"remedies": [*map(remedies.in_words, changed)]} if changed else {}
 
     def _join(self) -> None:
         """The step has succeeded when all ranks have; one that fails ends the others, rank 0 too.
@@ -181,13 +183,35 @@ class _Process:
         self._event("interrupted", signal=name, position=saved.position, **used())
         print(f"{self.step.name} was told to stop by {name}: {saved}", flush=True)
         if self.received == WARNING and "SLURM_JOB_ID" in os.environ:
-            if self.rank == 0:
-                if reason := stuck(self.step.events(), self.attempt.job):
-                    raise Failed("no_progress", reason)
-                self._requeue()
-            while self.received == WARNING:
-                time.sleep(0.1)  # Slurm ends the job; leaving now would let it count as finished
+            jobs = self.step.continued(self.attempt.job)
+            if self.rank == 0 and (reason := stuck(self.step.events(), jobs)):
+                raise Failed("no_progress", reason)
+            self._go_on_elsewhere()
         sys.exit(SAVED)
+
+    def _go_on_elsewhere(self) -> NoReturn:
+        """Have the step go on in another job, else in this one once more; then leave.
+
+        The other ranks wait until srun ends them: one that left now would look as if it had ended.
+        """
+        if self.rank == 0 and not self._is_to_end():
+            if not (refusal := hand_over(self.step)):
+                self._event("handed_over")
+                sys.exit(SAVED)
+            self._event("not_handed_over", reason=refusal)
+            if not self._is_to_end():
+                self._requeue()
+        while self.received == WARNING:
+            time.sleep(0.1)  # Slurm ends the job; leaving now would let it count as finished
+        sys.exit(SAVED)
+
+    def _is_to_end(self) -> bool:
+        """Whether somebody has asked for the end of this job: it will be told."""
+        return any(
+            each.cancel_requested
+            for each in self.step.submissions()
+            if each.token == self.attempt.token
+        )
 
     def _requeue(self) -> None:
         """Ask to go back into the queue until Slurm agrees, or ends this process."""
@@ -218,11 +242,19 @@ class _Process:
         import traceback  # 5 ms that every step would pay
 
         if self.world_size > 1 and cause in SECONDARY:
-            time.sleep(_LET_FIRST)
+            self._let_first()
         self.fence.check()
         record = failure_record(self.attempt, self.rank, cause, message, traceback.format_exc())
         self.step.write_failure(record)
         self._event("failed", cause=cause, message=message, **used())
+
+    def _let_first(self) -> None:
+        """Wait until the rank that this one may have died of has recorded why: it has, or could
+        not, when Slurm ends the others. Ranks wait for each other's end, so this may add up.
+        """
+        end = time.monotonic() + _LET_FIRST
+        while self.received is None and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 def used() -> dict[str, float]:
@@ -259,31 +291,6 @@ def check_needs(step: StepDir, needs: Sequence[str]) -> None:
         time.sleep(0.5)
 
 
-def stuck(events: Sequence[Mapping[str, Any]], job: str) -> str:
-    """What to change, where the last time limits of a job were met without progress, else empty.
-
-    Preemption says nothing of that, nor do the limits of a job that `resume` has replaced.
-    """
-    limits = [
-        event.get("position")
-        for event in events
-        if event.get("signal") == WARNING.name and event.get("job") == job
-    ][-_PATIENCE:]
-    reached = [-1 if position is None else position for position in limits]
-    if len(reached) < _PATIENCE or max(reached[1:]) > reached[0]:
-        return ""
-    met = f"met its time limit {_PATIENCE} times"
-    if limits[-1] is None:
-        return (
-            f"{met} and did not say how far it came: write a longer resources.time, or let the "
-            "program write its position to the file $TRAINYARD_POSITION"
-        )
-    return (
-        f"{met} at position {limits[-1]} without getting further: write a longer resources.time "
-        "or save more often"
-    )
-
-
 def _checked_and_run(name: str, given: Mapping[str, Any], job: Job) -> dict[str, Any]:
     """The result of a kind; UserError where the results of other steps make no valid settings."""
     from pydantic import ValidationError
@@ -314,21 +321,6 @@ def resolve(step: StepDir, settings: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and "${" in value:
             settings = replace(settings, place, fill_references(value, value_of))
     return settings
-
-
-def requeue(job: str) -> str:
-    """Put the running job back into the queue under its own id; empty, or why Slurm did not.
-
-    A request that Slurm ends together with the job was heard, or nobody needs it any more.
-    """
-    try:
-        done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    refused = done.returncode > 0
-    return (done.stderr.strip() or f"exit status {done.returncode}") if refused else ""
 
 
 def _read_job_file(step: StepDir) -> dict[str, Any]:

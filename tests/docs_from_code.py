@@ -13,8 +13,9 @@ A step that ends without its result has a *cause*: one word. `status` shows it b
 that says what happened, `status --json` has it as `cause`, and `failure.json` in the step's folder
 keeps it. This page is written from the table in `jobs/causes.py`, which the code uses.
 
-What a run can mend, it mends itself, inside the same Slurm job: the place in the queue stays, and
-the steps behind it wait on. Each *remedy* is an event in `events.jsonl` with its cause, its reason
+What a run can mend, it mends itself: inside the same Slurm job where that is possible, so that the
+place in the queue stays, else in a job that goes on with the step. Either way the steps behind it
+wait on. Each *remedy* is an event in `events.jsonl` with its cause, its reason
 and each setting before and after; `status` counts them, `result.json` says which were in force at
 the end. How often a step heals itself stands in the pipeline file; what is not named keeps its
 default:
@@ -30,6 +31,10 @@ steps:
 What changes a setting is done so often in all. What only begins again is done so often without
 getting further: a step that is killed after each new checkpoint begins again as often as it takes.
 A setting that a person has changed since, with `--set` of `resume`, is left as it is.
+
+One end has no cause: that of a step whose run was moved or renamed while it ran. Its code and its
+record went with the folder, so that nothing was left to write one; `status` has what Slurm says of
+the job. Give the folder its name back, then `resume`.
 """
 
 

@@ -32,6 +32,14 @@ def memory(used_gb: float) -> float:
     return max(0.25, math.ceil(4 * needed) / 4) if needed < 4 else float(math.ceil(needed))
 
 
+def more_memory(asked_gb: float, used_gb: float | None, most_gb: float) -> float:
+    """GB to ask for after so many were too few: room over what was used, twice as many where nobody
+    has measured that; the same again where no node has more.
+    """
+    wanted = 2 * asked_gb if used_gb is None else memory(max(used_gb, asked_gb))
+    return max(asked_gb, min(wanted, most_gb))
+
+
 def cores(cpu_seconds: float, seconds: float) -> int:
     """Cores of a process that was so long at work."""
     return max(1, math.ceil(cpu_seconds / seconds - SPARE_CORES))

@@ -129,6 +129,7 @@ def failure_record(
         "host": os.uname().nodename,
         "rank": rank,
         "job": attempt.job,
+        "restart": attempt.restart,
         "time": time.time(),
     }
 

@@ -17,6 +17,7 @@ from jobs.errors import Superseded
 from jobs.fence import Attempt, Fence
 from jobs.healing import nodes, remedies
 from jobs.healing.cause import SECONDARY, cause_of_end, failure_record
+from jobs.healing.leaving import hand_over
 from jobs.healing.remedies import GivenUp, Remedy
 from jobs.job import SAVED
 from jobs.store import StepDir
@@ -35,6 +36,8 @@ def heal(step: StepDir, attempt: Attempt, status: int) -> int:
     if step.result() is not None:
         return 0
     latest = step.latest()
+    if latest and latest.continues == attempt.token:
+        return 0  # all that waited for this job waits for the one that goes on for it
     if status in (0, SAVED) or (latest and latest.cancel_requested):
         return status
     try:
@@ -46,12 +49,34 @@ def heal(step: StepDir, attempt: Attempt, status: int) -> int:
         nodes.note_own(step, attempt)
     events = step.events()
     try:
+        if _gets_more_memory(step, attempt, failure, events):
+            return 0
         remedy = _answer(step, attempt, failure, events)
     except GivenUp as tried:
         _give_up(step, attempt, failure, str(tried))
         return status
-    _begin_again(step, attempt, remedy, remedies.position(events))
+    _begin_again(step, attempt, remedy, events)
     return AGAIN
+
+
+def _gets_more_memory(
+    step: StepDir,
+    attempt: Attempt,
+    failure: Mapping[str, Any],
+    events: Sequence[Mapping[str, Any]],
+) -> bool:
+    """Whether a step that had too little memory goes on in a job with more; GivenUp where that was
+    tried often enough.
+    """
+    on_slurm = os.environ.get("SLURM_JOB_ID") == attempt.job
+    if failure["cause"] != "out_of_memory_host" or not on_slurm:
+        return False
+    declared = _job(step).get("remedies")
+    remedies.taken_before(failure["cause"], _own(step, attempt, events), declared)
+    if refusal := hand_over(step, "--out-of-memory", failure["message"]):
+        step.add_event("not_handed_over", {"job": attempt.job, "reason": refusal})
+        print(f"{step.name} does not get more memory: {refusal}", flush=True)
+    return not refusal
 
 
 def _answer(
@@ -61,14 +86,26 @@ def _answer(
     events: Sequence[Mapping[str, Any]],
 ) -> Remedy:
     """The remedy for a failure; GivenUp where there is none."""
-    try:
-        job = step.job()
-    except (OSError, ValueError, DataError):
-        raise GivenUp from None  # the worker has not come far without it, and has said so
+    job, own = _job(step), _own(step, attempt, events)
     settings = remedies.in_force(job["settings"], events)
-    own = [event for event in events if event.get("job") in (None, attempt.job)]
     declared = job.get("remedies")
     return remedies.answer(failure["cause"], failure["message"], settings, own, declared)
+
+
+def _job(step: StepDir) -> dict[str, Any]:
+    """job.json; GivenUp without it: the worker has not come far then, and has said so."""
+    try:
+        return step.job()
+    except (OSError, ValueError, DataError):
+        raise GivenUp from None
+
+
+def _own(
+    step: StepDir, attempt: Attempt, events: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """What has happened in a job and in those that it goes on for."""
+    jobs = {None, *step.continued(attempt.job)}
+    return [event for event in events if event.get("job") in jobs]
 
 
 def _failure(step: StepDir, attempt: Attempt, status: int) -> dict[str, Any]:
@@ -111,17 +148,10 @@ def _give_up(step: StepDir, attempt: Attempt, failure: Mapping[str, Any], tried:
     print(f"{step.name}: what is left to do: {left}", flush=True)
 
 
-def _begin_again(step: StepDir, attempt: Attempt, remedy: Remedy, position: float) -> None:
-    step.add_event(
-        remedies.EVENT,
-        {
-            "job": attempt.job,
-            "cause": remedy.cause,
-            "reason": remedy.reason,
-            "changes": remedy.changes,
-            "position": position,
-        },
-    )
+def _begin_again(
+    step: StepDir, attempt: Attempt, remedy: Remedy, events: Sequence[Mapping[str, Any]]
+) -> None:
+    step.add_event(remedies.EVENT, remedies.event_of(remedy, attempt.job, events))
     step.forget_failure()
     step.forget_ranks_done(str(attempt))
     what = remedies.in_words(remedy.changes) or "as it was"

@@ -143,9 +143,10 @@ def _calls(run: Run) -> dict[str, int]:
     events = [event for name in run.names() for event in run.step(name).events()]
     requeued = [event for event in events if event.get("signal") == WARNING]
     refused = [event for event in events if event["event"] == "not_requeued"]
+    handed = [event for event in events if event["event"] == "handed_over"]
     return {
         "sbatch": sum(bool(each.job or each.refused) for each in tries),
-        "scontrol requeue": len(requeued) + len(refused),
+        "scontrol requeue": len(requeued) + len(refused) - len(handed),
         "scancel": sum(bool(each.cancel_requested) for each in tries),
     }
 

@@ -15,7 +15,9 @@ EVENT = "remedy"
 _BUDGETS = ("batch_seconds", "batch_utterances", "batch_tokens")  # what a micro-batch may hold
 _SMALLEST = 2  # of a budget: half of less holds no utterance or text
 _LATER = ("port_in_use", "slurm_unreachable")  # causes that pass: tried again after a pause
+_ANYWHERE = ("out_of_memory_host",)  # a step without batches has another remedy: more memory
 _PAUSE = 2.0  # seconds before the second try at these; doubled each time
+MEMORY = "resources.memory_gb"  # the place of what was asked for, among the changes of a remedy
 Changes = dict[str, tuple[Any, Any]]  # "training.optim.learning_rate" -> (before, after)
 
 
@@ -44,18 +46,38 @@ def answer(
     `events` are those of the present submission. What changes settings may be done so often in
     all, what only begins again so often without getting further in between.
     """
-    limit, change = limit_of(cause, declared), _CHANGES.get(cause, (None, ()))[0]
-    before = [each for each in events if each["event"] == EVENT and each.get("cause") == cause]
-    if change is None:
-        here = position(events)
-        before = [each for each in before if each.get("position") == here]
-    if len(before) >= limit:
-        raise GivenUp(_what_was_tried(before, limit))
+    change = _CHANGES.get(cause, (None, ()))[0]
+    before = taken_before(cause, events, declared)
     changes = change(settings) if change else {}
     if change and not changes:
         raise GivenUp("no setting of this step could be changed to mend that")
     pause = _PAUSE * 2 ** len(before) if cause in _LATER else 0.0
     return Remedy(cause, reason, changes, pause)
+
+
+def taken_before(
+    cause: str, events: Sequence[Mapping[str, Any]], declared: Mapping[str, int] | None
+) -> list[Mapping[str, Any]]:
+    """The remedies for a cause that count for its limit; GivenUp where that is reached."""
+    limit = limit_of(cause, declared)
+    before = [each for each in events if each["event"] == EVENT and each.get("cause") == cause]
+    if cause not in _CHANGES:
+        here = position(events)
+        before = [each for each in before if each.get("position") == here]
+    if len(before) >= limit:
+        raise GivenUp(_what_was_tried(before, limit))
+    return before
+
+
+def event_of(remedy: Remedy, job: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is written down of a remedy of a job."""
+    return {
+        "job": job,
+        "cause": remedy.cause,
+        "reason": remedy.reason,
+        "changes": remedy.changes,
+        "position": position(events),
+    }
 
 
 def limit_of(cause: str, declared: Mapping[str, int] | None) -> int:
@@ -112,7 +134,9 @@ def defaults(places: Collection[str]) -> dict[str, int]:
     return {
         cause: often
         for cause, often in found.items()
-        if cause not in _CHANGES or any(place.endswith(_CHANGES[cause][1]) for place in places)
+        if cause not in _CHANGES
+        or cause in _ANYWHERE
+        or any(place.endswith(_CHANGES[cause][1]) for place in places)
     }
 
 

@@ -113,8 +113,10 @@ def waits(
     in the queue no more.
     """
     waited = 0.0
+    jobs = {each.token: each.job for each in tries}
+    freed = {stay.job: stay.end for stay in stays}  # when a job held nodes last
     for each in tries:
-        since = max(each.time, ready)
+        since = max(each.time, ready, freed.get(jobs.get(each.continues, "")) or 0.0)
         for stay in [stay for stay in stays if each.job and stay.job == each.job]:
             waited += max(0.0, stay.begin - since)
             since = math.inf if stay.end is None else stay.end

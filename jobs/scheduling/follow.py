@@ -60,7 +60,7 @@ def _try(run: Run, backend: Backend, ending: Ending) -> str:
         todo = plan_rest(needs, states, rest.steps)
         submitted, refusal = carry_out(run, backend, todo, {each.step: [] for each in todo})
         left = [each.step for each in todo if each not in submitted]
-        alone = not submitted and not _others(states, ending)
+        alone = not submitted and not _others(run, states, ending)
         keeper = ending.job if refusal and alone else ""
         leave_to_jobs(run, left, stopped="", keeper=keeper, kept=time.time())
     _tell_submitted(run, ending, submitted)
@@ -79,9 +79,10 @@ def _state(seen: View, name: str) -> State:
     return State.NEW if cut_short else state
 
 
-def _others(states: dict[str, State], ending: Ending) -> bool:
+def _others(run: Run, states: dict[str, State], ending: Ending) -> bool:
     """Whether another job of the run is in the queue, and will come by here when it ends."""
-    return any(state in ACTIVE for name, state in states.items() if name != ending.step.name)
+    active = [run.step(name).latest() for name, state in states.items() if state in ACTIVE]
+    return any(latest and latest.job != ending.job for latest in active)
 
 
 def _tell_submitted(run: Run, ending: Ending, submitted: list[Submit]) -> None:

@@ -6,6 +6,7 @@ calls ended has written its end by then.
 
 import time
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from jobs.backends.base import Backend, JobState
@@ -166,7 +167,8 @@ def view(run: Run, queue: Queue, *, thorough: bool = False) -> View:
     if thorough:
         _refuse_unreadable(first)
     answer = queue.ask(asked_about)
-    records = {name: _read_ends(record) for name, record in first.items()}
+    left = {token for token, state in answer.items() if not state.alive}
+    records = {name: _read_ends(record, left) for name, record in first.items()}
     queue.note_failed({name for name, record in records.items() if record.has_own_failure})
     evidence = {name: record.evidence(needs[name]) for name, record in records.items()}
     observed = observe_all(evidence, answer, queue.asked, busy)
@@ -212,11 +214,16 @@ def _read(folder: StepDir) -> Record:
     return Record(folder, tries, folder.result(), failure, [])
 
 
-def _read_ends(record: Record) -> Record:
-    """The same with what has happened, and the ends that were written while the queue was asked."""
-    if not record.tries:
+def _read_ends(record: Record, left: AbstractSet[str]) -> Record:
+    """The same with what has happened, and what was written while the queue was asked: ends, and
+    which jobs go on for those that have `left` it.
+    """
+    if record.latest is None:
         return record
     folder, result = record.folder, record.result
+    tries = folder.submissions() if record.latest.token in left else record.tries
     if result is None:
         result = folder.result()
-    return record._replace(result=result, failure=folder.failure(), events=folder.events())
+    return record._replace(
+        tries=tries, result=result, failure=folder.failure(), events=folder.events()
+    )

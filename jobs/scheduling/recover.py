@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.backends.base import Backend, JobState, StepJob
 from jobs.errors import ClusterError, Unreachable
+from jobs.healing.remedies import in_force
 from jobs.pipeline import Resources
 from jobs.scheduling.observe import Queue, View, view
 from jobs.scheduling.plan import has_ended
@@ -56,5 +57,11 @@ def step_job(run: Run, step: Mapping[str, Any], token: str) -> StepJob:
         logs=folder.logs,
         code=run.codes()[-1],
         cwd=Path(run.info()["cwd"]),
-        resources=Resources.model_validate(step["resources"]),
+        resources=resources(run, step),
     )
+
+
+def resources(run: Run, step: Mapping[str, Any]) -> Resources:
+    """What a step asks for: as the pipeline file has it, with the changes of remedies."""
+    asked = in_force({"resources": step["resources"]}, run.step(step["name"]).events())
+    return Resources.model_validate(asked["resources"])

@@ -27,7 +27,7 @@ from jobs.scheduling.observe import View
 from jobs.scheduling.patience import patiently
 from jobs.scheduling.plan import ACTIVE, State, Submit, plan
 from jobs.scheduling.recover import look_closely, step_job
-from jobs.store import Following, Run
+from jobs.store import Following, Run, StepDir
 
 # sbatch calls at once: 50 jobs in 0.2 s instead of 0.5 s, and no load on a controller
 _PARALLEL = 4
@@ -199,19 +199,30 @@ def _submit(
 ) -> None:
     folder = run.step(step["name"])
     folder.finish_setting_aside()
-    run_part = "".join(filter(str.isalnum, run.name[-6:]))  # a rendered run has a name of any kind
-    token = f"{step['name']}.{run_part}{secrets.token_hex(2)}"
+    token = new_token(run, step["name"])
     ids = [latest.job for name in after if (latest := run.step(name).latest())]
     folder.add_submission(token)
-    job = step_job(run, step, token)
+    found = queue(backend, folder, step_job(run, step, token), ids, behind)
+    folder.add_submission(token, job=found)
+
+
+def new_token(run: Run, name: str) -> str:
+    """A name that no other job has."""
+    run_part = "".join(filter(str.isalnum, run.name[-6:]))  # a rendered run has a name of any kind
+    return f"{name}.{run_part}{secrets.token_hex(2)}"
+
+
+def queue(
+    backend: Backend, folder: StepDir, job: StepJob, after: Sequence[str], behind: Sequence[str]
+) -> str:
+    """Bring a job whose token is on record into the queue; its id."""
     try:
-        found = backend.submit(job, ids, behind)
+        return backend.submit(job, after, behind)
     except SubmitRefused as refusal:
-        folder.add_submission(token, refused=str(refusal))
+        folder.add_submission(job.token, refused=str(refusal))
         raise
     except SubmitUnclear as unclear:
-        found = _find_unclear(backend, job, unclear)
-    folder.add_submission(token, job=found)
+        return _find_unclear(backend, job, unclear)
 
 
 def _find_unclear(backend: Backend, job: StepJob, unclear: SubmitUnclear) -> str:

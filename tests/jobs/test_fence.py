@@ -85,6 +85,26 @@ def test_a_submission_that_was_refused_takes_nobodys_place(step: StepDir) -> Non
     assert step.claim()["token"] == OLD
 
 
+def test_a_successor_whose_id_nobody_has_written_down_takes_its_place_by_itself(
+    step: StepDir,
+) -> None:
+    """Who submitted it was killed right after sbatch."""
+    step.add_submission("train.cccc", continues=NEW)
+    old = Fence(step, Attempt(NEW, "8", 0))
+    old.enter(claim=True)
+    Fence(step, Attempt("train.cccc", "9", 0)).enter(claim=True)
+    assert step.latest().job == "9"
+    with pytest.raises(Superseded):
+        old.check()
+
+
+def test_a_successor_that_was_taken_back_leaves_if_it_starts_all_the_same(step: StepDir) -> None:
+    step.add_submission("train.cccc", continues=NEW)
+    step.add_submission("train.cccc", cancel_requested=True)
+    with pytest.raises(Superseded):
+        Fence(step, Attempt("train.cccc", "9", 0)).enter(claim=True)
+
+
 def test_rank_0_claims_the_folder_for_its_start(step: StepDir) -> None:
     assert start(step, **of("8", NEW, restart=2)).wait(timeout=PATIENCE) == 0
     claim = step.claim()

@@ -97,6 +97,24 @@ def test_the_first_failure_of_a_job_stays_and_that_of_a_later_job_replaces_it(
     assert step.failure()["job"] == "2"
 
 
+def test_a_job_that_goes_on_for_another_takes_its_place_when_its_id_is_on_record(
+    tmp_path: Path,
+) -> None:
+    step = StepDir(tmp_path)
+    step.add_submission("t1")
+    step.add_submission("t1", job="7")
+    step.add_submission("t2", continues="t1")
+    assert [each.token for each in step.submissions()] == ["t2", "t1"]
+    assert step.continued("7") == {"7"}
+    step.add_submission("t2", job="8")
+    step.add_submission("t3", continues="t2")
+    step.add_submission("t3", refused="no room")
+    step.add_submission("t4", continues="t2")
+    step.add_submission("t4", job="9")
+    assert [each.token for each in step.submissions()] == ["t3", "t1", "t2", "t4"]
+    assert step.continued("9") == {"9", "8", "7"} and step.continued("8") == {"8", "7"}
+
+
 def _append(path: Path, who: int) -> None:
     for number in range(200):
         StepDir(path).add_event("x", {"who": who, "number": number, "pad": "y" * 300})

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from jobs import worker
 from jobs.errors import UserError
 from jobs.healing.cause import cause_of, sentence
+from jobs.healing.leaving import stuck
 from jobs.store import StepDir
-from jobs.worker import resolve, stuck
+from jobs.worker import resolve
 from lact_asr.training import checkpoint
 from lact_asr.utils.errors import DataError, Failed
 from tests.conftest import REPOSITORY
@@ -103,9 +105,36 @@ def test_a_step_started_again_forgets_how_it_failed(tmp_path: Path) -> None:
     start(step).wait()
     assert step.failure() is not None
     (tmp_path / "mended").touch()
-    assert start(step).wait() == 0
+    assert start(step, TRAINYARD_JOB="8").wait() == 0
     assert step.failure() is None
     assert events(step) == ["started", "failed", "resumed", "finished"]
+
+
+def test_what_another_rank_of_the_same_start_has_recorded_is_not_forgotten(tmp_path: Path) -> None:
+    """Rank 1 may fail before rank 0 has come as far; what an earlier start has recorded goes."""
+    step = make_step(tmp_path, ["false"])
+    told = {"cause": "bad_data", "rank": 1, "job": "9"}
+    step.write_failure({**told, "restart": 0, "message": "of the start before"})
+    step.write_failure({**told, "restart": 1, "message": "of this start"})
+    place = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
+    place |= {"SLURM_JOB_ID": "9"}
+    assert start(step, **place, SLURM_RESTART_COUNT="1").wait() == 1
+    assert step.failure()["message"] == "of this start"
+    assert start(step, **place, SLURM_RESTART_COUNT="2").wait() == 1
+    assert step.failure()["cause"] == "program_failed"
+
+
+def test_a_rank_that_is_told_to_end_waits_for_nobody_s_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm tells the others when a rank has died: what that could say, it has said."""
+    step = make_step(tmp_path, ["true"])
+    monkeypatch.setenv("TRAINYARD_JOB", "7")
+    process = worker._Process(step)
+    process.world_size, process.received = 2, signal.SIGTERM
+    monkeypatch.setattr(worker, "_LET_FIRST", float("inf"))
+    process._record_failure("collective_timeout", "Connection closed by peer")
+    assert step.failure()["cause"] == "collective_timeout"
 
 
 def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -197,20 +226,20 @@ def limit(position: object, job: str = "7") -> dict[str, Any]:
 
 
 def test_three_time_limits_without_progress_are_enough_whether_or_not_a_position_is_known() -> None:
-    assert "write a longer resources.time or save more often" in stuck([limit(5)] * 3, "7")
-    assert "at position 5 " in stuck([limit(3), limit(5), limit(5), limit(5)], "7")
-    assert "the file $TRAINYARD_POSITION" in stuck([limit(None)] * 3, "7")
-    assert stuck([limit(5), limit(4), limit(5)], "7"), "back and forth is no progress"
-    assert not stuck([limit(None)] * 2, "7")
-    assert not stuck([limit(3), limit(3), limit(4)], "7")
-    assert not stuck([limit(None), limit(None), limit(1)], "7")
+    assert "write a longer resources.time or save more often" in stuck([limit(5)] * 3, {"7"})
+    assert "at position 5 " in stuck([limit(3), limit(5), limit(5), limit(5)], {"7"})
+    assert "the file $TRAINYARD_POSITION" in stuck([limit(None)] * 3, {"7"})
+    assert stuck([limit(5), limit(4), limit(5)], {"7"}), "back and forth is no progress"
+    assert not stuck([limit(None)] * 2, {"7"})
+    assert not stuck([limit(3), limit(3), limit(4)], {"7"})
+    assert not stuck([limit(None), limit(None), limit(1)], {"7"})
 
 
 def test_time_limits_of_an_earlier_job_and_preemption_are_not_counted() -> None:
     preempted = {**limit(5), "signal": "SIGTERM"}
-    assert not stuck([limit(5, job="6"), limit(5, job="6"), limit(5)], "7")
-    assert not stuck([preempted, preempted, limit(5)], "7")
-    assert not stuck([], "7")
+    assert not stuck([limit(5, job="6"), limit(5, job="6"), limit(5)], {"7"})
+    assert not stuck([preempted, preempted, limit(5)], {"7"})
+    assert not stuck([], {"7"})
 
 
 def test_a_step_whose_need_has_no_result_does_not_run_and_says_so(tmp_path: Path) -> None:

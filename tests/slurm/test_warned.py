@@ -1,7 +1,8 @@
 """What becomes of a step after the warning before its time limit, on a real Slurm.
 
 `scancel --signal=USR2` sends what Slurm itself sends some time before the limit; Slurm looks at
-limits every 30 s only. The refusals to requeue are made by a script before Slurm's own scontrol.
+limits every 30 s only. The refusals of a successor, and then to requeue, are made by scripts before
+Slurm's own programs.
 """
 
 import json
@@ -16,6 +17,10 @@ from tests.slurm.launcher import Launcher, sh
 
 FOREVER = "while :; do sleep 0.1; done"
 REFUSE = "echo 'Unable to contact slurm controller' >&2; exit 1"
+NO_SUCCESSOR = (
+    "echo 'sbatch: error: Batch job submission failed: Job violates accounting/QOS policy' >&2; "
+    "exit 1"
+)
 # the launcher asks scontrol too: only requests to requeue are counted and refused
 ELSE_REAL = 'test "$1" = requeue || exec "$real" "$@"'
 
@@ -48,7 +53,8 @@ def warn(launcher: Launcher, starts: int) -> None:
 
 def job(launcher: Launcher) -> str:
     path = launcher.newest() / "steps" / "only" / "submissions.jsonl"
-    return str(json.loads(path.read_text().splitlines()[-1])["job"])
+    lines = map(json.loads, path.read_text().splitlines())
+    return str([line["job"] for line in lines if "job" in line][-1])
 
 
 def done(launcher: Launcher) -> list[str]:
@@ -87,7 +93,7 @@ def test_a_program_without_progress_at_three_warnings_is_not_started_a_fourth_ti
     assert failed["cause"] == "no_progress"
     assert "met its time limit 3 times" in failed["message"]
     assert "the file $TRAINYARD_POSITION" in failed["message"]
-    launcher.expect_accounts(only=["REQUEUED", "REQUEUED", "FAILED"])
+    launcher.expect_accounts(only=["COMPLETED", "COMPLETED", "FAILED"])
 
 
 def test_a_bash_program_that_traps_the_warning_goes_on_where_it_was(launcher: Launcher) -> None:
@@ -120,6 +126,7 @@ def test_a_program_that_does_not_know_the_warning_is_not_disturbed_by_it(
 
 def test_a_requeue_that_fails_twice_is_asked_for_until_it_works(launcher: Launcher) -> None:
     run(launcher, program(f"test $(wc -l < ran) = 2 || {FOREVER}", handles_warning=True))
+    launcher.wrap("sbatch", NO_SUCCESSOR)
     count = f"echo request >> {launcher.folder}/requests"
     twice = f"if test $(wc -l < {launcher.folder}/requests) -lt 3; then {REFUSE}; fi"
     launcher.wrap("scontrol", f'{ELSE_REAL}; {count}; {twice}; exec "$real" "$@"')
@@ -133,6 +140,7 @@ def test_a_requeue_that_fails_twice_is_asked_for_until_it_works(launcher: Launch
 
 def test_a_requeue_that_never_works_is_a_failure_that_says_why(launcher: Launcher) -> None:
     run(launcher, program(FOREVER, handles_warning=True))
+    launcher.wrap("sbatch", NO_SUCCESSOR)
     launcher.wrap("scontrol", f"{ELSE_REAL}; {REFUSE}")
     warn(launcher, 1)
     launcher.slurm.wait_for(lambda: len(facts(launcher, "not_requeued")) >= 2)

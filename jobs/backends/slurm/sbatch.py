@@ -159,6 +159,7 @@ def _setup(cluster: Cluster, job: StepJob) -> list[str]:
     return [
         "set -e",
         f"trap {shlex.quote(failed)} ERR",
+        "export TRAINYARD_SHELL=$$",  # `scheduling.environment` reads what this shell began with
         *cluster.setup,
         *(f"export {key}={value}" for key, value in exports.items()),
         f"[ -d {cwd} ] || {{ echo {shlex.quote(gone)} >&2; exit 1; }}",

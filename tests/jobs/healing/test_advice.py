@@ -61,3 +61,11 @@ def test_cores_are_those_that_were_busy(cpu: float, cores: int) -> None:
 def test_the_warning_is_long_enough_for_what_is_begun_and_a_checkpoint() -> None:
     assert advice.warning(0.5, 0.3, 0.4) == 10  # 1.3 x 1.2 + 5, up to tens
     assert advice.warning(2.0, 60.0, 20.0) == 120  # 1.3 x 82 + 5 = 111.6
+
+
+def test_more_memory_is_a_third_over_what_was_used_or_twice_what_was_asked_for() -> None:
+    assert advice.more_memory(8.0, None, 64.0) == 16.0
+    assert advice.more_memory(8.0, 9.5, 64.0) == 13.0
+    assert advice.more_memory(8.0, 2.0, 64.0) == 11.0, "what was too little was used up"
+    assert advice.more_memory(8.0, None, 12.0) == 12.0
+    assert advice.more_memory(8.0, None, 8.0) == advice.more_memory(8.0, 7.9, 4.0) == 8.0

@@ -47,6 +47,12 @@ def test_a_requeued_job_waits_again_and_the_time_until_a_resume_is_nobody_s() ->
     assert waits(tries[:1], stays[:2], 0.0, 310.0, True) == 2.0 + 121.0
 
 
+def test_a_successor_waits_from_the_end_of_the_job_that_it_goes_on_for() -> None:
+    tries = [Submission("t.1", 10.0, "7"), Submission("t.2", 95.0, "8", continues="t.1")]
+    stays = [Allocation("7", 12.0, 100.0), Allocation("8", 101.0)]
+    assert waits(tries, stays, 0.0, 999.0, False) == 2.0 + 1.0
+
+
 def test_a_job_that_was_cancelled_or_refused_waits_no_longer() -> None:
     cancelled = Submission("t.1", 10.0, "7", cancel_requested=40.0)
     assert waits([cancelled], [], 0.0, 999.0, False) == 30.0

@@ -318,3 +318,18 @@ def test_who_has_said_a_moment_ago_that_it_is_done_has_finished_and_nobody_else(
     assert finished(said(2)) and finished(said(5), said(4, job="6"))
     assert not finished() and not finished(said(60)) and not finished(said(2, job="6"))
     assert not finished(said(9), said(2, event="failed"))
+
+
+def test_a_job_that_another_one_goes_on_for_while_the_queue_is_asked_has_not_failed(tmp_path):
+    run = make_run(tmp_path)
+    step = run.step("second")
+    write(step, "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+
+    class HandedOver(Counted):
+        def states(self, jobs):
+            if "second.t1" in jobs:
+                step.add_submission("second.t2", continues="second.t1")
+                step.add_submission("second.t2", job="999999999.second.t2")
+            return super().states(jobs)
+
+    assert view(run, Queue(HandedOver())).observed["second"].state.value == "queued"
