@@ -25,6 +25,7 @@ from bench.faults import speech_of
 from bench.harness import Row, show, write
 from bench.launcher import commit
 from bench.machine import machine
+from jobs.healing.spans import STARTING
 from lact_asr.data.manifest import read_manifest, write_manifest
 from lact_asr.training.clock import USEFUL
 from tests.slurm.cluster import PrivateSlurm
@@ -57,7 +58,7 @@ def training(steps: int, every: float) -> dict[str, Any]:
         "valid_every": max(steps // 2, 1),
         "checkpoint_every": "auto",
         "failure_every": every / HOUR,
-        "log_every": 5,
+        "log_every": 1,  # the ledger knows no more of a killed worker than its last line
         "optim": {"learning_rate": 2e-3, "warmup_steps": min(100, steps)},
     }
 
@@ -73,8 +74,9 @@ def rows(step: Mapping[str, Any]) -> list[Row]:
     """The share that was useful, as measured and of the hour, and what a fault costs."""
     allocated, useful = step["allocated"], step["seconds"][USEFUL]
     lost = [each["seconds"] for each in step["recoveries"]]
-    rest = (allocated - useful - sum(lost)) / allocated  # validations, checkpoints, the start
-    hour = 1 - rest - (mean(lost) / TEN_MINUTES if lost else 0.0)
+    once = step["seconds"][STARTING] / step["starts"]
+    rest = (allocated - useful - sum(lost) - once) / allocated  # validations, checkpoints, data
+    hour = 1 - rest - once / HOUR - (mean(lost) / TEN_MINUTES if lost else 0.0)
     return [
         Row("share of the time lost, scaled as said", unit="1", ours=[1 - useful / allocated]),
         Row("share lost with a fault every 10 min, by reckoning", unit="1", goal=1 - GOAL,
