@@ -54,6 +54,7 @@ class Case:
     survives: bool = True
     person: str = ""  # what a person had to do for the run to end well
     training: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     step: Mapping[str, Any] = field(default_factory=dict)
     cluster: str = ""  # what the cluster file says
     alone: bool = False  # it touches daemons that the other runs need
@@ -76,8 +77,13 @@ class Disturbed:
 
     def run(self) -> str:
         """From submission to the end; the state of the training."""
-        settings = {"train": "few.jsonl", "dev": "few.jsonl", "preset": "plain", "model": SMALL}
-        settings["training"] = {**TRAINING, **self.case.training}
+        settings: dict[str, Any] = {
+            "train": "few.jsonl",
+            "dev": "few.jsonl",
+            "preset": "plain",
+            "model": SMALL,
+        }
+        settings |= {"training": {**TRAINING, **self.case.training}, **self.case.settings}
         train = {"kind": "train", "settings": settings, "faults": list(self.case.faults)}
         train["resources"] = {"time": "20m", "cpus": 1, "memory_gb": 2}
         train |= self.case.step

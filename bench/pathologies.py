@@ -81,7 +81,7 @@ def distill(teacher: str, learned: Mapping[str, Any], **more: Any) -> dict[str, 
 
 def steps() -> dict[str, dict[str, Any]]:
     """The pipeline; the names of teachers are the folders that `teachers` writes."""
-    overfit = {"manifest": "few.jsonl", "longest": 4.0, "steps": 120, "learning_rate": 1.2e-4}
+    overfit = {"manifest": "few.jsonl", "longest": 4.0, "steps": 100, "learning_rate": 1.2e-4}
     inf = fault("inf_gradient", 1, times=3)
     raw = {"feature": "original", "feature_weight": WIDTH, "curriculum": "all_on"}
     ramp = {"valid_every": 2, "stopping": STOPPING}  # as many validations as their 25,000 have
@@ -284,7 +284,7 @@ PATHOLOGIES = (
     Pathology(
         "overfit gate at 85 %",
         "FAILED (can't learn), WER 85 % after 3,000 epochs",
-        "the gate with 0.12 of its default learning rate, and 120 steps",
+        "the gate with 0.12 of its default learning rate, and 100 steps",
         "gate",
         _missed_gate,
     ),

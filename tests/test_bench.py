@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from bench import ettr, pathologies
 from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
 from bench.distillation import longer, seconds
@@ -21,7 +20,6 @@ from bench.recipes import RECIPES
 from bench.steps import noise
 from bench.train_step import NAMES, stepper
 from bench.ttt_op import cases
-from jobs.store import StepDir
 from lact_asr.config.model import SIZES, ModelConfig
 from lact_asr.data.manifest import Utterance
 from lact_asr.model.recognizer import Recognizer
@@ -75,29 +73,6 @@ def test_what_is_looked_after_stands_beside_bare_steps(speech: Path) -> None:
     assert "step with health, clock, events, beside bare" in said
     assert "all of a block, beside its data and steps" in said
     assert "the same, with a checkpoint in 500 steps, by reckoning" in said
-
-
-def test_the_useful_share_of_an_hour_follows_from_what_a_fault_costs() -> None:
-    """Of 100 s 80 are useful, two faults cost 6 s each: 8 % are lost otherwise, 1 % to faults."""
-    lost = [{"seconds": 6.0}, {"seconds": 6.0}]
-    step = {"allocated": 100.0, "seconds": {"useful": 80.0}, "recoveries": lost}
-    scaled, hour, each = ettr.rows(step)
-    assert scaled.ours == [pytest.approx(0.2)] and hour.ours == [pytest.approx(0.09)]
-    assert hour.met is False and each.ours == [6.0, 6.0] and each.met
-
-
-def test_a_pathology_that_did_not_come_as_it_should_says_so(tmp_path: Path) -> None:
-    which = pathologies.PATHOLOGIES[0]
-    nothing = {which.step: StepDir(tmp_path)}
-    row = pathologies.described(which, nothing, {which.step: "succeeded"})
-    assert not row["good"] and row["why"].startswith("NOT AS IT SHOULD BE: IndexError")
-    about = {"slurm": "slurm 22", "cores": 2, "speech": "real speech", "commit": "abc"}
-    assert "for the reason that is given: 0 of 1" in pathologies.page([row], about)
-
-
-def test_every_pathology_has_its_step_in_the_pipeline() -> None:
-    assert {each.step for each in pathologies.PATHOLOGIES} <= pathologies.steps().keys()
-    assert len(pathologies.PATHOLOGIES) == 9
 
 
 def test_mutated_pipeline_files_are_read_or_refused() -> None:

@@ -214,6 +214,15 @@ FIRST = Submission("one.t1", NOW - 50, job="7")
 FAILURE = {"cause": "error", "message": "it broke", "job": "7", "time": NOW - 9}
 
 
+def test_who_has_said_a_moment_ago_that_it_is_done_has_finished_and_nobody_else(monkeypatch):
+    Clock(monkeypatch)
+    said = lambda age, job="7", event="finished": {"event": event, "job": job, "time": NOW - age}
+    finished = lambda *events: record(FIRST, events=list(events)).evidence(()).finished
+    assert finished(said(2)) and finished(said(5), said(4, job="6"))
+    assert not finished() and not finished(said(60)) and not finished(said(2, job="6"))
+    assert not finished(said(9), said(2, event="failed"))
+
+
 def test_what_the_files_say_of_a_step_is_put_in_the_words_of_the_plan(monkeypatch, tmp_path):
     Clock(monkeypatch)
     needs = ("before",)
@@ -309,15 +318,6 @@ def test_every_record_that_cannot_be_read_is_named_before_anything_is_done(tmp_p
         *flaws, "nothing is done beside jobs that may be alive"
     ]  # fmt: skip
     observe._refuse_unreadable({"three": record()})
-
-
-def test_who_has_said_a_moment_ago_that_it_is_done_has_finished_and_nobody_else(monkeypatch):
-    Clock(monkeypatch)
-    said = lambda age, job="7", event="finished": {"event": event, "job": job, "time": NOW - age}
-    finished = lambda *events: record(FIRST, events=list(events)).evidence(()).finished
-    assert finished(said(2)) and finished(said(5), said(4, job="6"))
-    assert not finished() and not finished(said(60)) and not finished(said(2, job="6"))
-    assert not finished(said(9), said(2, event="failed"))
 
 
 def test_a_job_that_another_one_goes_on_for_while_the_queue_is_asked_has_not_failed(tmp_path):
