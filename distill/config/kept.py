@@ -33,7 +33,7 @@ def kept_temperatures(symbols: int, wanted: Sequence[float]) -> list[float]:
 def lacking(cache: Kept, config: DistillConfig) -> Iterator[tuple[str, str]]:
     """Settings that ask for more than is kept, each with what is wrong and what to write."""
     yield from _lacking_states(cache.hidden, config)
-    if cache.kept < cache.symbols and config.target == "outputs":
+    if cache.kept < cache.symbols:
         yield from _lacking_symbols(cache, config)
 
 
@@ -62,6 +62,8 @@ def _lacking_symbols(cache: Kept, config: DistillConfig) -> Iterator[tuple[str, 
     if config.temperature not in cache.temperatures:
         listed = ", ".join(f"{tau:g}" for tau in cache.temperatures)
         yield "temperature", f"{held} for temperatures {listed}, not {config.temperature:g}"
+    if config.target != "outputs":  # a map's distributions, of all the student's symbols
+        return
     if config.kd == "frames" and (config.top_k or cache.symbols) > cache.kept:
         wanted = config.top_k or "all"
         yield "top_k", f"{held}: write top_k: {cache.kept} or less, not {wanted}"

@@ -80,9 +80,13 @@ def from_transformers(folder: Path, upper: bool = True) -> Adopted:
     delimiter = written.get("word_delimiter_token", DELIMITER)
     symbols = map_symbols(labels, about["pad_token_id"], delimiter, upper)
     model = transformers().AutoModelForCTC.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=torch.float32,  # whatever it was saved in: half precision runs on GPUs alone
     )
-    arguments = model.config.to_dict()
+    arguments = {**model.config.to_dict(), "dtype": "float32"}
     arguments.pop("_name_or_path", None)  # the place of a folder is nobody's business
     config = ForeignConfig(
         library="transformers",

@@ -17,6 +17,7 @@ from jobs.kinds import _training
 from jobs.pipeline import Resources
 from lact_asr.config.base import Formerly
 from lact_asr.config.text import TextConfig
+from lact_asr.utils.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,27 +88,51 @@ class Result(_training.Trained):
 def misfits(
     settings: Mapping[str, Any], referred: Mapping[str, Mapping[str, Any]]
 ) -> "Iterator[tuple[tuple[str, ...], str]]":
-    """What the student will ask for and a `cache` step of the same file does not keep."""
+    """What the student will ask for and the cache does not keep: that of a `cache` step of the same
+    file, or one that is there already.
+    """
     cache, teacher = referred.get("cache", {}), referred.get("teacher", {})
     parts = (settings["distill"], settings["training"], {**cache, "teacher": "", "manifest": ""})
-    if "speeds" not in cache or any("${" in str(part) for part in parts):
+    if any("${" in str(part) for part in parts):
         return
-    heard, played = settings["training"]["augment"]["speeds"], cache["speeds"]
+    kept = _is_kept(str(settings["cache"]))
+    if "speeds" in cache:
+        yield from _missing_speeds(settings["training"]["augment"]["speeds"], cache["speeds"])
+        kept = _will_be_kept(cache, _symbols(teacher))
+    if kept is None:
+        return
+    for setting, words in lacking(kept, DistillConfig.model_validate(settings["distill"])):
+        yield ("distill", setting), f"the cache {words}"
+
+
+def _missing_speeds(
+    heard: "Sequence[float]", played: "Sequence[float]"
+) -> "Iterator[tuple[tuple[str, ...], str]]":
     if missing := [f"{speed:g}" for speed in heard if speed not in played]:
         yield (
             ("training", "augment", "speeds"),
             f"the student hears speed {', '.join(missing)}, which the cache does not hold: write "
             f"speeds: {sorted({*heard, *played})} in the `cache` step, or here [1.0]",
         )
-    symbols = _symbols(teacher)
-    kept = Kept(
+
+
+def _will_be_kept(cache: Mapping[str, Any], symbols: int) -> Kept:
+    """What a `cache` step with these settings keeps."""
+    return Kept(
         symbols,
         kept_symbols(symbols, cache["top_k"]),
         kept_temperatures(symbols, cache["temperatures"]),
         cache["hidden"],
     )
-    for setting, words in lacking(kept, DistillConfig.model_validate(settings["distill"])):
-        yield ("distill", setting), f"the cache {words}"
+
+
+def _is_kept(folder: str) -> Kept | None:
+    """What a folder keeps; None where it is no cache, or will be one later."""
+    try:
+        form = read_json(Path(folder) / "cache.json")
+        return Kept(*(form[name] for name in Kept._fields))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _symbols(teacher: Mapping[str, Any]) -> int:

@@ -176,6 +176,7 @@ def test_settings_that_ask_for_more_than_was_kept_are_refused(speech, tmp_path):
         (some, {}, "write top_k: 8 or less, not all"),
         (some, {"top_k": 9}, "write top_k: 8 or less, not 9"),
         (some, {**ok, "temperature": 3.0}, "a frame for temperatures 1, 2, not 3"),
+        (some, {"target": "projector", "temperature": 3.0}, "temperatures 1, 2, not 3"),
         (some, {**ok, "blank_policy": "drop_class"}, "drop_class needs"),
     ):
         with pytest.raises(DataError, match=message):

@@ -141,6 +141,17 @@ def test_a_model_of_transformers_says_here_what_it_says_there(
     assert "saved" not in json.dumps(found.model.config.arguments), "no place of a folder is kept"
 
 
+def test_a_model_that_was_saved_in_half_precision_runs_in_whole(speech, tmp_path, huggingface):
+    theirs, folder = huggingface_folder(huggingface, tmp_path)
+    theirs.half().save_pretrained(folder)
+    found = from_transformers(folder)
+    assert {each.dtype for each in found.model.parameters()} == {torch.float32}
+    again = FAMILIES["foreign"](found.model.config.model_dump(), len(found.vocabulary))
+    assert {each.dtype for each in again.parameters()} == {torch.float32}
+    spoken = batch(speech, 1)
+    assert found.model(spoken.waves, spoken.wave_lengths).log_probs.isfinite().all()
+
+
 def test_an_adopted_teacher_is_kept_teaches_and_is_evaluated_like_any_other(speech, tmp_path):
     _, weights = torchaudio_model(tmp_path)
     settings = adopt.Settings(weights=weights, arguments=ARGUMENTS, labels=LABELS)

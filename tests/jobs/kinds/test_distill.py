@@ -16,6 +16,7 @@ from lact_asr.config.training import TrainingConfig
 from lact_asr.data.manifest import write_manifest
 from lact_asr.training import checkpoint
 from lact_asr.utils.errors import DataError, Interrupted
+from lact_asr.utils.files import write_json
 from tests.distill.tiny_models import tiny_baseline, utterances
 from tests.lact_asr.tiny_runs import save_untrained
 
@@ -178,3 +179,18 @@ def test_check_sees_that_a_cache_will_not_hold_what_the_student_asks_for(
         read_pipeline(path)
     (said,) = caught.value.mistakes
     assert f"steps.student.settings.{place}" in said and message in said
+
+
+def test_check_sees_what_a_cache_that_is_there_does_not_hold(tmp_path):
+    kept = {"symbols": 500, "kept": 16, "temperatures": [1.0, 2.0], "hidden": "none"}
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "steps:\n  student:\n    kind: distill\n    settings: {cache: kept, train: t, dev: d, "
+        "preset: plain, distill: {top_k: 20}}\n"
+    )
+    assert read_pipeline(path, folder=tmp_path).steps, "nothing is there yet"
+    (tmp_path / "kept").mkdir()
+    write_json(tmp_path / "kept" / "cache.json", kept)
+    with pytest.raises(SpecError, match="16 of 500 symbols a frame: write top_k: 16 or less"):
+        read_pipeline(path, folder=tmp_path)
+    read_pipeline(path, ["student.distill.top_k=16"], tmp_path)
