@@ -96,7 +96,7 @@ def facts(step: Step) -> Iterator[str]:
         return
     if _shape(step):
         parameters, symbols = _parameters(step)
-        counted = "" if _known(step) else " (those of the texts are counted when it starts)"
+        counted = "" if _known(step) else " (those that it writes with are known when it starts)"
         yield f"model: {parameters / 1e6:.3g} M parameters with {symbols} symbols{counted}"
         yield _memory(step, parameters)
     train = str(step.settings["train"])
