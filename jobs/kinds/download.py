@@ -1,9 +1,10 @@
 """Bring a corpus and list it: one manifest each for train, dev and test.
 
 LibriSpeech and Mini LibriSpeech come from OpenSLR or a mirror, into `root`, once for all pipelines;
-`folder` takes what is already there in LibriSpeech layout; `synthetic` speaks a small corpus with
-espeak-ng. Up to date takes seconds. Where compute nodes have no internet, run this step alone on a
-login node that shares `root`: `run FILE --only STEP --cluster local`.
+`folder` takes what is already there in LibriSpeech layout; `table` takes your own corpus, a line
+of CSV, TSV or JSON for each recording, after a look at every one; `synthetic` speaks a small corpus
+with espeak-ng. Up to date takes seconds. Where compute nodes have no internet, run this step alone
+on a login node that shares `root`: `run FILE --only STEP --cluster local`.
 """
 
 import os
@@ -18,10 +19,12 @@ from jobs.errors import nearest
 from jobs.job import Job
 from jobs.pipeline import Resources, Space
 from lact_asr.config.base import Frozen
+from lact_asr.config.table import Columns
 from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
 from lact_asr.data.disk_space import peak
 from lact_asr.data.synthetic.sentences import Synthetic
 from lact_asr.utils.errors import DataError
+from lact_asr.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 RESOURCES = Resources(time="6h", cpus=2, memory_gb=4)
 PARTS = ("train", "dev", "test")
+_OWN = ("folder", "table")  # corpora that are there already
 
 
 def data_root() -> Path:
@@ -41,10 +45,12 @@ def data_root() -> Path:
 class Settings(Frozen):
     """Which corpus, and which of its subsets are for what."""
 
-    source: Literal["librispeech", "mini_librispeech", "folder", "synthetic"] = Field(
+    source: Literal["librispeech", "mini_librispeech", "folder", "table", "synthetic"] = Field(
         description="the corpus; synthetic makes its own train, dev and test"
     )
-    train: list[str] = Field([], description="subsets to learn from, such as train-clean-100")
+    train: list[str] = Field(
+        [], description="subsets to learn from, such as train-clean-100, or tables: [train.csv]"
+    )
     dev: list[str] = Field([], description="subsets that choose the checkpoint")
     test: list[str] = Field([], description="subsets that judge it; may name dev's on purpose")
     holdout_speakers: int = Field(
@@ -58,7 +64,16 @@ class Settings(Frozen):
         description="where corpora are kept; $TRAINYARD_DATA, else ./data, if not given",
     )
     folder: Path | None = Field(
-        None, description="for source: folder. LibriSpeech layout: FOLDER/SUBSET/SPEAKER/CHAPTER/"
+        None,
+        description="for source: folder, LibriSpeech layout: FOLDER/SUBSET/SPEAKER/CHAPTER/; for "
+        "source: table, where the tables are (.csv, .tsv, .jsonl), from which their paths start",
+    )
+    columns: Columns = Columns()
+    faulty: Literal["refuse", "leave_out"] = Field(
+        "refuse",
+        description="for source: table, what becomes of recordings that are missing, unreadable, "
+        "silent, too short for their text or doubled: the step fails and names them, or they are "
+        "left out; the whole list is in corpus_check.txt in the step's folder",
     )
     mirror: str = Field(
         MIRROR, pattern=r"^https?://", description=f"one of {', '.join(MIRRORS)}, or your own copy"
@@ -76,9 +91,9 @@ class Settings(Frozen):
         return self
 
     def _mistakes_of_source(self) -> list[str]:
-        if self.source == "folder" and self.folder is None:
-            return ["source: folder needs `folder`, the path that holds the subsets"]
-        if self.source != "folder" and self.folder is not None:
+        if self.source in _OWN and self.folder is None:
+            return [f"source: {self.source} needs `folder`, the path that holds the subsets"]
+        if self.source not in _OWN and self.folder is not None:
             return [f"`folder` goes with source: folder, not with {self.source}"]
         return []
 
@@ -158,11 +173,42 @@ def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]
 
         made = synthesize(settings.synthetic, settings.root)
         return made / "manifests", {part: scan(made / part) for part in PARTS}
+    if settings.source == "table":
+        return job.directory / "manifests", _tables(settings, wanted, job)
     if settings.folder is not None:  # it may change and it may be read-only: manifests to the run
         folder = settings.folder
         return job.directory / "manifests", {name: scan(folder / name) for name in wanted}
     home = settings.root / "manifests"
     return home, {name: _from_openslr(name, home, settings, job) for name in wanted}
+
+
+def _tables(settings: Settings, names: Sequence[str], job: Job) -> "dict[str, Utterances]":
+    """The utterances of each table; DataError with what is wrong with them, unless left out."""
+    from lact_asr.data.table import check_table, read_table
+
+    assert settings.folder is not None  # as `_mistakes_of_source` has seen
+    seen: dict[int, str] = {}
+    read = {name: read_table(settings.folder / name, settings.columns) for name in names}
+    checked = {name: check_table(rows, seen, name) for name, rows in read.items()}
+    lines = [line for each in checked.values() for line in each.lines()]
+    job.fence()
+    report = job.directory / "corpus_check.txt"
+    write_atomic(report, "".join(f"{line}\n" for line in lines))
+    for name, each in checked.items():
+        print(f"{name}: {len(each.utterances):,} of {len(read[name]):,} recordings are sound")
+        if each.findings:
+            print(f"{name}: {each.counts()}; see {report}", flush=True)
+            job.event("corpus_check", table=name, found=each.counts(), report=str(report))
+    _refuse_faulty([line for each in checked.values() for line in each.fatal()], settings, report)
+    return {name: each.utterances for name, each in checked.items()}
+
+
+def _refuse_faulty(fatal: Sequence[str], settings: Settings, report: Path) -> None:
+    from lact_asr.data.manifest import raise_all
+
+    if fatal and settings.faulty == "refuse":
+        advice = f"mend these, or write faulty: leave_out; all findings are in {report}"
+        raise_all([advice, *fatal])
 
 
 def _from_openslr(name: str, home: Path, settings: Settings, job: Job) -> "Utterances":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jobs import kinds
 from jobs.pipeline import Pipeline, Step
+from jobs.reading.gates import is_decided
 from jobs.reading.json_schema import leaves
 from jobs.reading.paths import Place
 from jobs.reading.yaml12 import Document
@@ -53,7 +54,7 @@ def overridden(pipeline: Pipeline, document: Document) -> list[str]:
 
 def preset(step: Step) -> dict[Place, Any]:
     """What a step's preset says, by place in the settings."""
-    if "preset" not in step.settings:
+    if "preset" not in step.settings or not is_decided(step.settings):
         return {}
     chosen = kinds.load(step.kind).Settings.model_construct(**step.settings)
     training = TrainingConfig.others_off(chosen.recipe())
@@ -90,9 +91,12 @@ def _source(
 def facts(step: Step) -> Iterator[str]:
     """Size, memory, steps an epoch and hours, as far as they can be known before anything runs."""
     training = TrainingConfig.model_construct(**step.settings["training"])
+    if not is_decided(step.settings):
+        yield "size, steps an epoch: known when the results in its settings are there"
+        return
     if _shape(step):
         parameters, symbols = _parameters(step)
-        counted = "" if _known(step) else " (those of the texts are counted when it starts)"
+        counted = "" if _known(step) else " (those that it writes with are known when it starts)"
         yield f"model: {parameters / 1e6:.3g} M parameters with {symbols} symbols{counted}"
         yield _memory(step, parameters)
     train = str(step.settings["train"])
@@ -106,7 +110,7 @@ def facts(step: Step) -> Iterator[str]:
 
 def _shape(step: Step) -> dict[str, Any]:
     """The model's own settings; none of a language model, which has no family."""
-    if "family" not in step.settings:
+    if "family" not in step.settings or not is_decided(step.settings):
         return {}
     shape: dict[str, Any] = _configuration(step).model_dump()
     return shape

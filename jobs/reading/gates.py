@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs import kinds
 from jobs.pipeline import Pipeline, Step
+from jobs.reading.paths import walk
 from jobs.reading.references import references
 from jobs.reading.yaml12 import Document
 
@@ -18,6 +19,12 @@ _SHARED = ("family", "vocabulary", "precision")
 def can_be_guarded(settings: Mapping[str, Any]) -> bool:
     """Whether a gate can stand for a step with these settings: it trains a model of speech."""
     return "training" in settings and "family" in settings
+
+
+def is_decided(settings: Mapping[str, Any]) -> bool:
+    """Whether a recipe is known now, not a result of another step."""
+    named = {name: settings.get(name) for name in ("family", "size", "model", "preset", "training")}
+    return not any(isinstance(value, str) and references(value) for _, value in walk(named))
 
 
 def taken_over(
@@ -69,6 +76,8 @@ def differences(pipeline: Pipeline, document: Document) -> list[str]:
     for step in pipeline.steps:
         gates = [steps[need] for need in step.needs if steps[need].kind == _GATE]
         if not gates or not can_be_guarded(step.settings):
+            continue
+        if not all(is_decided(each.settings) for each in (step, *gates)):
             continue
         found = [(_unlike(gate, step, steps), gate) for gate in gates]
         if all(unlike for unlike, _ in found):

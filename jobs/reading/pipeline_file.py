@@ -21,7 +21,7 @@ from jobs.errors import SpecError, nearest
 from jobs.pipeline import NAME, Fault, Pipeline, Present, Resources, Step
 from jobs.program import NAME as PROGRAM
 from jobs.reading.former import former
-from jobs.reading.gates import can_be_guarded, taken_over
+from jobs.reading.gates import can_be_guarded, is_decided, taken_over
 from jobs.reading.paths import Place, replace, walk
 from jobs.reading.references import escape_references, fill_references, has_unclosed, references
 from jobs.reading.validation import ANYTHING, sample_of, show_value, validate
@@ -389,6 +389,10 @@ class _Steps:
             return file.settings
         if not can_be_guarded(settings):
             said = f"{other} trains no recognizer: write a step of kind train, teacher or distill"
+            self.document.mistake(place, said)
+            return file.settings
+        if not is_decided(settings):
+            said = f"the recipe of {other} has results of other steps in it: write it out here"
             self.document.mistake(place, said)
             return file.settings
         return {**taken_over(self.files[other].kind, settings, self._settings), **file.settings}

@@ -201,8 +201,9 @@ class LoopConfig(Frozen):
 
     @model_validator(mode="after")
     def _one_way(self) -> "LoopConfig":
+        values = self.model_dump(include={name for pair in self.EITHER for name in pair})
         for one, other in self.EITHER:
-            given = [name for name in (one, other) if getattr(self, name) is not None]
+            given = [name for name in (one, other) if values[name] is not None]
             if len(given) != 1:
                 also = ", not both" if given else ": both are null"
                 raise ValueError(f"write either {one} or {other}{also}")

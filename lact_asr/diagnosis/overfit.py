@@ -85,7 +85,7 @@ def overfit(
     A defect of the model is a verdict, not an exception; DataError where the utterances are at
     fault. Interrupted where `should_stop()` says so: three times in a row is once too often.
     """
-    batch = choose(utterances, vocabulary, config)
+    batch = choose(utterances, vocabulary, config, build().video_shape)
     device = device or World().device()
     gate = _Gate(build, vocabulary, config, report, should_stop, objective, device)
     result = gate.judge(batch.to(device))
@@ -217,8 +217,7 @@ class _Gate:
                     return scores
 
     def _hear(self, learner: Learner, batch: Batch) -> list[str]:
-        output = learner.run(batch.waves, batch.wave_lengths, self.config.precision)
-        return greedy(*output, self.vocabulary)
+        return greedy(*learner.run(batch, self.config.precision), self.vocabulary)
 
     def _show(self, step: int, loss: float, scores: Scores) -> None:
         total = self.budget

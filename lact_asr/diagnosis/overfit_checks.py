@@ -15,7 +15,7 @@ from lact_asr.model.interface import CTCModel
 from lact_asr.text.ctc import frames_needed, uniform_ctc_loss
 
 SHOWN = 3  # names in a message
-Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # waves, lengths -> log_probs, lengths
+Run = Callable[[Batch], tuple[Tensor, Tensor]]  # log_probs [B,L,V] and lengths [B]
 
 
 class Defect(Exception):
@@ -73,10 +73,10 @@ def gradients(model: nn.Module, moved: Collection[str]) -> str:
 
 def padding(run: Run, batch: Batch, limit: float) -> str:
     """An utterance decodes in a batch as it does alone; `run` must compute in float32."""
-    together, counts = run(batch.waves, batch.wave_lengths)  # [B,L,V]
+    together, counts = run(batch)  # [B,L,V]
     drifts = []
-    for row, size in enumerate(batch.wave_lengths.tolist()):
-        alone, _ = run(batch.waves[row : row + 1, :size], batch.wave_lengths[row : row + 1])
+    for row in range(len(batch)):
+        alone, _ = run(batch.rows([row]))
         count = int(counts[row])
         drifts.append((alone[0, :count] - together[row, :count]).abs().max())
     worst = float(torch.stack(drifts).max())
@@ -90,7 +90,7 @@ def padding(run: Run, batch: Batch, limit: float) -> str:
 
 def silence(hear: Callable[[Batch], list[str]], batch: Batch, limit: float) -> str:
     """A trained model must not know the texts from the lengths of the clips alone."""
-    wer = score(batch.texts, hear(replace(batch, waves=torch.zeros_like(batch.waves)))).wer
+    wer = score(batch.texts, hear(_blinded(batch))).wer
     if wer <= limit:
         raise Defect(f"silence: given silence the model still says the texts (WER {wer:.2%})")
     return f"heard at {wer:.0%} WER"
@@ -98,8 +98,18 @@ def silence(hear: Callable[[Batch], list[str]], batch: Batch, limit: float) -> s
 
 def silence_batch(batch: Batch) -> Batch:
     """Silence of one length for every utterance: padding counts as audio."""
+    blind = _blinded(batch)
     longest = torch.full_like(batch.wave_lengths, batch.waves.shape[1])
-    return replace(batch, waves=torch.zeros_like(batch.waves), wave_lengths=longest)
+    if blind.video is None or blind.video_lengths is None:
+        return replace(blind, wave_lengths=longest)
+    most = torch.full_like(blind.video_lengths, blind.video.shape[1])
+    return replace(blind, wave_lengths=longest, video_lengths=most)
+
+
+def _blinded(batch: Batch) -> Batch:
+    """Silence, and a dark picture where there is one, of the same lengths."""
+    video = None if batch.video is None else torch.zeros_like(batch.video)
+    return replace(batch, waves=torch.zeros_like(batch.waves), video=video)
 
 
 def blind_control(wer: float, steps: int, limit: float) -> str:

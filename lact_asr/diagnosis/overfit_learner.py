@@ -13,7 +13,7 @@ from lact_asr.data.manifest import Utterance
 from lact_asr.diagnosis import overfit_checks
 from lact_asr.diagnosis.overfit_checks import Defect
 from lact_asr.distributed.processes import World
-from lact_asr.model.forward import autocast
+from lact_asr.model.forward import autocast, forward_batch
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import optim, train_step
 from lact_asr.training.guard import non_finite
@@ -24,9 +24,14 @@ from lact_asr.utils.spread import spread
 SETTLING = 3  # steps: a layer that starts at zero hides those before it from the first gradient
 
 
-def choose(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: OverfitConfig) -> Batch:
+def choose(
+    utterances: Sequence[Utterance],
+    vocabulary: Vocabulary,
+    config: OverfitConfig,
+    video_shape: tuple[int, ...] | None = None,
+) -> Batch:
     """The same few utterances every time, spread over the lengths up to `longest`, as one batch."""
-    corpus = whole_corpus(utterances, vocabulary)
+    corpus = whole_corpus(utterances, vocabulary, video_shape)
     spelt = [index for index in range(len(corpus)) if len(corpus.labels[index])]
     first = {corpus.texts.text(index): index for index in reversed(spelt)}
     order = sorted(first.values(), key=lambda index: (corpus.durations[index], index))
@@ -87,7 +92,7 @@ class Learner:
             )
         return outcome.loss
 
-    def run(self, waves: Tensor, lengths: Tensor, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+    def run(self, batch: Batch, precision: str = "fp32") -> tuple[Tensor, Tensor]:
         """Log-probabilities and lengths in eval mode, without TF32."""
         self.model.eval()
         with (
@@ -95,5 +100,5 @@ class Learner:
             autocast(self.device, precision),
             torch.backends.cudnn.flags(allow_tf32=False),
         ):
-            output = self.model(waves, lengths)
+            output = forward_batch(self.model, batch)
         return output.log_probs, output.lengths

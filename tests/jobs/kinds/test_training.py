@@ -26,7 +26,7 @@ def test_a_preset_leaves_what_is_written_alone():
     written = {"max_steps": 9, "optim": {"warmup_steps": 3}, "augment": {"speeds": [1.0]}}
     original = train.Settings(**FILES, preset="original", training=written).training
     assert (original.max_steps, original.optim.warmup_steps) == (9, 3)
-    assert (original.batch_seconds, original.optim.decay) == (240.0, "constant")
+    assert (original.batch_utterances, original.optim.decay) == (12, "constant")
     modern = train.Settings(**FILES, training=written).training
     assert modern.augment.speeds == (1.0,)
     assert modern.augment.time_masks == 10

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
+from jobs.reading.effective import facts, values
 from jobs.reading.gates import differences
 from jobs.reading.pipeline_file import overlaid, read_pipeline
 
@@ -89,6 +90,22 @@ def test_gates_that_are_like_each_other_are_mistakes_and_no_endless_search(tmp_p
     two = "  two: {kind: overfit, settings: {like: one, manifest: m}}"
     with pytest.raises(SpecError, match="trains no recognizer"):
         read_pipeline(written(tmp_path, one, two))
+
+
+def test_a_recipe_that_is_known_later_is_neither_taken_over_nor_compared(tmp_path: Path) -> None:
+    later = (
+        "{kind: train, needs: [fetch, gate], settings: {train: t, dev: d, size: '${fetch.size}'}}"
+    )
+    steps = ["  later: " + later, "  gate: {kind: overfit, settings: {like: later}}"]
+    with pytest.raises(SpecError, match="the recipe of later has results of other steps in it"):
+        read_pipeline(written(tmp_path, *steps))
+    steps[1] = "  gate: {kind: overfit, settings: {manifest: m}}"
+    file = written(tmp_path, *steps)
+    pipeline, document = read_pipeline(file), overlaid(file, ())
+    assert differences(pipeline, document) == []
+    (said,) = facts(pipeline.step("later"))
+    assert said.startswith("size, steps an epoch: known when")
+    assert any(value.name == "size" for value in values(pipeline.step("later"), document))
 
 
 def told(folder: Path, settings: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -282,6 +283,36 @@ def test_a_model_with_dropout_is_judged_without_it(spoken: list[Utterance]) -> N
     assert result.verdict == "PASSED", result.reason
 
 
+def test_a_model_that_looks_is_judged_on_its_pictures_too(
+    spoken: list[Utterance], tmp_path: Path
+) -> None:
+    filmed = []
+    for number, each in enumerate(spoken):
+        np.save(
+            tmp_path / f"{number}.npy",
+            np.full((round(each.duration * 25), 6), number / 9, np.float32),
+        )
+        filmed.append(replace(each, video=tmp_path / f"{number}.npy"))
+    batch = choose(filmed, VOCABULARY, OverfitConfig(), (6,))
+    assert batch.video is not None and batch.video.any()
+    blind = silence_batch(batch)
+    assert not blind.video.any() and set(blind.video_lengths.tolist()) == {batch.video.shape[1]}
+
+    seen = []
+
+    class Looking(Recognizer):
+        """Notes what it is shown."""
+
+        video_shape = (6,)
+
+        def forward(self, waves: Tensor, wave_lengths: Tensor, **shown: Tensor) -> CTCOutput:
+            seen.append(shown["video"].any())
+            return super().forward(waves, wave_lengths)
+
+    judged(filmed, broken(Looking), steps=3, relaxed_rate=None)
+    assert seen[0]  # the first step is taken with the pictures
+
+
 def test_the_gate_stops_when_asked_and_says_nothing_of_a_verdict(
     spoken: list[Utterance], capsys: pytest.CaptureFixture
 ) -> None:
@@ -334,8 +365,8 @@ def test_outputs_that_are_not_numbers_do_not_pass_for_undisturbed(spoken: list[U
     batch = choose(spoken, VOCABULARY, OverfitConfig(utterances=2))
     lengths = tiny().output_lengths(batch.wave_lengths)
 
-    def run(waves: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.full((len(waves), 100, 29), torch.nan), lengths
+    def run(some: Batch) -> tuple[Tensor, Tensor]:
+        return torch.full((len(some), 100, 29), torch.nan), lengths
 
     with pytest.raises(Defect, match="change by nan"):
         padding(run, batch, 1e-3)

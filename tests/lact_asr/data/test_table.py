@@ -1,0 +1,153 @@
+"""A user's own table: every format, every thing that can be wrong with a recording, by its line."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from jobs.kinds.download import Settings, run
+from lact_asr.config.table import Columns
+from lact_asr.data.corpus_check import judge, listen
+from lact_asr.data.manifest import read_manifest
+from lact_asr.data.table import check_table, read_table
+from lact_asr.utils.errors import DataError
+from tests.jobs.kinds.test_download import job
+from tests.lact_asr.spoken import SAID, speak
+
+RATE = 16_000
+
+
+def noise(path: Path, seconds: float = 1.0, level: float = 0.1, rate: int = RATE) -> Path:
+    samples = np.random.default_rng(len(path.name)).normal(0, level, int(seconds * rate))
+    soundfile.write(path, np.clip(samples, -1, 1), rate)
+    return path
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows in the format that the path's ending says."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_every_format_gives_the_same_lines(tmp_path: Path, suffix: str) -> None:
+    rows = [
+        {"path": "a/1.wav", "sentence": "Guten Tag, Welt", "who": "anna"},
+        {"path": "a/2.wav", "sentence": "こんにちは", "who": ""},
+    ]
+    columns = Columns(audio="path", text="sentence", speaker="who")
+    found = read_table(table(tmp_path / f"t{suffix}", rows), columns)
+    assert [(row.id, row.audio, row.text, row.speaker) for row in found] == [
+        ("a-1", tmp_path / "a" / "1.wav", "Guten Tag, Welt", "anna"),
+        ("a-2", tmp_path / "a" / "2.wav", "こんにちは", ""),
+    ]
+    first = 1 if suffix == ".jsonl" else 2
+    assert [row.place for row in found] == [f"{tmp_path}/t{suffix}:{first + n}" for n in range(2)]
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", [{"path": "a.wav", "sentence": "x"}])
+    with pytest.raises(DataError, match=r"csv:2: no text in the column 'audio'; .* path, sentence"):
+        read_table(path, Columns())
+    with pytest.raises(DataError, match=r"ends in \.csv, \.tsv, \.jsonl"):
+        read_table(tmp_path / "t.xlsx", Columns())
+    (tmp_path / "t.jsonl").write_text('{"audio": "a"\n')
+    with pytest.raises(DataError, match=r"t\.jsonl:1: not JSON at column"):
+        read_table(tmp_path / "t.jsonl", Columns())
+
+
+def faulty(folder: Path) -> Path:
+    """A table with one line for each thing that can be wrong."""
+    good = noise(folder / "good.wav")
+    (folder / "again.wav").write_bytes(good.read_bytes())
+    noise(folder / "silent.wav", level=0.0)
+    noise(folder / "clipped.wav", level=2.0)
+    noise(folder / "short.wav", seconds=0.4)
+    noise(folder / "low.wav", rate=8000)
+    (folder / "cut.wav").write_bytes(good.read_bytes()[:9000])
+    (folder / "text.wav").write_text("no audio")
+    names = ["good", "again", "silent", "clipped", "short", "low", "cut", "text", "gone", "mute"]
+    noise(folder / "mute.wav", seconds=1.1)
+    said = {"mute": ""}
+    text = "what was said here"
+    rows = [{"audio": f"{name}.wav", "text": said.get(name, text)} for name in names]
+    return table(folder / "train.csv", rows)
+
+
+def test_what_is_wrong_with_a_recording_is_named_by_its_line(tmp_path: Path) -> None:
+    checked = check_table(read_table(faulty(tmp_path), Columns()), {}, "train")
+    said = {place.rpartition(":")[2]: finding.said for place, finding in checked.findings}
+    assert list(said) == ["3", "4", "5", "6", "7", "8", "9", "10", "11"]
+    assert said["3"] == f"doubled: the same audio as {tmp_path}/train.csv:2"
+    assert said["4"].startswith("silent: ")
+    assert said["5"].startswith("clipped: ")
+    assert said["6"] == "too short for its text: 15 characters in 0.40 s"
+    assert said["7"].startswith("wrong rate: 8,000 Hz has nothing above 4,000 Hz")
+    assert said["8"].startswith("unreadable: ") and "truncated" in said["8"]
+    assert said["9"].startswith("unreadable: ")
+    assert said["10"] == f"missing: no file {tmp_path}/gone.wav"
+    assert said["11"] == "without a text"
+    assert [each.id for each in checked.utterances] == ["good", "clipped", "low"]
+    assert checked.utterances[0].duration == 1.0
+
+
+def test_a_sound_recording_of_any_format_has_no_finding(tmp_path: Path) -> None:
+    for suffix in (".flac", ".ogg", ".mp3", ".wav", ".aiff"):
+        heard = listen(noise(tmp_path / f"a{suffix}"))
+        assert judge(heard, "some words") == [], suffix
+        assert heard.seconds == pytest.approx(1.0, abs=0.1)
+
+
+def own(folder: Path, **changes: Any) -> Settings:
+    return Settings(source="table", folder=folder, train=["train.csv"], dev=["dev.csv"], **changes)
+
+
+def test_a_corpus_with_faults_is_refused_with_its_lines_or_goes_on_without_them(
+    tmp_path: Path,
+) -> None:
+    faulty(tmp_path)
+    noise(tmp_path / "dev one.wav", seconds=1.3)
+    rows = [{"audio": "dev one.wav", "text": "a dev text"}, {"audio": "good.wav", "text": "x"}]
+    table(tmp_path / "dev.csv", rows[:1])
+    given = {"test": ["dev.csv"]}
+    with pytest.raises(DataError) as caught:
+        run(own(tmp_path, **given), job(tmp_path / "job"))
+    assert "write faulty: leave_out" in str(caught.value)
+    assert "train.csv:10: missing" in str(caught.value)
+    assert "clipped" not in str(caught.value)
+
+    result = run(own(tmp_path, **given, faulty="leave_out"), job(tmp_path / "job"))
+    assert [each.id for each in read_manifest(result.train)] == ["good", "clipped", "low"]
+    report = (tmp_path / "job" / "corpus_check.txt").read_text()
+    assert "train.csv:5: clipped" in report and report.count("\n") == 9
+
+    table(tmp_path / "dev.csv", rows)
+    with pytest.raises(DataError, match=r"doubled: the same audio as .*\.csv:\d"):
+        run(own(tmp_path, **given), job(tmp_path / "job"))
+
+
+def test_speech_of_espeak_in_another_language_is_a_corpus(tmp_path: Path) -> None:
+    manifest = speak(tmp_path, "german")
+    rows = [
+        {"audio": str(each.audio), "text": each.text, "speaker": str(number % 3)}
+        for number, each in enumerate(read_manifest(manifest))
+    ]
+    table(tmp_path / "all.tsv", rows)
+    settings = Settings(source="table", folder=tmp_path, train=["all.tsv"], holdout_speakers=1)
+    result = run(settings, job(tmp_path / "job"))
+    found = [
+        each.text
+        for part in (result.train, result.dev, result.test)
+        for each in read_manifest(part)
+    ]
+    assert sorted(found) == sorted(SAID["german"].texts)
