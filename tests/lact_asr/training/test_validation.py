@@ -135,11 +135,14 @@ def test_halves_of_the_dev_set_that_are_heard_apart_are_put_together(tmp_path, m
     assert not heard[0].keys() & heard[1].keys() and len(heard[0]) + len(heard[1]) == 4
     labels = [sum(len(corpus.labels[i]) for i in range(6) if dev[i].id in half) for half in heard]
     assert all(labels)
-    sums = torch.tensor([halves[1].loss * labels[1], labels[1], 0, 0], dtype=torch.float64)
+    learned = [len(heard[1]), *(len(heard[1]) * each for each in halves[1].fast.values())]
+    said = [halves[1].loss * labels[1], labels[1], 0, 0, *learned]
+    sums = torch.tensor(said, dtype=torch.float64)
     told = heard[1], [*halves[0].unreadable, *halves[1].unreadable]
     both, alone = share(OneOfTwo(0, other=(sums, told))), share(World())
     assert both.loss == pytest.approx(alone.loss, rel=1e-5)
     assert (both.scores, both.samples) == (alone.scores, alone.samples)
+    assert both.fast == pytest.approx(alone.fast, rel=1e-5)
     assert sorted(both.unreadable) == sorted(alone.unreadable) and len(alone.unreadable) == 2
     assert dict(alone.unreadable).keys() == {dev[1].id, dev[4].id}
 
