@@ -178,7 +178,7 @@ class _Process:
             self.step.add_event(name, {"job": self.attempt.job, **facts})
 
     def _leave(self, saved: Interrupted) -> None:
-        """Record the interruption and go, through the queue where the time limit is the reason."""
+        """Record the interruption and go; where the time limit is the reason the step goes on."""
         name = signal.Signals(self.received).name if self.received else "none"
         self._event("interrupted", signal=name, position=saved.position, **used())
         print(f"{self.step.name} was told to stop by {name}: {saved}", flush=True)

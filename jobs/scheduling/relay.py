@@ -24,7 +24,7 @@ from jobs.scheduling.submit import new_token, queue
 from jobs.snapshot import ROOT
 from jobs.store import Run, StepDir, Submission
 
-_LOCKED = 20.0  # seconds for which a launcher that holds the lock is waited for
+_LOCKED = 10.0  # seconds for which a launcher that holds the lock is waited for: a job has little
 
 
 def relay(run: Run, backend: Backend, name: str, old: Attempt, out_of_memory: str = "") -> str:

@@ -6,6 +6,7 @@ the way is made by scripts before Slurm's own programs; the jobs, and their depe
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import write_manifest
+from tests.slurm import test_self_driving
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, sh
 
@@ -23,6 +25,7 @@ KILL_SUBMITTER = "kill -KILL $PPID; exit 1"
 KILL_WORKER = f"kill -KILL $(ps -o ppid= -p $PPID); {KILL_SUBMITTER}"
 UPDATES = 'test "$1" = update || exec "$real" "$@"'
 REQUEUED = ["REQUEUED", "COMPLETED"]
+limit = test_self_driving.limit  # a fixture: how many jobs the user may have in the queue
 GOOD = {"waiting", "queued", "running", "succeeded"}
 
 
@@ -192,6 +195,29 @@ def test_a_step_whose_successor_is_refused_goes_back_into_the_queue(
     ends_well(launcher, *REQUEUED)
     (refused,) = events(launcher, "not_handed_over")
     assert said in refused["reason"] or "Job violates" in refused["reason"]
+
+
+def test_a_step_that_has_the_last_place_in_the_queue_goes_back_into_it(
+    launcher: Launcher, limit: Callable[[int], None]
+) -> None:
+    limit(2)
+    run(launcher, chain())
+    assert launcher.queued() == ["behind", "train"]
+    warn(launcher)
+    ends_well(launcher, *REQUEUED)
+    (refused,) = events(launcher, "not_handed_over")
+    assert "Job violates accounting/QOS policy" in refused["reason"]
+
+
+def test_what_follows_by_itself_follows_a_successor_too(
+    launcher: Launcher, limit: Callable[[int], None]
+) -> None:
+    limit(2)
+    run(launcher, chain())
+    limit(3)
+    warn(launcher)
+    ends_well(launcher, "COMPLETED", "COMPLETED")
+    assert not (launcher.newest() / "following.json").exists()
 
 
 def test_where_dependents_cannot_be_moved_the_successor_is_taken_back(launcher: Launcher) -> None:

@@ -35,6 +35,13 @@ def seconds(text: str) -> float | None:
     return float(seconds + 86400 * int(days or 0))
 
 
+def partitions(said: str) -> dict[str, dict[str, str]]:
+    """MaxTime, Default ... of each partition in what `scontrol show partition -o` prints."""
+    lines = (line.split() for line in said.splitlines())
+    facts = [dict(word.split("=", 1) for word in words if "=" in word) for words in lines]
+    return {each["PartitionName"]: each for each in facts if "PartitionName" in each}
+
+
 class Question(NamedTuple):
     """A Slurm command that has been started."""
 

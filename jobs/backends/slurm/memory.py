@@ -1,33 +1,24 @@
 """How much memory a job may ask for."""
 
-from collections.abc import Iterator
-
-from jobs.backends.slurm.client import call
+from jobs.backends.slurm.client import call, partitions
 
 
 def most_memory(partition: str) -> float:
     """GB on one node, at most, in a partition or several with commas; the default one if empty."""
-    wanted = partition.split(",") if partition else []
-    found = [
-        min(limit, _largest_node(facts["PartitionName"]))
-        for facts in _partitions()
-        for limit in [_megabytes(facts.get("MaxMemPerNode", ""))]
-        if (facts["PartitionName"] in wanted if wanted else facts.get("Default") == "YES")
-    ]
-    return max(found, default=0.0) / 1024
+    known = partitions(call("scontrol", "-a", "show", "partition", "-o"))
+    default = [name for name, facts in known.items() if facts.get("Default") == "YES"]
+    chosen = [name for name in partition.split(",") if name in known] or default
+    sizes = (min(_limit(known[name]), _largest_node(name)) for name in chosen)
+    return max(sizes, default=0.0) / 1024
 
 
-def _partitions() -> Iterator[dict[str, str]]:
-    for line in call("scontrol", "-a", "show", "partition", "-o").splitlines():
-        facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "PartitionName" in facts:
-            yield facts
+def _limit(facts: dict[str, str]) -> float:
+    """MaxMemPerNode in MB: a number, or UNLIMITED."""
+    said = facts.get("MaxMemPerNode", "")
+    return float(said) if said.isdigit() and int(said) else float("inf")
 
 
 def _largest_node(partition: str) -> float:
+    """MB; sinfo prints a line for each size, or `16000+` for several."""
     said = call("sinfo", "-h", "-p", partition, "-o", "%m").split()
     return max((float(word.rstrip("+")) for word in said), default=0.0)
-
-
-def _megabytes(limit: str) -> float:
-    return float(limit) if limit.isdigit() and int(limit) else float("inf")

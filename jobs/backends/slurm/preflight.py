@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import kinds
-from jobs.backends.slurm.client import ask, call, seconds
+from jobs.backends.slurm.client import ask, call, partitions, seconds
 from jobs.backends.slurm.sbatch import directives, flags, request
 from jobs.cluster import Cluster, unfit
 from jobs.errors import ClusterError, nearest
@@ -152,12 +152,7 @@ class _Controller:
     @cached_property
     def partitions(self) -> dict[str, dict[str, str]]:
         """MaxTime, Default ... of each."""
-        found: dict[str, dict[str, str]] = {}
-        for line in self._question.answer().splitlines():
-            facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
-            if "PartitionName" in facts:
-                found[facts["PartitionName"]] = facts
-        return found
+        return partitions(self._question.answer())
 
     def problems(self, resources: Resources, wanted: Mapping[str, Any], said: str) -> list[str]:
         """Every reason to refuse one request, of which --test-only has said `said`."""
