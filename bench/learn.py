@@ -31,11 +31,11 @@ from bench.launcher import commit
 from bench.machine import clock, device, machine
 from bench.peers import parameters
 from bench.recipes import RECIPES, Recipe
-from lact_asr.data.dataset import in_normal_form
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.transcribe import transcribe
 from lact_asr.model.interface import CTCModel
+from lact_asr.text.normalize import in_normal_form
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.logger import TrainingLogger

@@ -22,13 +22,13 @@ from bench.learn import SPEAKERS
 from bench.machine import device, machine
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.data.audio import read_audio
-from lact_asr.data.dataset import in_normal_form
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.greedy import greedy
 from lact_asr.decoding.metrics import score
 from lact_asr.model.lact_layer import LaCTLayer
 from lact_asr.model.recognizer import Recognizer, recognizer
+from lact_asr.text.normalize import in_normal_form
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 

@@ -27,6 +27,7 @@ MEMORY = 0.98  # of the running mean of the norms, per step
 WINDOW = 1000  # steps in which
 SHARE = 0.05  # so many may be dropped
 BREAKER = 20  # steps dropped in a row before a run is given up as diverged
+RISE = 2.0  # times the lowest running mean of the loss: what is above it is far above
 
 
 def limit(config: GuardConfig, typical: float, spikes: int) -> float:
@@ -90,6 +91,8 @@ def note_step(
     state.typical_norm = update_mean_norm(state.typical_norm, outcome.grad_norm, outcome.highest)
     if outcome.taken:
         state.in_a_row = 0
+        far = outcome.loss > RISE * state.lowest_loss > 0
+        state.risen = (state.risen or state.step) if far else 0
         state.typical_loss = update_mean_norm(state.typical_loss, outcome.loss, math.inf)
         state.lowest_loss = min(state.lowest_loss, state.typical_loss)
         return

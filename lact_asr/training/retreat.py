@@ -12,12 +12,10 @@ from pathlib import Path
 
 from lact_asr.training import checkpoint
 from lact_asr.training.checksums import facts
-from lact_asr.training.guard import BREAKER
+from lact_asr.training.guard import BREAKER, RISE
 from lact_asr.training.loss import Outcome
 from lact_asr.training.resume import State
 from lact_asr.utils.errors import Damaged
-
-RISE = 2.0  # times the lowest running mean of the loss: a checkpoint above it is of no use
 
 
 def retreat(folder: Path, state: State, outcome: Outcome) -> tuple[list[Path], str]:
@@ -30,10 +28,10 @@ def retreat(folder: Path, state: State, outcome: Outcome) -> tuple[list[Path], s
     if not losses:
         return [], "Nothing was saved before: the next start begins anew"
     if outcome.taken:  # the loss has risen
-        return _before_the_rise(folder, newest_sound(losses, math.inf, state.lowest_loss))
+        return _before_the_rise(folder, newest_sound(losses, _useless(state), state.lowest_loss))
     if outcome.finite or state.in_a_row < BREAKER:  # the present weights give usable gradients
         return [], f"The next start goes on from step {max(losses)}"
-    sound = newest_sound(losses, state.step - state.in_a_row, state.lowest_loss)
+    sound = newest_sound(losses, _useless(state), state.lowest_loss)
     if sound is None:
         return [], (
             "No checkpoint is from before the weights that do this: let the step begin anew, from "
@@ -51,9 +49,19 @@ def _before_the_rise(folder: Path, sound: int | None) -> tuple[list[Path], str]:
     return checkpoint.put_aside(folder, sound), f"The next start goes on from step {sound}"
 
 
-def sound_step(folder: Path, lowest: float) -> int | None:
+def sound_step(folder: Path, state: State) -> int | None:
     """The step of the newest checkpoint from before the loss rose from its lowest running mean."""
-    return newest_sound(_losses(folder), math.inf, lowest)
+    return newest_sound(_losses(folder), _useless(state), state.lowest_loss)
+
+
+def _useless(state: State) -> float:
+    """The first step whose weights gave nothing but bad losses; inf where none did.
+
+    The loss of a checkpoint is that of the weights before it: one bad update, saved at once, had a
+    sound loss of its own, and was gone on from (2 of 3 times where it fell on such a step).
+    """
+    dropped = state.step - state.in_a_row if state.in_a_row else math.inf
+    return min(dropped, state.risen - 1) if state.risen else dropped
 
 
 def _losses(folder: Path) -> dict[int, float]:
@@ -68,8 +76,8 @@ def _losses(folder: Path) -> dict[int, float]:
 def newest_sound(losses: Mapping[int, float], useless: float, lowest: float) -> int | None:
     """The newest step of those with a checkpoint, before `useless` and before the loss rose.
 
-    The weights of step `useless` have dropped every batch since: another learning rate does not
-    change what a forward pass gives.
+    The weights of step `useless` have dropped every batch since, or had losses far too high: another
+    learning rate does not change what a forward pass gives.
     """
     limit = RISE * lowest if lowest > 0 else math.inf
     return max((s for s, loss in losses.items() if s < useless and loss <= limit), default=None)

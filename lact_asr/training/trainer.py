@@ -468,7 +468,7 @@ class _Run:
         rounded = {what: round(value, 3) for what, value in seconds.items()}
         self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
         newest = max(self.config.keep_checkpoints, self.config.average.last)
-        checkpoint.prune(self.folder, newest, sound_step(self.folder, self.state.lowest_loss))
+        checkpoint.prune(self.folder, newest, sound_step(self.folder, self.state))
 
     def _settle(self) -> None:
         """Wait, on every rank, until rank 0 has written all."""
