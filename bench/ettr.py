@@ -117,9 +117,10 @@ def main() -> None:
     spent = ", ".join(f"{value:.1f} {what}" for what, value in step["seconds"].items() if value)
     print(f"{step['allocated']:.0f} s allocated: {spent}; {len(step['recoveries'])} faults")
     if not given.tiny:
-        kept = {"speech": bool(given.data), "commit": commit(), "state": state, "step": step}
         about = {"seconds_between_faults": given.every, "scaled_by": TEN_MINUTES / given.every}
-        print(f"written to {write('ettr', found, ran_on=machine(), **about, **kept)}")
+        about |= {"speech": bool(given.data), "commit": commit(), "state": state, "step": step}
+        ran_on = machine() | {"time": "wall"}
+        print(f"written to {write('ettr', found, ran_on=ran_on, **about)}")
 
 
 if __name__ == "__main__":
