@@ -404,10 +404,20 @@ def test_a_distill_step_passes_on_how_it_is_to_be_taught_and_from_whom(files, tm
     assert rows["read"]["ctc"] == rows["live"]["ctc"], "weights come from the seed"
 
 
-def test_a_distill_step_passes_on_what_is_added_to_ctc_and_how_often_it_logs(files, tmp_path):
+def test_a_distill_step_passes_on_what_is_added_to_ctc_and_how_often_it_logs(
+    files, tmp_path, monkeypatch
+):
+    measure, measured = DistillObjective._of_a_uniform_student, []
+
+    def counted(*given: Any) -> dict[str, torch.Tensor]:
+        measured.append(True)
+        return measure(*given)
+
+    monkeypatch.setattr(DistillObjective, "_of_a_uniform_student", counted)
     worker, recorded = job(tmp_path / "step")
     given = {"ctc": {"intermediate": [1]}, "model": {**MODEL.model_dump(), "layers": 2}}
     distill.run(student(files, training={"max_steps": 7, "log_every": 7}, **given), worker)
+    assert len(measured) == 6, "in the first five steps and in the seventh, which is logged"
     first, last = steps(recorded)
     assert {"intermediate", "ctc_relative"} <= first.keys() & last.keys()
     whole = 0.7 * last["ctc"] + 0.3 * last["intermediate"]

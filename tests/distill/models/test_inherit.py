@@ -59,7 +59,7 @@ def test_the_kind_distill_begins_with_the_layers_it_is_told_of(files, tmp_path):
 
 
 def test_a_language_model_begins_as_its_teacher_and_has_nothing_to_learn_from_it(tmp_path):
-    teacher, _ = spoken(tmp_path, "teacher")
+    teacher, _ = spoken(tmp_path, "teacher", training={"seed": 5})
     _, recorded = spoken(
         tmp_path, "student", teacher=teacher.checkpoint, teacher_layers=(1,), training=STILL
     )
