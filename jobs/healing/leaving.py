@@ -3,6 +3,9 @@
 A successor, submitted by the job itself, starts a second after it; back in the queue under its own
 id a job waits for as long as Slurm's credentials live, 121 s before Slurm 25.11. So the first is
 tried, and the second is what is left where the site does not have it.
+
+Measured on a private Slurm whose credentials live 5 s, at load 13 on 2 cores: 5.6 to 7.9 s from the
+end of saving until the worker runs again in a successor, 12.1 to 13.6 s after a requeue.
 """
 
 import subprocess
