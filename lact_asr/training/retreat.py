@@ -76,8 +76,8 @@ def _losses(folder: Path) -> dict[int, float]:
 def newest_sound(losses: Mapping[int, float], useless: float, lowest: float) -> int | None:
     """The newest step of those with a checkpoint, before `useless` and before the loss rose.
 
-    The weights of step `useless` have dropped every batch since, or had losses far too high: another
-    learning rate does not change what a forward pass gives.
+    The weights of step `useless` have dropped every batch since, or had losses far too high:
+    another learning rate does not change what a forward pass gives.
     """
     limit = RISE * lowest if lowest > 0 else math.inf
     return max((s for s, loss in losses.items() if s < useless and loss <= limit), default=None)

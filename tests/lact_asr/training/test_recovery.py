@@ -116,6 +116,19 @@ def test_of_checkpoints_in_a_rise_none_is_sound():
     assert newest_sound(losses, 2400, -3.0) == 2000  # a loss with a logarithm in it
 
 
+@pytest.mark.parametrize("last", [4, 5])
+def test_one_bad_update_that_was_saved_at_once_is_not_gone_on_from(tmp_path, last):
+    """The loss of step 5 is that of sound weights, the checkpoint of step 5 has the broken ones."""
+    train = tones(tmp_path, 6)
+    given = {**LONG, "checkpoint_every": 5, "keep_checkpoints": 2}
+    sane = {"learning_rate": 1e-3, "warmup_steps": 0, "decay": "constant"}
+    run(tmp_path, train, stop_at=last, **given, optim=sane)
+    wild = {**sane, "learning_rate": 1e3, "clip_norm": 1e3}
+    with pytest.raises(Failed, match=f"goes on from step {last}"):
+        run(tmp_path, train, **given, optim=wild)
+    assert numbered(tmp_path)[-1] == f"{last:08d}"
+
+
 def test_the_last_checkpoint_is_never_put_aside_and_the_failure_says_what_is_left(tmp_path):
     train = tones(tmp_path, 6)
     run(tmp_path, train, stop_at=2, **LONG)
