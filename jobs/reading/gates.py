@@ -74,7 +74,7 @@ def differences(pipeline: Pipeline, document: Document) -> list[str]:
     lines = []
     steps = {step.name: step for step in pipeline.steps}
     for step in pipeline.steps:
-        gates = [steps[need] for need in step.needs if steps[need].kind == _GATE]
+        gates = [steps[need] for need in step.needs if _is_meant(steps[need], step, pipeline)]
         if not gates or not can_be_guarded(step.settings):
             continue
         if not all(is_decided(each.settings) for each in (step, *gates)):
@@ -88,6 +88,19 @@ def differences(pipeline: Pipeline, document: Document) -> list[str]:
                 f"{', '.join(unlike)}; write like: {step.name} in a gate of its own"
             )
     return lines
+
+
+def _is_meant(gate: Step, step: Step, pipeline: Pipeline) -> bool:
+    """Whether a step is a gate that guards another: one of another family that guards its own
+    stands in front of the others for the order only.
+    """
+    if gate.kind != _GATE:
+        return False
+    family = gate.settings["family"]
+    guarded = (each.settings for each in pipeline.steps if gate.name in each.needs)
+    return step.settings.get("family") == family or all(
+        settings.get("family") != family for settings in guarded
+    )
 
 
 def _unlike(gate: Step, step: Step, steps: Mapping[str, Step]) -> list[str]:

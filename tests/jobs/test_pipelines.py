@@ -149,7 +149,7 @@ def test_the_librispeech_recipes_have_what_published_winners_have(name: str) -> 
     assert given.training.augment.speeds == (0.9, 1.0, 1.1), "the preset's"
     assert given.training.average.last == 10
     assert given.training.optim.method == "muon" and not given.training.optim.decay_gains
-    seconds = given.training.planned_seconds(given.ctc.views) * step.resources.world_size
+    seconds = given.training.budget(given.ctc.views).seconds * step.resources.world_size
     assert 1_800 <= seconds <= 4_800, "audio of a step, each second of it heard twice"
 
 

@@ -163,7 +163,8 @@ def test_a_run_leaves_its_newest_and_best_checkpoints_and_says_how_it_goes(tmp_p
     validations = [line for line in recorded.metrics if "wer" in line]
     assert [line["step"] for line in validations] == [3, 6, 9]
     spent = {metric(phase) for phase in PHASES}
-    assert validations[0].keys() == {"step", "valid_loss", "wer", "cer"} | spent
+    fast = {"fast_change", "fast_step_size"}
+    assert validations[0].keys() == {"step", "valid_loss", "wer", "cer"} | fast | spent
     json.dumps(recorded.metrics, allow_nan=False)
     printed = capsys.readouterr().out
     assert printed.count("Step 1/9 | Loss: ") == 1
