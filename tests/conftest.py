@@ -19,6 +19,7 @@ SECOND_SLURM = (
     "test_hostile_cancel",
     "test_hostile_resume",
     "test_looking",
+    "test_successor",
     "test_warned",
 )
 

@@ -32,9 +32,10 @@ What changes a setting is done so often in all. What only begins again is done s
 getting further: a step that is killed after each new checkpoint begins again as often as it takes.
 A setting that a person has changed since, with `--set` of `resume`, is left as it is.
 
-One end has no cause: that of a step whose run was moved or renamed while it ran. Its code and its
-record went with the folder, so that nothing was left to write one; `status` has what Slurm says of
-the job. Give the folder its name back, then `resume`.
+One end has no record: that of a step whose run was moved or renamed while it ran. The record went
+with the folder, and the code too; where trainyard is installed beside it, the last line of the log,
+which has moved as well, says `missing_file`. `status` has what Slurm says of the job. Give the
+folder its name back, then `resume`.
 """
 
 
