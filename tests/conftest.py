@@ -18,9 +18,7 @@ SECOND_SLURM = (
     "test_fence",
     "test_hostile_cancel",
     "test_hostile_resume",
-    "test_looking",
     "test_successor",
-    "test_warned",
 )
 
 
