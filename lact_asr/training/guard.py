@@ -89,10 +89,9 @@ def note_step(
 ) -> None:
     """Count a step that was not taken; Failed when they do not end."""
     state.typical_norm = update_mean_norm(state.typical_norm, outcome.grad_norm, outcome.highest)
+    state.risen = start_of_rise(state.risen, state.step, outcome.loss, state.lowest_loss)
     if outcome.taken:
         state.in_a_row = 0
-        far = outcome.loss > RISE * state.lowest_loss > 0
-        state.risen = (state.risen or state.step) if far else 0
         state.typical_loss = update_mean_norm(state.typical_loss, outcome.loss, math.inf)
         state.lowest_loss = min(state.lowest_loss, state.typical_loss)
         return
@@ -102,6 +101,15 @@ def note_step(
     logger.dropped(state.step, outcome)
     if state.in_a_row >= BREAKER or len(state.dropped) > SHARE * WINDOW:
         _give_up(state, config, outcome, trainable)
+
+
+def start_of_rise(risen: int, step: int, loss: float, lowest: float) -> int:
+    """The step from which on no loss, taken or dropped, was near the lowest mean; 0: this one is.
+
+    A loss of 1e8 with a gradient that is not finite was dropped 14 times before one was taken.
+    """
+    limit = RISE * lowest if lowest > 0 else math.inf
+    return 0 if loss <= limit else risen or step
 
 
 def _give_up(state: State, config: LoopConfig, outcome: Outcome, trainable: nn.Module) -> None:

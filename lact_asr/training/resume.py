@@ -38,7 +38,7 @@ class State:
     typical_norm: float = 0.0  # running mean of the gradient norm
     typical_loss: float = 0.0  # and of the loss of the steps that were taken
     lowest_loss: float = math.inf  # that mean at its lowest
-    risen: int = 0  # the step from which on every loss was far above that; 0: the last was not
+    risen: int = 0  # the step from which on no loss was near that, or finite; 0: the last one was
     unreadable: dict[str, str] = field(default_factory=dict)  # id -> why
     vitals: Vitals = field(default_factory=Vitals)  # whether it is well
     quarantined: dict[str, str] = field(default_factory=dict)  # id -> why it is left out of batches

@@ -29,7 +29,8 @@ def retreat(folder: Path, state: State, outcome: Outcome) -> tuple[list[Path], s
         return [], "Nothing was saved before: the next start begins anew"
     if outcome.taken:  # the loss has risen
         return _before_the_rise(folder, newest_sound(losses, _useless(state), state.lowest_loss))
-    if outcome.finite or state.in_a_row < BREAKER:  # the present weights give usable gradients
+    usable = outcome.finite or state.in_a_row < BREAKER  # gradients, of the present weights
+    if usable and not 0 < state.risen < state.step:
         return [], f"The next start goes on from step {max(losses)}"
     sound = newest_sound(losses, _useless(state), state.lowest_loss)
     if sound is None:

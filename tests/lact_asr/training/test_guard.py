@@ -5,7 +5,13 @@ import math
 import pytest
 
 from lact_asr.config.training import GuardConfig
-from lact_asr.training.guard import IN_A_ROW, limit, recently_dropped, update_mean_norm
+from lact_asr.training.guard import (
+    IN_A_ROW,
+    limit,
+    recently_dropped,
+    start_of_rise,
+    update_mean_norm,
+)
 from lact_asr.utils.errors import Failed
 from tests.lact_asr.tiny_runs import run, tones
 
@@ -70,3 +76,13 @@ def test_a_dropped_spike_moves_no_weight_and_is_named_with_its_norm(tmp_path, ca
     norms = [line for line in said.splitlines() if line.startswith("Dropped step")]
     assert len(norms) == 20
     assert "is above 0.5, with 0-" in norms[0]
+
+
+def test_a_rise_begins_with_the_first_loss_that_is_far_above_the_lowest_mean_taken_or_not():
+    risen, starts = 0, []
+    for step, loss in enumerate([0.09, 1.4e8, math.nan, 1.2e8, 1900.0, 3.0, 4.0, math.inf], 59):
+        risen = start_of_rise(risen, step, loss, lowest=1.7)
+        starts.append(risen)
+    assert starts == [0, 60, 60, 60, 60, 0, 65, 65]
+    assert start_of_rise(0, 7, 1e9, lowest=math.inf) == 0, "nothing was lower before"
+    assert start_of_rise(0, 7, 3.0, lowest=-3.0) == 0  # a loss with a logarithm in it

@@ -10,9 +10,10 @@ from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import processes
 from lact_asr.training import checkpoint
 from lact_asr.training.guard import BREAKER
-from lact_asr.training.loss import Loss
+from lact_asr.training.loss import Loss, Outcome
 from lact_asr.training.objective import CTCObjective
-from lact_asr.training.retreat import newest_sound
+from lact_asr.training.resume import State
+from lact_asr.training.retreat import newest_sound, retreat
 from lact_asr.training.trainer import FitResult
 from lact_asr.utils.errors import Failed
 from tests.lact_asr.tiny_runs import RecordedEvents, manifest, run, tiny, tones
@@ -116,17 +117,28 @@ def test_of_checkpoints_in_a_rise_none_is_sound():
     assert newest_sound(losses, 2400, -3.0) == 2000  # a loss with a logarithm in it
 
 
-@pytest.mark.parametrize("last", [4, 5])
-def test_one_bad_update_that_was_saved_at_once_is_not_gone_on_from(tmp_path, last):
+@pytest.mark.parametrize("clip_norm", [1.0, 1e3], ids=["gradients overflow", "losses rise"])
+@pytest.mark.parametrize("last", [3, 4, 5])
+def test_one_bad_update_that_was_saved_at_once_is_not_gone_on_from(tmp_path, last, clip_norm):
     """The loss of step 5 is that of sound weights, the checkpoint of step 5 has the broken ones."""
     train = tones(tmp_path, 6)
     given = {**LONG, "checkpoint_every": 5, "keep_checkpoints": 2}
     sane = {"learning_rate": 1e-3, "warmup_steps": 0, "decay": "constant"}
     run(tmp_path, train, stop_at=last, **given, optim=sane)
-    wild = {**sane, "learning_rate": 1e3, "clip_norm": 1e3}
+    wild = {**sane, "learning_rate": 4e3, "clip_norm": clip_norm}
     with pytest.raises(Failed, match=f"goes on from step {last}"):
         run(tmp_path, train, **given, optim=wild)
     assert numbered(tmp_path)[-1] == f"{last:08d}"
+
+
+def test_a_rise_that_ends_in_dropped_steps_is_gone_back_from_too(tmp_path):
+    train = tones(tmp_path, 6)
+    run(tmp_path, train, stop_at=8, **LONG)
+    state = State(step=16, in_a_row=9, risen=7, lowest_loss=5.0)
+    dropped = Outcome(3e3, 9.0, {}, {}, math.nan, 1.0, False, {}, math.inf, ["a"])
+    aside, where = retreat(tmp_path / "checkpoints", state, dropped)
+    assert where == "The next start goes on from step 4"
+    assert [path.name for path in aside] == ["00000006", "00000008"]
 
 
 def test_the_last_checkpoint_is_never_put_aside_and_the_failure_says_what_is_left(tmp_path):
