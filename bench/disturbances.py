@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import soundfile
 
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.data.manifest import read_manifest, write_manifest
 from tests.slurm.cluster import PrivateSlurm, die_with_parent
 from tests.slurm.launcher import Launcher, sh

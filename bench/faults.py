@@ -25,7 +25,7 @@ from bench.fault_cases import CASES, QUIET
 from bench.fault_page import cells, known_rows, page, with_row, write
 from bench.launcher import commit
 from jobs.healing.rehearsal import Came, judge
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import write_manifest
 from lact_asr.data.synthetic.corpus import synthesize

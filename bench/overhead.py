@@ -30,7 +30,7 @@ from bench.launcher import commit
 from bench.machine import device, machine, precision, stopwatch
 from bench.train_step import SHAPES
 from jobs.fence import Attempt, Fence
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.config.training import LoopConfig, OptimConfig, TrainingConfig
 from lact_asr.data.batch_plan import Position
 from lact_asr.data.librispeech import scan

@@ -26,7 +26,7 @@ from bench.faults import about_machine, speech_of
 from bench.harness import RESULTS
 from distill.models.registry import FAMILIES
 from jobs.healing.remedies import changes_of, in_words
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.config.training import StoppingConfig
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import read_manifest

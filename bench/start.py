@@ -21,7 +21,7 @@ from typing import Any
 from bench.harness import Row, command, rounds, show, write
 from bench.machine import machine
 from jobs.pipeline import Resources
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import write_manifest
 

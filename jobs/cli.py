@@ -463,7 +463,8 @@ def _prepare(run: "Run", backend: "Backend", given: argparse.Namespace, file: Pa
 
 def _follow(given: argparse.Namespace) -> int:
     from jobs.scheduling.follow import Ending, follow
-    from jobs.store import Run, StepDir
+    from jobs.step_folder import StepDir
+    from jobs.store import Run
 
     step = StepDir(given.step.absolute())
     run = Run(step.path.parents[1])

@@ -11,7 +11,7 @@ import time
 from typing import NamedTuple
 
 from jobs.errors import Superseded
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.utils.locks import turn
 
 

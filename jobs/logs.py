@@ -17,7 +17,8 @@ from jobs.errors import UserError
 from jobs.printing import one_line
 from jobs.scheduling.observe import Queue, view
 from jobs.scheduling.plan import ACTIVE
-from jobs.store import Run, StepDir
+from jobs.step_folder import StepDir
+from jobs.store import Run
 
 _POLL = 0.5  # seconds between two checks of the files
 _BLOCK = 1 << 16  # bytes read at once

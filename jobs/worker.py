@@ -26,7 +26,7 @@ from jobs.job import SAVED, Job
 from jobs.kinds import _external
 from jobs.reading.paths import replace, walk
 from jobs.reading.references import fill_references
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.distributed.place import from_environment
 from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.errors import DataError, Failed, Interrupted

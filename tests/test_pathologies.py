@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import ettr, pathologies
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 
 
 def test_the_useful_share_of_an_hour_follows_from_what_a_fault_costs() -> None:

@@ -22,7 +22,7 @@ from jobs.errors import Elsewhere
 from jobs.fence import Attempt
 from jobs.healing.heal import AGAIN, heal
 from jobs.snapshot import entry
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.utils.locks import turn
 
 _POLL = 0.2  # seconds

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 
 if TYPE_CHECKING:
     import torch

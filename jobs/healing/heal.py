@@ -20,7 +20,7 @@ from jobs.healing.cause import SECONDARY, cause_of_end, failure_record
 from jobs.healing.leaving import hand_over
 from jobs.healing.remedies import GivenUp, Remedy
 from jobs.job import SAVED
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.utils.errors import DataError
 
 AGAIN = 86  # exit status that asks the batch script to run the step once more

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.healing.spans import Start, starts
-from jobs.store import Run, StepDir, Submission
+from jobs.step_folder import StepDir, Submission
+from jobs.store import Run
 
 
 class Facts(NamedTuple):

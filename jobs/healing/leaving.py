@@ -16,7 +16,7 @@ from typing import Any
 from jobs.fence import Attempt
 from jobs.healing.spans import STARTS
 from jobs.healing.stays import WARNING
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 
 _PATIENCE = 3  # time limits met without progress after which a step is not started again
 _LONGEST = 40.0  # seconds that a successor may take to come into the queue: the warning is 120 s

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.fence import Attempt
-from jobs.store import Run, StepDir
+from jobs.step_folder import StepDir
+from jobs.store import Run
 from lact_asr.utils.errors import Unreadable
 from lact_asr.utils.files import append_json, json_lines, number
 

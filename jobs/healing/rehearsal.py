@@ -17,7 +17,7 @@ from jobs.healing.remedies import EVENT, changes_of, in_words
 from jobs.pipeline import Fault, Pipeline, Step
 from jobs.reading.paths import walk
 from jobs.reading.references import references
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.utils.files import number
 
 STEPS = 30  # of each training

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from jobs.healing.history import Facts
 from jobs.healing.spans import Allocation, Start, frontiers
-from jobs.store import StepDir, Submission
+from jobs.step_folder import StepDir, Submission
 
 _BACK = ("REQUEUED", "PREEMPTED", "NODE_FAIL")  # ends after which Slurm puts a job into the queue
 _EARLY = 2.0  # s that a worker's clock may be behind Slurm's, whose times are whole seconds

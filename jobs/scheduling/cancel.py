@@ -13,7 +13,8 @@ from jobs.errors import ClusterError
 from jobs.scheduling.observe import View
 from jobs.scheduling.plan import with_all_behind
 from jobs.scheduling.recover import look_closely, note_end
-from jobs.store import Run, Submission
+from jobs.step_folder import Submission
+from jobs.store import Run
 
 # seconds between looks at jobs that were asked to end: waiting ones end at once, running ones save
 _PAUSES = (0.05, 0.2, 0.5, 1.0, 1.5)

@@ -19,7 +19,8 @@ from jobs.scheduling.patience import patiently
 from jobs.scheduling.plan import ACTIVE, State, Submit, plan_rest
 from jobs.scheduling.recover import look_closely
 from jobs.scheduling.submit import carry_out, leave_to_jobs, state_to_plan
-from jobs.store import Following, Run, StepDir
+from jobs.step_folder import StepDir
+from jobs.store import Following, Run
 
 _LONGEST = 30.0  # seconds that a job stays, in which others may leave the queue
 _PAUSE = 2.0  # seconds between two tries

@@ -11,7 +11,8 @@ from jobs.healing.advice import more_memory
 from jobs.healing.remedies import MEMORY, Remedy
 from jobs.pipeline import Resources
 from jobs.scheduling.recover import resources
-from jobs.store import Run, StepDir
+from jobs.step_folder import StepDir
+from jobs.store import Run
 from lact_asr.utils.files import number
 
 

@@ -13,7 +13,8 @@ from jobs.backends.base import Backend, JobState
 from jobs.errors import ClusterError, Elsewhere, Unreachable, UserError
 from jobs.healing.spans import ENDS, STARTS
 from jobs.scheduling.plan import FOLLOWS, GRACE, Evidence, Observed, following, observe_all
-from jobs.store import Run, StepDir, Submission, is_own
+from jobs.step_folder import StepDir, Submission, is_own
+from jobs.store import Run
 
 _RARER, _RAREST = 1.5, 3.0  # factors of the time between two questions: 10, 15, 22, 30 s
 _SOON = 2.0  # seconds in which Slurm takes the steps behind a failed one out of the queue

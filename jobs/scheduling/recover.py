@@ -13,7 +13,8 @@ from jobs.healing.remedies import in_force
 from jobs.pipeline import Resources
 from jobs.scheduling.observe import Queue, View, view
 from jobs.scheduling.plan import has_ended
-from jobs.store import Run, Submission
+from jobs.step_folder import Submission
+from jobs.store import Run
 
 
 def look_closely(run: Run, backend: Backend) -> View:

@@ -22,7 +22,8 @@ from jobs.scheduling.memory import with_more_memory
 from jobs.scheduling.recover import step_job
 from jobs.scheduling.submit import new_token, queue
 from jobs.snapshot import ROOT
-from jobs.store import Run, StepDir, Submission
+from jobs.step_folder import StepDir, Submission
+from jobs.store import Run
 
 _LOCKED = 10.0  # seconds for which a launcher that holds the lock is waited for: a job has little
 

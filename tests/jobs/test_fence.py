@@ -13,7 +13,7 @@ from jobs.errors import Superseded
 from jobs.fence import Attempt, Fence
 from jobs.job import Job, no_signal
 from jobs.kinds import _external, command
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from tests.jobs.test_worker import events, make_step, start
 from tests.slurm.cluster import PATIENCE
 

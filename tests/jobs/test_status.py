@@ -18,7 +18,8 @@ from jobs.backends.local import LocalBackend
 from jobs.cli import main
 from jobs.scheduling.observe import Queue
 from jobs.status import describe, exit_code, summary, table
-from jobs.store import Run, RunStore, StepDir, user
+from jobs.step_folder import StepDir
+from jobs.store import Run, RunStore, user
 
 JOB = "999999999.second.t1"  # a process id that no machine has
 SOUND: dict[str, list[dict[str, Any]]] = {

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UserError
-from jobs.store import Run, RunStore, StepDir, user
+from jobs.step_folder import StepDir
+from jobs.store import Run, RunStore, user
 
 
 def make_run(root: Path, name: str) -> Run:

@@ -24,7 +24,8 @@ from jobs.errors import ClusterError, SubmitRefused, UserError
 from jobs.pipeline import Resources
 from jobs.scheduling import cancel, recover, submit
 from jobs.scheduling.observe import Queue, view
-from jobs.store import Run, RunStore, StepDir, user
+from jobs.step_folder import StepDir
+from jobs.store import Run, RunStore, user
 from tests.conftest import REPOSITORY
 from tests.jobs.test_worker import COMPLETE, events, make_step
 from tests.slurm.cluster import PATIENCE

@@ -16,7 +16,7 @@ from jobs import worker
 from jobs.errors import UserError
 from jobs.healing.cause import cause_of, sentence
 from jobs.healing.leaving import stuck
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from jobs.worker import resolve
 from lact_asr.training import checkpoint
 from lact_asr.utils.errors import DataError, Failed

@@ -12,7 +12,7 @@ from jobs.backends.base import JobState, QueueState, StepJob
 from jobs.backends.slurm.backend import SlurmBackend
 from jobs.cluster import Cluster
 from jobs.pipeline import Resources
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from tests.slurm.cluster import REPOSITORY
 
 

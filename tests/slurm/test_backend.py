@@ -11,7 +11,7 @@ import pytest
 from jobs.backends.base import QueueState, StepJob, SubmitUnclear
 from jobs.backends.slurm.backend import SlurmBackend
 from jobs.errors import SubmitRefused
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from tests.slurm.cluster import REPOSITORY, PrivateSlurm
 from tests.slurm.steps import as_stored, is_in, make_step, put_on_path, state
 

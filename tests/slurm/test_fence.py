@@ -11,7 +11,7 @@ import pytest
 
 from jobs.backends.slurm.backend import SlurmBackend
 from jobs.snapshot import entry
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import write_manifest
 from tests.slurm.cluster import PrivateSlurm

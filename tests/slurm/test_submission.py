@@ -10,7 +10,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from jobs.backends.base import QueueState, SubmitUnclear
 from jobs.backends.slurm.backend import SlurmBackend
 from jobs.errors import LimitReached, SubmitRefused
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.launcher import Launcher, chain
 from tests.slurm.steps import is_in, make_step, put_on_path

@@ -16,7 +16,7 @@ from jobs.healing.faults import FAULTS, Faults
 from jobs.pipeline import Fault
 from jobs.reading.json_schema import json_schema
 from jobs.reading.pipeline_file import read_pipeline
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.trainer import FitResult, fit
 from lact_asr.utils.errors import Failed

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.fence import Attempt
 from jobs.healing.heal import AGAIN, SAVED, heal, main
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from tests.jobs.launcher import Launcher
 
 TOKEN = "train.3fa9c2e1"

@@ -16,7 +16,7 @@ from jobs.healing.rehearsal import STEPS, UTTERANCES, judge, planned, shrink, ta
 from jobs.pipeline import Pipeline
 from jobs.reading.pipeline_file import read_pipeline
 from jobs.rehearse import cut, table
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
 from lact_asr.utils.files import append_json
 from tests.conftest import REPOSITORY

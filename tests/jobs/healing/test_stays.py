@@ -11,7 +11,7 @@ from jobs.backends.slurm.accounts import read
 from jobs.healing.history import Facts
 from jobs.healing.spans import Allocation, Start
 from jobs.healing.stays import Accounts, Stay, find, has_left, waits
-from jobs.store import StepDir, Submission
+from jobs.step_folder import StepDir, Submission
 
 
 def start(time: float, last: float, job: str = "7", **changes: Any) -> Start:

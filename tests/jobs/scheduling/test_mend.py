@@ -7,7 +7,7 @@ import pytest
 
 from jobs.errors import UserError
 from jobs.scheduling.mend import compare
-from jobs.store import StepDir
+from jobs.step_folder import StepDir
 from tests.jobs.launcher import Launcher
 
 CHAIN = """\

@@ -13,7 +13,7 @@ from jobs.errors import ClusterError, Elsewhere, UserError
 from jobs.scheduling import observe
 from jobs.scheduling.observe import Queue, Record, view
 from jobs.scheduling.plan import Evidence
-from jobs.store import StepDir, Submission
+from jobs.step_folder import StepDir, Submission
 from tests.jobs.test_status import JOB, make_run, write
 from tests.slurm.cluster import PATIENCE
 
