@@ -29,6 +29,7 @@ UTTERANCES = 24
 NODE = "n4"  # where those runs are that touch their node
 AT = 18  # the step before which a fault comes
 PATIENCE = 600.0  # seconds that a run may take
+BOOT = 25.0  # seconds that a node without power is away
 SMALL = {"hidden": 32, "layers": 1, "attention_heads": 2, "lact_heads": 1, "mlp": 64, "dropout": 0}
 TRAINING = {
     "max_steps": 30,
@@ -269,7 +270,12 @@ def lose_slurmd(run: Disturbed) -> None:
 
 
 def lose_power(run: Disturbed) -> None:
-    """Everything of the node is killed at once, its daemon too, and it comes back empty."""
+    """Everything of the node is killed at once, its daemon too, and it comes back empty.
+
+    Later than after BatchStartTimeout (10 s) + 10 s, as a real one does: until then Slurm takes a
+    job that the node does not know for one that is about to begin there, and looks again much later
+    (22.05: a job of 6 s was said to run for 9 minutes).
+    """
     run.until_step(AT)
     run.note()
     job = run.launcher.status()["train"]["job"]
@@ -279,7 +285,7 @@ def lose_power(run: Disturbed) -> None:
         for process in [*(each for each in keepers if each.name() == "slurmstepd"), *mine]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        time.sleep(5)
+        time.sleep(BOOT)
 
 
 def move_clock_back(run: Disturbed, seconds: float = 3600.0) -> None:

@@ -124,7 +124,7 @@ CASES = (
     ),
     Case(
         "node without power",
-        "slurmd and all of the job killed at once; the node comes back after 5 s",
+        "slurmd and all of the job killed at once; the node comes back after 25 s",
         "node_failed",
         act=lose_power,
         cluster=ON_N4,

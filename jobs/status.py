@@ -18,6 +18,7 @@ from jobs.printing import duration, one_line
 from jobs.program import NAME
 from jobs.scheduling.observe import Queue, View, view
 from jobs.scheduling.plan import ACTIVE, State
+from jobs.step_folder import StepDir, Submission
 from jobs.store import Run
 from lact_asr.utils.files import number
 
@@ -33,6 +34,7 @@ _COLOURS = {
     State.LOST.value: "bold magenta",
 }
 HEALTHY = "HEALTHY"  # what is said of a training with nothing wrong
+_SILENT = 900.0  # seconds without a word in its log after which a running step is not what it says
 _POLL = 1.0  # seconds between two checks of the files
 _WIDEST = 400  # characters of a line about one step
 
@@ -76,6 +78,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "seconds": None if seconds is None else round(seconds, 1),
         "progress": progress,
         "health": _health(record.events) if state is State.RUNNING else None,
+        "silent": _silence(folder, latest) if state is State.RUNNING else None,
         "result": record.result,
         "last_line": last_line,
         "follows": step["name"] in seen.follows,
@@ -102,6 +105,16 @@ def _health(events: list[dict[str, Any]]) -> str | None:
         elif found is not None and event["event"] == "healthy":
             found.pop(word, None)
     return None if found is None else ([HEALTHY, *found.values()])[-1]
+
+
+def _silence(folder: StepDir, latest: Submission | None) -> float | None:
+    """Seconds since a job's log last grew, where they are many: it may hang, or its node be gone.
+
+    Slurm 22.05 called a job running for 9 minutes whose node had lost its power and was back.
+    """
+    written = folder.last_written(latest.job) if latest else None
+    seconds = 0.0 if written is None else time.time() - written
+    return round(seconds, 1) if seconds > _SILENT else None
 
 
 def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
@@ -160,12 +173,20 @@ def summary(step: Mapping[str, Any]) -> str:
     if step["state"] == State.SUCCEEDED.value:
         said = [_headline(step["result"]), *step["unreadable"]]
     elif step["state"] == State.RUNNING.value:
-        said[:0] = [_progress(step["progress"]), step["health"] or ""]
+        said[:0] = [_progress(step["progress"]), _sign_of_life(step)]
     if often := step["remedies"]:
         said.append(f"({often} {'remedy' if often == 1 else 'remedies'})")
     if step["last_line"]:
         said.append(f"its log ends: {step['last_line']} ({step['more']})")
     return one_line("; ".join(filter(None, said)), _WIDEST)
+
+
+def _sign_of_life(step: Mapping[str, Any]) -> str:
+    """What a running step says of itself; of one that has long said nothing, just that."""
+    if (silent := step["silent"]) is None:
+        return str(step["health"] or "")
+    found = [step["health"]] if step["health"] not in (None, HEALTHY) else []
+    return "; ".join([*found, f"its log has been silent for {duration(silent)}: it may hang"])
 
 
 def _headline(result: Mapping[str, Any]) -> str:

@@ -294,6 +294,14 @@ class StepDir:
         """Where rank 0 of a job has written: standard error, then standard output."""
         return [self.logs / f"{job}_0_log.{ending}" for ending in ("err", "out")]
 
+    def last_written(self, job: str) -> float | None:
+        """When the log of rank 0 of a job last grew; None without one."""
+        times = []
+        for path in self.logs_of(job):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: no name of a file
+                times.append(path.stat().st_mtime)
+        return max(times, default=None)
+
     def logs_of_job(self, job: str) -> list[Path]:
         """Where all ranks of a job, and Slurm's own programs, complain."""
         return sorted({*self.logs.glob(f"{job}_*_log.err"), *self.logs.glob(f"{job}_*_log.out")})

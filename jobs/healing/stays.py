@@ -4,7 +4,6 @@ The times of jobs come from Slurm's accounts where these are known; else from wh
 and from when their logs were written last.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -93,11 +92,8 @@ def _guessed(folder: StepDir, group: Sequence[tuple[Start, int]], alive: bool) -
     first, last = group[0][0], group[-1][0]
     if alive:
         return Allocation(first.job, first.time)
-    silent = [last.last]
-    for path in [] if last.end else folder.logs_of(last.job):
-        with contextlib.suppress(OSError, ValueError):  # ValueError: no name that a file could have
-            silent.append(path.stat().st_mtime)
-    return Allocation(first.job, first.time, max(silent))
+    written = None if last.end else folder.last_written(last.job)
+    return Allocation(first.job, first.time, max(last.last, written or 0.0))
 
 
 def waits(

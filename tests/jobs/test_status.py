@@ -147,6 +147,27 @@ def test_health_of_a_running_step_is_what_was_found_last_and_is_not_over(alive: 
         assert summary(step) == (expected or "")
 
 
+def test_a_running_step_whose_log_has_long_been_silent_is_not_called_healthy(alive: Run) -> None:
+    folder, watched = alive.step("second"), {"event": "watched", "time": 7.0}
+    started = {"event": "started", "host": "n1", "time": 6.0}
+    drift = {"drift": "drift it is"}
+    hangs = "its log has been silent for 20m"
+    log, _ = folder.logs_of(latest.job if (latest := folder.latest()) else "")
+    log.parent.mkdir(exist_ok=True)
+    log.touch()
+    for minutes, found, expected in [
+        (14, {}, "HEALTHY"),
+        (20, {}, hangs),
+        (20, drift, f"drift it is; {hangs}"),
+    ]:
+        write(folder, "events.jsonl", [started, {**watched, "open": found}])
+        written = time.time() - 60 * minutes - 1
+        os.utime(log, (written, written))
+        step = describe(alive, Queue(LocalBackend()))["steps"][1]
+        assert summary(step).startswith(expected)
+        assert (step["silent"] is None) == (expected == "HEALTHY")
+
+
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize("data", DAMAGED, ids=lambda data: repr(data[:12]))
 def test_a_damaged_file_hides_nothing_else(
