@@ -10,7 +10,6 @@ and from the time of a step. Wall time depends on what else the machine does and
 processor time is that of both threads, as if they shared one core.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,9 +20,9 @@ from typing import Any
 
 import torch
 
-from bench.harness import Row, rounds, show, write
+from bench.harness import Row, argument_parser, rounds, show, write
 from bench.machine import device, machine, synchronize
-from bench.steps import Stepper, noise
+from bench.steps import Stepper, block_arguments, noise
 from bench.train_step import SHAPES, model
 from lact_asr.config.training import LoopConfig
 from lact_asr.training import checkpoint
@@ -95,14 +94,8 @@ def rows(took: dict[str, list[tuple[float, float, float]]], steps: int) -> list[
 
 def main() -> None:
     """Measure, print the table, write bench/results/checkpoint.json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.checkpoint", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--size", choices=SHAPES, default="small")
-    parser.add_argument("--steps", type=int, default=25, help="of a block")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--audio", type=float, default=16.0, help="seconds in a batch")
-    parser.add_argument("--tiny", action="store_true", help="the smallest sizes; nothing written")
-    given = parser.parse_args()
+    parser = argument_parser("checkpoint", __doc__, tiny="the smallest sizes; nothing written")
+    given = block_arguments(parser, SHAPES, 25)
     if given.tiny:
         given.size, given.steps, given.rounds, given.audio = "smallest", 2, 1, 2.0
     torch.set_num_threads(1)

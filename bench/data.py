@@ -13,7 +13,6 @@ measures the batches alone, for one rank and for four: the padding, the pairs of
 step that meet again in the next epoch, and what ranks wait for each other. Goals: 4 % and 15 %.
 """
 
-import argparse
 import itertools
 import resource
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import numpy as np
 import soundfile
 import torch
 
-from bench.harness import Row, rounds, show, write
+from bench.harness import Row, argument_parser, rounds, show, write
 from bench.machine import machine
 from lact_asr.config.budget import Budget
 from lact_asr.data.batch_plan import Plan, epoch_plan
@@ -117,13 +116,11 @@ def show_batches(durations: np.ndarray, batch_seconds: float) -> None:
 
 def main() -> None:
     """Measure, print the table, write bench/results/data.json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.data", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("data", __doc__, tiny="a few files; nothing written")
     parser.add_argument("--data", type=Path, required=True, help="a folder in LibriSpeech layout")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--utterances", type=int, default=1500, help="a round; again if too few")
     parser.add_argument("--batch-seconds", type=float, default=320.0)
-    parser.add_argument("--tiny", action="store_true", help="a few files; nothing written")
     parser.add_argument("--batches", action="store_true", help="the batches alone; nothing read")
     given = parser.parse_args()
     if given.tiny:

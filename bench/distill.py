@@ -20,7 +20,7 @@ import soundfile
 import torch
 from torch import nn
 
-from bench.harness import Row, show, write
+from bench.harness import Row, argument_parser, show, write
 from bench.machine import device, machine, precision, seconds
 from bench.steps import Stepper, in_turns, noise, peak_memory
 from distill.cache.filling import fill, form_of, identity
@@ -147,8 +147,7 @@ def _reading(folder: Path, pair: Pair, lesson: Batch, times: int) -> list[float]
 
 def main() -> None:
     """Measure, print the table, write bench/results/distill.json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.distill", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("distill", __doc__)
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--clip", type=float, default=15.0, help="seconds of an utterance")
     parser.add_argument("--batch-seconds", type=float, default=30.0, help="audio of a step")

@@ -40,7 +40,7 @@ from time import monotonic
 from torch import manual_seed, nn
 
 from bench.curves import svg
-from bench.harness import Row, show, write
+from bench.harness import Row, argument_parser, show, write
 from bench.learn import SPEAKERS, Numbers, curve
 from bench.machine import device, machine, precision
 from distill.cache.filling import fill, form_of, identity
@@ -239,8 +239,7 @@ def compared(curves: Mapping[str, list[Numbers]]) -> list[Row]:
 
 def main() -> None:
     """Train what is asked for; the table once everything has been trained."""
-    parser = argparse.ArgumentParser(prog="python -m bench.distillation", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("distillation", __doc__, tiny="a student of nothing; no files")
     parser.add_argument("--data", type=Path, required=True, help="a folder in LibriSpeech layout")
     parser.add_argument("--teacher", type=Path, help="a checkpoint, or the folder that holds it")
     parser.add_argument("--work", type=Path, required=True, help="cache, checkpoints and metrics")
@@ -251,7 +250,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append", choices=SEEDS, help="only this one")
     parser.add_argument("--name", default="distillation", help="of the results")
     parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--tiny", action="store_true", help="a student of nothing; no files")
     given = parser.parse_args()
     student = SMALLEST if given.tiny else STUDENT
     unseen, seen = hold_out(scan(given.data), SPEAKERS, 1)

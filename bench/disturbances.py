@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import soundfile
 
 from jobs.step_folder import StepDir
 from lact_asr.data.manifest import read_manifest, write_manifest
-from tests.slurm.cluster import PrivateSlurm, die_with_parent
+from tests.slurm.cluster import PrivateSlurm, start_daemon
 from tests.slurm.launcher import Launcher, sh
 
 UTTERANCES = 24
@@ -393,16 +392,7 @@ def daemon_away(slurm: PrivateSlurm, name: str, node: str = "") -> Iterator[None
     try:
         yield
     finally:
-        with (slurm.directory / "log" / f"{name}.again").open("w") as log:
-            subprocess.Popen(
-                command,
-                env=slurm.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
+        start_daemon(command, slurm.environment, slurm.directory / "log" / f"{name}.again")
         ask = {
             "slurmctld": ["scontrol", "ping"],
             "slurmdbd": ["sacctmgr", "-n", "show", "cluster"],

@@ -10,7 +10,6 @@ reckoning: as many faults at the measured price, and the rest of an hour useful.
 else the machine does counts as lost, or is not seen at all.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 from bench.disturbances import PATIENCE, SMALL, Case, Disturbed
 from bench.faults import speech_of
-from bench.harness import Row, show, write
+from bench.harness import Row, argument_parser, show, write
 from bench.launcher import commit
 from bench.machine import machine
 from jobs.healing.spans import STARTING
@@ -87,12 +86,10 @@ def rows(step: Mapping[str, Any]) -> list[Row]:
 
 def main() -> None:
     """Train, kill, print what the ledger says; write bench/results/ettr.json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.ettr", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("ettr", __doc__, tiny="two faults; nothing is written")
     parser.add_argument("--data", type=Path, help="speech in LibriSpeech layout")
     parser.add_argument("--steps", type=int, default=1200, help="about ten minutes, undisturbed")
     parser.add_argument("--every", type=float, default=100.0, help="seconds between faults")
-    parser.add_argument("--tiny", action="store_true", help="two faults; nothing is written")
     given = parser.parse_args()
     if given.tiny:
         given.steps, given.every = 30, 10.0

@@ -6,7 +6,6 @@ what the run did without anybody, how long it took, what was lost, and whether t
 bit for bit those of the undisturbed run. Speech: the folder given with --data, else espeak-ng's.
 """
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 from bench.disturbances import UTTERANCES, Case, Disturbed, fill_disk
 from bench.fault_cases import CASES, QUIET
 from bench.fault_page import cells, known_rows, page, with_row, write
+from bench.harness import argument_parser
 from bench.launcher import commit
 from jobs.healing.rehearsal import Came, judge
 from jobs.step_folder import StepDir
@@ -149,13 +149,11 @@ def described(outcome: Outcome, commit: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run the matrix; write bench/results/faults.md and faults.json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("faults", __doc__, tiny="one case; nothing is written")
     parser.add_argument("--data", type=Path, help="speech in LibriSpeech layout")
     parser.add_argument(
         "--only", default="", help="these cases, with commas: their rows are made anew"
     )
-    parser.add_argument("--tiny", action="store_true", help="one case; nothing is written")
     parser.add_argument("--at-once", type=int, default=3, help="runs side by side (default 3)")
     given = parser.parse_args()
     if missing := missing_programs():

@@ -4,6 +4,7 @@ Wall times depend on what else the machine does. So contestants take turns withi
 ratio compares medians of the same rounds, and processor time is measured beside wall time.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -49,6 +50,15 @@ class Row:
             return median(self.ours) <= self.goal
         ratio = self.ratio
         return None if self.goal_ratio is None or ratio is None else ratio <= self.goal_ratio
+
+
+def argument_parser(name: str, story: str | None, tiny: str = "") -> argparse.ArgumentParser:
+    """Of `python -m bench.NAME`; `tiny` says what its --tiny does, where it has one."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=story)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    if tiny:
+        parser.add_argument("--tiny", action="store_true", help=tiny)
+    return parser
 
 
 def command(

@@ -9,7 +9,6 @@ job after the other; its time ends when the last job has left its mark. This Slu
 twice a second: what a job takes beyond the next such moment is what a chain loses.
 """
 
-import argparse
 import json
 import os
 import random
@@ -22,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Row, command, rounds, show, write
+from bench.harness import Row, argument_parser, command, rounds, show, write
 from bench.rivals import Call, Jobs, Rival, rivals
 from tests.slurm.cluster import PACKAGES, REPOSITORY, PrivateSlurm, missing_programs
 
@@ -252,12 +251,10 @@ def commit() -> str:
 
 def main() -> None:
     """Measure, print the table, write bench/results/launcher.json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.launcher", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("launcher", __doc__, tiny="few jobs, once; nothing written")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each comparison")
     parser.add_argument("--gwf", metavar="PROGRAM", help="gwf's program; the one on PATH if any")
     parser.add_argument("--note", default="", help="what else is to be said of the measurement")
-    parser.add_argument("--tiny", action="store_true", help="few jobs, once; nothing written")
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="default: all, and written")
     given = parser.parse_args()
     if missing := missing_programs():

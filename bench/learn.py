@@ -26,7 +26,7 @@ import numpy as np
 
 from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
-from bench.harness import RESULTS, Row, show, write
+from bench.harness import RESULTS, Row, argument_parser, show, write
 from bench.launcher import commit
 from bench.machine import clock, device, machine
 from bench.peers import parameters
@@ -295,8 +295,7 @@ def run(name: str, parts: Parts, given: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train what is asked for, and compare."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learn", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("learn", __doc__, tiny="a model that learns nothing; no files")
     parser.add_argument("--data", type=Path, help="a folder in LibriSpeech layout")
     parser.add_argument("--work", type=Path, help="checkpoints and metrics")
     parser.add_argument("--recipe", action="append", choices=RECIPES, help="default: every one")
@@ -304,7 +303,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the recipe's: a pilot")
     parser.add_argument("--batch-seconds", type=float, help="instead of the recipe's")
     parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--tiny", action="store_true", help="a model that learns nothing; no files")
     given = parser.parse_args()
     if not given.report:
         if not (given.data and given.work):

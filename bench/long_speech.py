@@ -9,14 +9,13 @@ pieces scaled down to what 15 s would sum to (`capped`), and with no step at all
 bench/results/long_speech.json: error rates, and by how much the fast weights moved.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench.harness import Row, show, write
+from bench.harness import Row, argument_parser, show, write
 from bench.launcher import commit
 from bench.learn import SPEAKERS
 from bench.machine import device, machine
@@ -89,8 +88,7 @@ def measure(
 
 def main() -> None:
     """Hear everything in every way, print the table, write it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.long_speech", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("long_speech", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="a folder in LibriSpeech layout")
     parser.add_argument("--checkpoint", type=Path, required=True, help="of a recognizer")
     given = parser.parse_args()

@@ -11,7 +11,6 @@ what is damaged. Without checksums, as before there were any, nobody can know: s
 read or refused, and never ends in another error than a sentence.
 """
 
-import argparse
 import itertools
 import json
 import random
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bench.harness import RESULTS
+from bench.harness import RESULTS, argument_parser
 from bench.machine import machine
 from bench.train_step import SMALLEST
 from lact_asr.config.training import TrainingConfig
@@ -230,14 +229,9 @@ def trials(count: int, seed: int, sums: bool = True) -> Counter[str]:
 
 def main() -> None:
     """Try, print the counts, write bench/results/mutated_checkpoints.json."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.mutated_checkpoints",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("mutated_checkpoints", __doc__, tiny="few; nothing written")
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="few; nothing written")
     given = parser.parse_args()
     count = 44 if given.tiny else given.count
     torch.set_num_threads(1)

@@ -8,7 +8,6 @@ read as `check` does. Anything but a pipeline or a list of mistakes, each with t
 wrong; so is a file that reading has made. Each exception is printed with the text that raised it.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -19,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.harness import RESULTS
+from bench.harness import RESULTS, argument_parser
 from bench.machine import machine
 from jobs.errors import SpecError
 from jobs.reading.pipeline_file import read_pipeline
@@ -141,14 +140,9 @@ def trials(count: int, seed: int) -> tuple[dict[str, int], list[str]]:
 
 def main() -> None:
     """Read them all; exit status 1 where one was neither read nor refused."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.mutated_pipelines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("mutated_pipelines", __doc__, tiny="few; nothing written")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="few; nothing written")
     given = parser.parse_args()
     count, began = 50 if given.tiny else given.count, time.monotonic()
     found, made = trials(count, given.seed)

@@ -12,7 +12,6 @@ of its data and its `take_step`. One checkpoint in so few steps is more than the
 it is one in 500.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +24,10 @@ from unittest.mock import patch
 
 import torch
 
-from bench.harness import Row, rounds, show, write
+from bench.harness import Row, argument_parser, rounds, show, write
 from bench.launcher import commit
 from bench.machine import device, machine, precision, stopwatch
+from bench.steps import block_arguments
 from bench.train_step import SHAPES
 from jobs.fence import Attempt, Fence
 from jobs.step_folder import StepDir
@@ -185,15 +185,9 @@ def rows(
 
 def main() -> None:
     """Measure, print the table, write bench/results/overhead.json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("overhead", __doc__, tiny="the smallest sizes; nothing written")
     parser.add_argument("--data", type=Path, required=True, help="speech in LibriSpeech layout")
-    parser.add_argument("--size", choices=SHAPES, default="small")
-    parser.add_argument("--steps", type=int, default=50, help="of a block")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--audio", type=float, default=16.0, help="seconds in a batch")
-    parser.add_argument("--tiny", action="store_true", help="the smallest sizes; nothing written")
-    given = parser.parse_args()
+    given = block_arguments(parser, SHAPES, 50)
     if given.tiny:
         given.size, given.steps, given.rounds = "smallest", 3, 1
     torch.set_num_threads(1)

@@ -8,7 +8,6 @@ about it and the numbers come from the files of the steps. What takes days there
 the notes has 25,000 steps and 24 hours, one of these 100 and a minute.
 """
 
-import argparse
 import json
 import math
 import tempfile
@@ -23,7 +22,7 @@ import torch
 from bench.disturbances import SMALL, TRAINING
 from bench.fault_cases import fault
 from bench.faults import about_machine, speech_of
-from bench.harness import RESULTS
+from bench.harness import RESULTS, argument_parser
 from distill.models.registry import FAMILIES
 from jobs.healing.remedies import changes_of, in_words
 from jobs.step_folder import StepDir
@@ -366,8 +365,7 @@ def run(slurm: PrivateSlurm, folder: Path, data: Path | None) -> list[dict[str, 
 
 def main() -> None:
     """Run all; write bench/results/pathologies.md and .json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.pathologies", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("pathologies", __doc__)
     parser.add_argument("--data", type=Path, help="speech in LibriSpeech layout")
     given = parser.parse_args()
     with (

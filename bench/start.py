@@ -8,7 +8,6 @@ train-clean-360 has, so every batch has audio behind it. Compared with a Python 
 and ends, in the same rounds; the goal is 5 s beyond that. A public project took 15 min 28 s.
 """
 
-import argparse
 import itertools
 import os
 import sys
@@ -18,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Row, command, rounds, show, write
+from bench.harness import Row, argument_parser, command, rounds, show, write
 from bench.machine import machine
 from jobs.pipeline import Resources
 from jobs.step_folder import StepDir
@@ -52,12 +51,10 @@ def job(settings: dict[str, Any], folder: Path, environment: dict[str, str]) -> 
 
 def main() -> None:
     """Measure, print the table, write bench/results/start.json."""
-    parser = argparse.ArgumentParser(prog="python -m bench.start", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("start", __doc__, tiny="few utterances; nothing written")
     parser.add_argument("--data", type=Path, required=True, help="a folder in LibriSpeech layout")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--utterances", type=int, default=UTTERANCES)
-    parser.add_argument("--tiny", action="store_true", help="few utterances; nothing written")
     given = parser.parse_args()
     if given.tiny:
         given.rounds, given.utterances = 1, 100

@@ -1,6 +1,7 @@
 """What the benchmarks of a training step share: noise to train on, a step, turns, peak memory."""
 
-from collections.abc import Callable, Mapping
+import argparse
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,6 +22,17 @@ from lact_asr.training.objective import Objective
 
 SYMBOLS = 29
 LABELS = 14  # a second of read speech
+
+
+def block_arguments(
+    parser: argparse.ArgumentParser, sizes: Iterable[str], steps: int
+) -> argparse.Namespace:
+    """What was asked for, of a benchmark in which blocks of steps take turns."""
+    parser.add_argument("--size", choices=sizes, default="small")
+    parser.add_argument("--steps", type=int, default=steps, help="of a block")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--audio", type=float, default=16.0, help="seconds in a batch")
+    return parser.parse_args()
 
 
 def noise(clip: float, batch_seconds: float) -> Batch:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.harness import Row, show, write
+from bench.harness import Row, argument_parser, show, write
 from bench.machine import device, machine, matmul_peak
 from bench.peers import equal, parameters
 from bench.steps import SYMBOLS, Stepper, in_turns, noise, peak_memory
@@ -83,13 +83,11 @@ def at(clip: float, given: argparse.Namespace) -> tuple[list[Row], dict[str, Any
 def main() -> None:
     """Measure, print the table, write bench/results/train_step.json."""
     on_gpu = device().type == "cuda"
-    parser = argparse.ArgumentParser(prog="python -m bench.train_step", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("train_step", __doc__, tiny="the smallest sizes; nothing written")
     parser.add_argument("--size", choices=SHAPES, default="base" if on_gpu else "small")
     parser.add_argument("--clips", type=float, nargs="+", default=[16.0, 35.0, 120.0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-seconds", type=float, default=960.0 if on_gpu else 64.0)
-    parser.add_argument("--tiny", action="store_true", help="the smallest sizes; nothing written")
     given = parser.parse_args()
     if given.tiny:
         given.size, given.clips, given.rounds, given.batch_seconds = "smallest", [2.0], 1, 4.0

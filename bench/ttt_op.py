@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness import Row, rounds, show, write
+from bench.harness import Row, argument_parser, rounds, show, write
 from bench.machine import bandwidth, device, machine, matmul_peak, precision, seconds
 from lact_asr.model.ttt import test_time_training
 
@@ -136,8 +136,7 @@ class Bench:
 def main() -> None:
     """Measure, print the table, write bench/results/ttt_op.json."""
     on_gpu = device().type == "cuda"
-    parser = argparse.ArgumentParser(prog="python -m bench.ttt_op", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("ttt_op", __doc__, tiny="the smallest sizes; nothing written")
     parser.add_argument(
         "--rows", type=int, default=256 if on_gpu else 16, help="utterances x heads"
     )
@@ -145,7 +144,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="of a fast head")
     parser.add_argument("--chunk", type=int, default=128, help="of the chunked schedules, tokens")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tiny", action="store_true", help="the smallest sizes; nothing written")
     given = parser.parse_args()
     if given.tiny:
         given.rows, given.tokens, given.width, given.chunk, given.rounds = 2, 24, 8, 8, 1

@@ -6,7 +6,6 @@ It says frame by frame how likely each symbol is; the student learns from it as 
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -97,11 +96,6 @@ class OwnCache:
     def __enter__(self) -> "OwnCache":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is None:
             self._writer.flush()

@@ -142,7 +142,7 @@ def _smaller(step: Step, few: Callable[[Path], Path]) -> tuple[dict[str, Any], s
 
 def _short_training(given: Mapping[str, Any]) -> dict[str, Any]:
     limits = {
-        name: min(given[name], most)
+        name: most if given[name] == "auto" else min(given[name], most)
         for name, most in _SMALLEST.items()
         if given.get(name) is not None
     }

@@ -1,13 +1,17 @@
 """What the kinds that take a checkpoint to some audio share: which model, which utterances."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from jobs.job import Job
 from lact_asr.config.base import Frozen
 
 if TYPE_CHECKING:
+    import torch
+
     from lact_asr.data.manifest import Utterance
 
 
@@ -33,3 +37,22 @@ def utterances(settings: ListeningSettings) -> "list[Utterance]":
     if settings.manifest:
         return read_manifest(settings.manifest)
     return [Utterance(str(path), path, duration(path), "", "") for path in settings.audio]
+
+
+def device(job: Job) -> "torch.device":
+    """This process's GPU, or the CPU."""
+    from lact_asr.distributed.processes import World
+
+    return World(job.rank, job.world_size, job.local_rank).device()
+
+
+def counter(job: Job, total: int) -> Callable[[float], None]:
+    """What is told how many utterances more are done, and reports how many of `total` are."""
+    done = 0
+
+    def progress(more: float) -> None:
+        nonlocal done
+        done += int(more)
+        job.report({"step": done, "total_steps": total})
+
+    return progress

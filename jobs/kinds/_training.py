@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 SIZES: dict[str, Mapping[str, BaseModel]] = {"lact": lact_config.SIZES, **distill_config.SIZES}
 
 
+Preset = Annotated[Literal["modern", "original", "plain"], Formerly("founding", now="original")]
+
+
 def size_field(*families: str, default: str = "tiny") -> Any:
     """A setting that names a size of one of these families."""
     named = "; ".join(f"{family}: {', '.join(SIZES[family])}" for family in families)
@@ -128,9 +131,7 @@ class TrainingSettings(ModelSettings):
     training: TrainingConfig = Field(
         TrainingConfig(), description="length, batches, optimizer, checkpoints"
     )
-    preset: Annotated[
-        Literal["modern", "original", "plain"], Formerly("founding", now="original")
-    ] = Field(
+    preset: Preset = Field(
         "modern",
         description="what completes `training`: modern adds speed perturbation, SpecAugment, a "
         "running mean of the weights and bfloat16 on GPUs; original is the project's first recipe "

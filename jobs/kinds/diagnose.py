@@ -61,7 +61,6 @@ def run(settings: Settings, job: Job) -> Result:
     """Walk one batch through the model, print and store what was seen."""
     from distill.models.registry import FAMILIES
     from lact_asr.diagnosis.diagnose import diagnose, table
-    from lact_asr.distributed.processes import World
     from lact_asr.training import checkpoint
 
     if job.world_size > 1:
@@ -70,8 +69,9 @@ def run(settings: Settings, job: Job) -> Result:
     model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
     batch = _batch(settings, vocabulary, model.video_shape)
     print(f"Walking {len(batch)} utterances through {path}", flush=True)
-    device = World(job.rank, job.world_size, job.local_rank).device()
-    diagnosis = diagnose(model.to(device), batch, settings.limit, settings.precision)
+    diagnosis = diagnose(
+        model.to(_inference.device(job)), batch, settings.limit, settings.precision
+    )
     report = job.directory / "diagnosis.json"
     job.fence()
     write_json(report, {"checkpoint": str(path), "ids": batch.ids, **diagnosis.report()})

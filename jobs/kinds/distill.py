@@ -15,7 +15,6 @@ from distill.config.presets import DISTILL
 from jobs.job import Job
 from jobs.kinds import _training
 from jobs.pipeline import Resources
-from lact_asr.config.base import Formerly
 from lact_asr.config.text import TextConfig
 from lact_asr.utils.files import read_json
 
@@ -57,9 +56,7 @@ class Settings(_training.TrainingSettings):
     distill: DistillConfig = Field(
         DistillConfig(), description="what is learned from the teacher, and how much it counts"
     )
-    preset: Annotated[
-        Literal["modern", "original", "plain"], Formerly("founding", now="original")
-    ] = Field(
+    preset: _training.Preset = Field(
         "modern",
         description="what completes `training`: as in `train`, and with modern and original "
         "training ends after 20 validations without a gain. What is in force: "

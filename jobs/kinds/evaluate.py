@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from jobs.job import Job
-from jobs.kinds._inference import ListeningSettings, utterances
+from jobs.kinds._inference import ListeningSettings, counter, device, utterances
 from jobs.pipeline import Resources
 from lact_asr.config.base import Frozen
 from lact_asr.utils.errors import Failed
@@ -138,22 +138,14 @@ def _transcribe(
 ) -> "tuple[Transcription, Vocabulary]":
     from distill.models.registry import FAMILIES
     from lact_asr.decoding.transcribe import transcribe
-    from lact_asr.distributed.processes import World
     from lact_asr.training import checkpoint
 
     path = checkpoint.find(settings.checkpoint)
     model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
     print(f"Transcribing {len(chosen)} utterances with {path}", flush=True)
-    done = 0
-
-    def progress(count: float) -> None:
-        nonlocal done
-        done += int(count)
-        job.report({"step": done, "total_steps": len(chosen)})
-
-    device = World(job.rank, job.world_size, job.local_rank).device()
     seconds, precision = settings.batch_seconds, settings.precision
-    found = transcribe(model, vocabulary, chosen, seconds, device, progress, precision)
+    progress = counter(job, len(chosen))
+    found = transcribe(model, vocabulary, chosen, seconds, device(job), progress, precision)
     return found, vocabulary
 
 

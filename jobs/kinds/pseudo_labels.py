@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from jobs.job import Job
+from jobs.kinds._inference import counter, device
 from jobs.pipeline import Present, Resources
 from lact_asr.config.base import Frozen
 from lact_asr.utils.errors import Failed
@@ -116,7 +117,6 @@ def _guesses(settings: Settings, utterances: "list[Utterance]", job: Job) -> "di
 
     from distill.models.registry import FAMILIES
     from distill.pseudo_labels import listen, read_guesses
-    from lact_asr.distributed.processes import World
     from lact_asr.training import checkpoint
     from lact_asr.utils.files import write_atomic
 
@@ -124,21 +124,14 @@ def _guesses(settings: Settings, utterances: "list[Utterance]", job: Job) -> "di
         return read_guesses(settings.transcripts)
     assert settings.checkpoint is not None
     model, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.checkpoint), FAMILIES)
-    done = 0
-
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        job.report({"step": done, "total_steps": len(utterances)})
-
     guesses, unreadable = listen(
         model,
         vocabulary,
         utterances,
         batch_seconds=settings.batch_seconds,
-        device=World(job.rank, job.world_size, job.local_rank).device(),
+        device=device(job),
         precision=settings.precision,
-        progress=progress,
+        progress=counter(job, len(utterances)),
     )
     for identity, why in unreadable.items():
         print(f"Left out utterance {identity}: {why}", flush=True)

@@ -5,7 +5,7 @@ What a file says and what comes of it differ by defaults and presets; this is wh
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import kinds
 from jobs.pipeline import Pipeline, Step
@@ -13,12 +13,14 @@ from jobs.reading.gates import is_decided
 from jobs.reading.json_schema import leaves
 from jobs.reading.paths import Place
 from jobs.reading.yaml12 import Document
-from lact_asr.config.budget import Budget
-from lact_asr.config.memory import PER_WEIGHT, activation_bytes
+from lact_asr.config.memory import Heard, activation_bytes, in_half, weight_bytes
 from lact_asr.config.model import ModelConfig
 from lact_asr.config.text import ENGLISH
 from lact_asr.config.training import CTCConfig, TrainingConfig
 from lact_asr.text.normalize import CHARACTERS
+
+if TYPE_CHECKING:
+    from lact_asr.model.interface import CTCModel
 
 GIB = 2**30
 
@@ -90,22 +92,18 @@ def _source(
 
 def facts(step: Step) -> Iterator[str]:
     """Size, memory, steps an epoch and hours, as far as they can be known before anything runs."""
-    training = TrainingConfig.model_construct(**step.settings["training"])
     if not is_decided(step.settings):
         yield "size, steps an epoch: known when the results in its settings are there"
         return
     if _shape(step):
-        parameters, symbols = _parameters(step)
-        counted = "" if _known(step) else " (those that it writes with are known when it starts)"
-        yield f"model: {parameters / 1e6:.3g} M parameters with {symbols} symbols{counted}"
-        yield _memory(step, parameters)
+        yield from _size(step)
     train = str(step.settings["train"])
     if "batch_tokens" in step.settings["training"]:
         return
     if "${" in train or not Path(train).exists():
         yield f"steps an epoch, hours: known when {train} is there"
     else:
-        yield _length(step, Path(train), training)
+        yield _length(step, Path(train))
 
 
 def _shape(step: Step) -> dict[str, Any]:
@@ -120,8 +118,8 @@ def _configuration(step: Step) -> Any:
     return kinds.load(step.kind).Settings.model_construct(**step.settings).configuration()
 
 
-def _parameters(step: Step) -> tuple[int, int]:
-    """Of the model, and the symbols that it writes with, as far as that is known."""
+def _size(step: Step) -> Iterator[str]:
+    """Of the model, and of the memory that it takes, with the symbols as far as they are known."""
     import torch
 
     from distill.models.registry import FAMILIES
@@ -131,7 +129,9 @@ def _parameters(step: Step) -> tuple[int, int]:
     symbols = step.settings["vocabulary_size"] if learned else len(CHARACTERS) + 1
     with torch.device("meta"):  # shapes alone
         model = FAMILIES[step.settings["family"]](_shape(step), symbols)
-    return count_parameters(model), symbols
+    counted = "" if _known(step) else " (those that it writes with are known when it starts)"
+    yield f"model: {count_parameters(model) / 1e6:.3g} M parameters with {symbols} symbols{counted}"
+    yield _memory(step, model, symbols)
 
 
 def _known(step: Step) -> bool:
@@ -141,33 +141,54 @@ def _known(step: Step) -> bool:
     return bool(writes == "bpe") or (writes == "characters" and english)
 
 
-def _memory(step: Step, parameters: int) -> str:
-    config, training = _configuration(step), step.settings["training"]
+def _memory(step: Step, model: "CTCModel", symbols: int) -> str:
+    config, training = _configuration(step), _training(step)
     if not isinstance(config, ModelConfig):
         return f"GPU memory: not reckoned for family {step.settings['family']}"
-    chosen = TrainingConfig.model_construct(**training)
-    seconds = chosen.most_seconds
-    kept = activation_bytes(config, seconds, training["precision"] in ("auto", "bf16"))
-    weights = PER_WEIGHT * parameters
+    heard, weights = _heard(step, symbols), _weights(training, model)
+    kept = activation_bytes(config, _ctc(step), heard, in_half(training))
     return (
         f"GPU memory: about {(weights + kept) / GIB:.2g} GiB (reckoned, not measured: weights, "
-        f"gradients and optimizer {weights / GIB:.2g}, a micro-batch of {seconds:g} s "
+        f"gradients and optimizer {weights / GIB:.2g}, a micro-batch of {heard.seconds:.4g} s "
         f"{kept / GIB:.2g}; a teacher beside it is not counted)"
     )
 
 
-def _length(step: Step, train: Path, training: TrainingConfig) -> str:
+def _heard(step: Step, symbols: int) -> Heard:
+    """The largest micro-batch: all of it at the slowest speed, as often as it is heard."""
+    training, views = _training(step), _ctc(step).views
+    budget, slowest = training.budget(views), min(1.0, *training.augment.speeds)
+    longest = training.max_duration
+    most = max(longest, budget.seconds or budget.room(longest) * longest)
+    return Heard(views * most / slowest, longest / slowest, symbols)
+
+
+def _weights(training: TrainingConfig, model: "CTCModel") -> int:
+    """Bytes of the weights and of what training keeps beside them."""
+    from lact_asr.training import optim
+    from lact_asr.training.objective import CTCObjective
+
+    groups = optim.build(CTCObjective(model), training.optim).param_groups
+    return sum(
+        parameter.numel() * weight_bytes(training, group["muon"])
+        for group in groups
+        for parameter in group["params"]
+    )
+
+
+def _length(step: Step, train: Path) -> str:
     import numpy as np
 
     from lact_asr.data.batch_plan import epoch_plan
     from lact_asr.data.manifest import read_manifest
 
+    training = _training(step)
     seconds = np.array([each.duration for each in read_manifest(train)])
     seconds = seconds[seconds <= training.max_duration]
-    ranks, config = step.resources.world_size, step.settings["training"]
-    plan = epoch_plan(seconds, _budget(step), training.seed, 0, ranks)
+    ranks = step.resources.world_size
+    plan = epoch_plan(seconds, training.budget(_ctc(step).views), training.seed, 0, ranks)
     pace = len(plan[0]) / training.accumulate
-    epochs = config["epochs"] or config["max_steps"] / pace
+    epochs = training.epochs or (training.max_steps or 0) / pace
     hours = seconds.sum() / 3600
     return (
         f"{len(seconds):,} utterances, {hours:.2f} h: {pace:g} steps an epoch on {ranks} "
@@ -176,9 +197,12 @@ def _length(step: Step, train: Path, training: TrainingConfig) -> str:
     )
 
 
-def _budget(step: Step) -> Budget:
-    views = CTCConfig.model_validate(step.settings.get("ctc", {})).views
-    return TrainingConfig.model_validate(step.settings["training"]).budget(views)
+def _training(step: Step) -> TrainingConfig:
+    return TrainingConfig.model_validate(step.settings["training"])
+
+
+def _ctc(step: Step) -> CTCConfig:
+    return CTCConfig.model_validate(step.settings.get("ctc", {}))
 
 
 def _at(value: Any, place: Place) -> Any:

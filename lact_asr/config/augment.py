@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from lact_asr.config.base import Frozen
+from lact_asr.config.base import Frozen, Listed
 
 
 def _playable(speeds: tuple[float, ...]) -> tuple[float, ...]:
@@ -13,7 +13,7 @@ def _playable(speeds: tuple[float, ...]) -> tuple[float, ...]:
     return speeds
 
 
-Speeds = Annotated[tuple[float, ...], AfterValidator(_playable)]
+Speeds = Annotated[tuple[float, ...], Listed, AfterValidator(_playable)]
 
 
 class AugmentConfig(Frozen):

@@ -2,8 +2,18 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+
+
+def _listed(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+# Marks a tuple inside a block that a `before` validator looks at. What that hands on is Python's,
+# and there pydantic (2.14) takes no list for a tuple: a pipeline file, read strictly, could not
+# write one.
+Listed = BeforeValidator(_listed)
 
 
 class Frozen(BaseModel):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from lact_asr.config.augment import AugmentConfig
-from lact_asr.config.base import Frozen
+from lact_asr.config.base import Frozen, Listed
 from lact_asr.config.budget import Budget
 
 
@@ -123,7 +123,7 @@ class OptimConfig(Frozen):
     hold: float = Field(
         0.6, ge=0, lt=1, description="Share of max_steps at which decay: hold leaves the peak"
     )
-    betas: tuple[float, float] = Field(
+    betas: Annotated[tuple[float, float], Listed] = Field(
         (0.9, 0.98), description="Memory of AdamW's two running means, per step"
     )
     weight_decay: float = Field(

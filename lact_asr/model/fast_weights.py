@@ -5,8 +5,9 @@ weights upwards on sum_t lr_t <f(k_t), v_t> over the tokens of a chunk, optional
 with the change orthogonalized, then gives every row back the norm that it started with.
 
 Legend: N utterances x heads (head fastest), C tokens, d width of keys, queries and values, h inner
-width. Weights, norms, momenta and step sizes are float32 (or wider) whatever the tokens' type: in
-bfloat16 a plain step (0.1 % of a weight) is smaller than the spacing of the numbers (0.4 %).
+width; values may have a width of their own, which is w1's too. Weights, norms, momenta and step
+sizes are float32 (or wider) whatever the tokens' type: in bfloat16 a plain step (0.1 % of a weight)
+is smaller than the spacing of the numbers (0.4 %).
 """
 
 from collections.abc import Callable, Sequence
@@ -172,6 +173,8 @@ def _select_rows(rows: Tensor | None, new: Weights, old: Weights) -> Weights:
 
 def _orthogonal(change: Weights, coefficients: str) -> Weights:
     """Newton-Schulz on each matrix; w1 goes transposed, so that all three make one batch."""
+    if change.w1.mT.shape != change.w0.shape:  # values are not as wide as keys
+        return Weights(*(newton_schulz(each, coefficients) for each in change))
     stack = torch.stack((change.w0, change.w1.mT, change.w2))
     w0, w1, w2 = newton_schulz(stack, coefficients).unbind()
     return Weights(w0, w1.mT, w2)

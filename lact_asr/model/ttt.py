@@ -55,6 +55,7 @@ def test_time_training(
     state: State | None = None,
 ) -> tuple[Tensor, State]:
     """Read tokens q [N,L,d] with fast weights that learn from k, v: output [N,L,d], final state.
+    Values may have another width than keys and queries: it is the output's, and w1's first.
 
     Initial weights w0, w2 [N,h,d], w1 [N,d,h]; step sizes lr0, lr1, lr2 [N,L,1], positive; momentum
     gate [N,L,1] in 0..1. `lengths` [B] counts the valid tokens of each utterance, N // B rows each:
@@ -68,7 +69,7 @@ def test_time_training(
         weights = Weights(wide(w0), wide(w1), wide(w2))
         state = State.initial(weights, prenorm=prenorm, momentum=momentum is not None)
     if not q.shape[1]:
-        return torch.empty_like(q), state
+        return q.new_empty(v.shape), state
     counts = None if lengths is None else _row_counts(lengths, q)
     size = q.shape[1] if schedule == "set" or chunk_size is None else chunk_size
     if schedule == "apply_then_update":
@@ -86,9 +87,8 @@ def _check(
     if schedule != "set" and (chunk_size is None or chunk_size < 1):
         raise ValueError(f"schedule {schedule!r} needs a chunk_size of 1 token or more")
     for name, x in tokens._asdict().items():
-        single = name not in ("k", "v")
-        if x is not None and (x.shape[:2] != q.shape[:2] or (single and x.shape[2:] != (1,))):
-            wanted = (*q.shape[:2], 1 if single else q.shape[2])
+        width = {"k": q.shape[2], "v": tokens.v.shape[-1]}.get(name, 1)
+        if x is not None and x.shape != (wanted := (*q.shape[:2], width)):
             raise ValueError(f"{name} has shape {tuple(x.shape)}, not {wanted}")
     if state is None:
         return

@@ -71,6 +71,18 @@ def test_what_is_trained_is_evaluated_on_what_it_has_not_learned_from(file: Path
         assert manifest == "test" or manifest.removeprefix("manifests.") in corpus["test"]
 
 
+def test_every_way_of_teaching_is_held_against_the_student_alone() -> None:
+    pipeline = read("distillation")
+    taught = {f"${{{step.name}.checkpoint}}" for step in of_kind(pipeline, "distill")}
+    judged = {step.settings["checkpoint"]: step for step in of_kind(pipeline, "evaluate")}
+    assert len(taught) == 5 and taught <= judged.keys()
+    alone = judged.pop("${train.checkpoint}")
+    for checkpoint, step in judged.items():
+        assert step.gate == {"wer": f"<= ${{{alone.name}.wer}}"}, checkpoint
+        assert alone.name in step.needs
+        assert step.settings["manifest"] == alone.settings["manifest"]
+
+
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_a_checkpoint_is_never_many_steps_away_and_times_fit_the_example_cluster(
     file: Path,

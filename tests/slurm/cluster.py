@@ -26,8 +26,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -129,6 +130,15 @@ class PrivateSlurm:
         self.wait_for(lambda: not self.run("squeue", "-h").strip())
 
 
+@contextlib.contextmanager
+def new_slurm(nodes: int = 4) -> Iterator[PrivateSlurm]:
+    """A private cluster in a new folder, which goes away with it."""
+    directory = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: Unix sockets live in it
+    with PrivateSlurm(directory, nodes) as cluster:
+        yield cluster
+    shutil.rmtree(directory)
+
+
 # --- the keeper process ---------------------------------------------------------------------------
 
 
@@ -216,16 +226,7 @@ class Keeper:
         self._call(*sql, f"{account} grant all on slurm_acct.* to slurm@'127.0.0.1'")
 
     def _daemon(self, name: str, *command: str) -> None:
-        with (self.directory / "log" / f"{name}.out").open("w") as log:
-            subprocess.Popen(
-                command,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
+        start_daemon(command, self.environment, self.directory / "log" / f"{name}.out")
 
     def _call(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
@@ -246,7 +247,21 @@ class Keeper:
             time.sleep(0.05)
 
 
-def die_with_parent() -> None:
+def start_daemon(command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    """A process of its own session, which the kernel kills when this process is gone."""
+    with log.open("w") as said:
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+
+def _die_with_parent() -> None:
     """In a new child, before exec: ask the kernel for SIGKILL when the keeper is gone."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

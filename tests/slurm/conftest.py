@@ -1,15 +1,12 @@
 """The private Slurm: started once per test session, emptied after every test that used it."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from jobs.backends.slurm.backend import SlurmBackend
-from tests.slurm.cluster import PACKAGES, PrivateSlurm, missing_programs
+from tests.slurm.cluster import PACKAGES, PrivateSlurm, missing_programs, new_slurm
 from tests.slurm.steps import as_stored
 
 
@@ -19,10 +16,8 @@ def private_slurm() -> Iterator[PrivateSlurm]:
     if missing := missing_programs():
         reason = f"{', '.join(missing)} not installed; Debian: apt-get install {PACKAGES}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    directory = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: Unix sockets live in it
-    with PrivateSlurm(directory) as cluster:
+    with new_slurm() as cluster:
         yield cluster
-    shutil.rmtree(directory)
 
 
 @pytest.fixture

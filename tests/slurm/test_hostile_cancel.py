@@ -6,15 +6,13 @@ The trouble is made by shell scripts before Slurm's own programs; the jobs are r
 import getpass
 import json
 import re
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import PATIENCE, PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm, new_slurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, chain, sh
 
 TIMED_OUT = (
@@ -38,10 +36,8 @@ def launcher(tmp_path: Path, slurm: PrivateSlurm) -> Launcher:
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[PrivateSlurm]:
     """A second cluster, which has the same name and hands out the same ids."""
-    directory = Path(tempfile.mkdtemp(prefix="slurm-"))
-    with PrivateSlurm(directory, nodes=1) as cluster:
+    with new_slurm(nodes=1) as cluster:
         yield cluster
-    shutil.rmtree(directory)
 
 
 def start(launcher: Launcher, **scripts: str) -> str:

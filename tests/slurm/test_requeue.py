@@ -88,7 +88,7 @@ def end_soon_after_interruption(launcher: Launcher) -> None:
     launcher.touch("told")
 
 
-def went_on_and_ended(launcher: Launcher, signal: str, state: str) -> None:
+def expect_to_go_on_and_end(launcher: Launcher, signal: str, state: str) -> None:
     """Training saved when the signal came, went on from there, ended; what is behind ran once."""
     launcher.wait_for_states(last="succeeded")
     (interrupted,) = events(launcher, "interrupted")
@@ -118,10 +118,10 @@ def test_a_training_step_whose_nodes_are_taken_goes_on_from_its_checkpoint(
     launcher.slurm.wait_for(lambda: launcher.slurm.state(job) == "PENDING")
     assert launcher.states() == {"train": "queued", "behind": "waiting", "last": "waiting"}
     launcher.slurm.run("scancel", higher)
-    went_on_and_ended(launcher, "SIGTERM", "PREEMPTED")
+    expect_to_go_on_and_end(launcher, "SIGTERM", "PREEMPTED")
 
 
 def test_a_training_step_that_meets_its_time_limit_goes_on_from_its_checkpoint(
     runs: dict[str, Launcher],
 ) -> None:
-    went_on_and_ended(runs["limited"], "SIGUSR2", "COMPLETED")
+    expect_to_go_on_and_end(runs["limited"], "SIGUSR2", "COMPLETED")

@@ -5,17 +5,15 @@ up after 2 s instead of 50, so that it is the launcher that waits.
 """
 
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.slurm.cluster import PATIENCE, PrivateSlurm
+from tests.slurm.cluster import PATIENCE, PrivateSlurm, new_slurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, chain
 
 STEPS = ("one", "two", "three", "four")
@@ -51,10 +49,8 @@ class Controller:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[PrivateSlurm]:
-    directory = Path(tempfile.mkdtemp(prefix="slurm-"))
-    with PrivateSlurm(directory, nodes=1) as cluster:
+    with new_slurm(nodes=1) as cluster:
         yield cluster
-    shutil.rmtree(directory)
 
 
 @pytest.fixture

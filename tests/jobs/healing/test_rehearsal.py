@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from jobs import kinds
 from jobs.arguments import USUAL
 from jobs.errors import UserError
-from jobs.healing.rehearsal import STEPS, UTTERANCES, judge, planned, shrink, target
+from jobs.healing.rehearsal import SAVED_EVERY, STEPS, UTTERANCES, judge, planned, shrink, target
 from jobs.pipeline import Pipeline
 from jobs.reading.pipeline_file import read_pipeline
 from jobs.rehearse import cut, table
@@ -71,6 +71,17 @@ def test_what_refers_to_a_step_that_is_left_out_is_left_out_too(tmp_path: Path) 
     assert [step.name for step in small.steps] == ["second"]
     assert small.steps[0].needs == ()
     assert done["first"] == "left out: it uses what make would have found"
+
+
+def test_checkpoints_come_often_where_the_pipeline_leaves_their_distance_to_be_measured(
+    tmp_path: Path,
+) -> None:
+    """What a fault costs would depend on how long a step takes on the day."""
+    training = {"checkpoint_every": "auto", "valid_every": 3}
+    train = {"train": "t.jsonl", "dev": "d.jsonl", "training": training}
+    small, _ = shrink(pipeline(tmp_path, {"train": {"kind": "train", "settings": train}}), same)
+    found = small.steps[0].settings["training"]
+    assert (found["checkpoint_every"], found["valid_every"]) == (SAVED_EVERY, 3)
 
 
 def test_manifests_are_cut_to_a_few_utterances_of_all_lengths_and_the_longest(

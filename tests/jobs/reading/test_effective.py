@@ -1,20 +1,28 @@
 """What `check` says of the recipe in force: each setting's source, what a preset became, sizes."""
 
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from jobs.reading.effective import facts, overridden, values
 from jobs.reading.pipeline_file import overlaid, read_pipeline
-from lact_asr.config.memory import activation_bytes
-from lact_asr.config.model import SIZES
+from lact_asr.config.memory import Heard, activation_bytes, weight_bytes
+from lact_asr.config.model import SIZES, ModelConfig
+from lact_asr.config.training import AverageConfig, CTCConfig, OptimConfig, TrainingConfig
+from lact_asr.data.batch import Batch
 from lact_asr.data.manifest import write_manifest
 from lact_asr.model.recognizer import Recognizer
+from lact_asr.training import optim
+from lact_asr.training.objective import CTCObjective
 from tests.jobs.launcher import Launcher
 from tests.lact_asr.tiny_runs import tones
 
+SHAPE = ModelConfig(
+    hidden=96, layers=3, attention_heads=4, lact_heads=2, mlp=288, conv_layers=2, window=32
+)
+CHUNKED = {"schedule": "update_then_apply", "chunk": 40}
 FILE = """
 steps:
   train:
@@ -97,22 +105,107 @@ def test_effective_prints_the_recipe_of_every_step_that_trains(tmp_path: Path) -
     assert "overfit (overfit)" not in done.stdout
 
 
-@pytest.mark.parametrize("seconds", [4.0, 9.0])
-def test_the_memory_reckoned_is_what_autograd_keeps(seconds: float) -> None:
-    config = SIZES["tiny"]
-    model, kept = Recognizer(config, 29).train(), dict[int, int]()
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    alive = []
+def clips(seconds: float, count: int, symbols: int) -> Batch:
+    """Noise with as many labels as read speech has."""
+    samples, labels = int(seconds * 16_000), int(seconds * 14)
+    names, each = [str(number) for number in range(count)], torch.full((count,), labels)
+    waves, lengths = torch.randn(count, samples) * 0.1, torch.full((count,), samples)
+    return Batch(names, names, waves, lengths, torch.randint(1, symbols, (count * labels,)), each)
+
+
+def kept_for_backward(objective: CTCObjective, batch: Batch, half: bool) -> int:
+    """Bytes that autograd keeps of a loss, beside the model's own weights in any type."""
+    model = objective.model
+    own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+    shapes = {each.shape for each in model.parameters() if each.ndim > 1}
+    shapes |= {each.mT.shape for each in model.parameters() if each.ndim > 1}
+    kept, alive = {}, []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        cast = tensor.dtype == torch.bfloat16 and tensor.shape in shapes
+        if storage.data_ptr() not in own and not cast:
             kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
+        alive.append(tensor)  # or its place would be taken by another, and that one not counted
         return tensor
 
-    waves = torch.from_numpy(np.random.default_rng(0).normal(size=(1, int(seconds * 16_000))))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(waves.float(), torch.tensor([waves.shape[1]]))
-    reckoned = activation_bytes(config, seconds, half=False)
-    assert 0.7 < reckoned / sum(kept.values()) < 1.4
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        objective(batch, 0.0)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("changes", "ctc"),
+    [
+        ({}, {}),
+        ({"conv_kernel": 15}, {}),
+        ({"conv_kernel": 15, "dropout": 0.0}, {"intermediate": [1, 2]}),
+        ({}, {"consistency": 0.2}),
+        ({"lact_heads": 1, "fast_width": 2.0, "qk_norm": False}, {}),
+        ({"schedule": "off"}, {}),
+        ({**CHUNKED, "momentum": True, "orthogonalize": "fixed"}, {}),
+        ({"subsampling": 2, "conv_layers": 3}, {"consistency": 0.2, "intermediate": [2]}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("seconds", "count"), [(1.5, 3), (6.0, 1)])
+def test_the_memory_reckoned_is_what_autograd_keeps(
+    changes: dict, ctc: dict, seconds: float, count: int, half: bool
+) -> None:
+    config, ctc = SHAPE.model_copy(update=changes), CTCConfig.model_validate(ctc)
+    objective = CTCObjective(Recognizer(config, 100).train(), ctc)
+    kept = kept_for_backward(objective, clips(seconds, count, 100), half)
+    heard = Heard(ctc.views * count * seconds, seconds, 100)
+    assert activation_bytes(config, ctc, heard, half) == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_the_memory_reckoned_of_weights_is_what_a_step_leaves_beside_them(method: str) -> None:
+    training = TrainingConfig(optim=OptimConfig(method=method))
+    objective = CTCObjective(Recognizer(SHAPE, 100))
+    optimizer = optim.build(objective, training.optim)
+    for parameter in objective.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    kept = sum(parameter.nbytes for parameter in objective.model.parameters())
+    beside = kept  # the gradients; Muon drops its own in the step
+    optimizer.step()
+    beside += sum(
+        value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim
+    )
+    reckoned = sum(
+        parameter.numel() * weight_bytes(training, group["muon"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+    scalars = sum(each.nbytes for each in objective.model.parameters() if not each.ndim)
+    assert reckoned == pytest.approx(kept + beside, abs=2 * scalars)
+
+
+def test_a_running_mean_and_bfloat16_take_their_share_of_memory() -> None:
+    plain = TrainingConfig()
+    averaged = TrainingConfig(average=AverageConfig(decay=0.9), precision="auto")
+    assert weight_bytes(averaged, True) - weight_bytes(plain, True) == 4 + 2
+
+
+def told(file: Path, *changes: str) -> tuple[float, float]:
+    """GiB of weights, gradients and optimizer that `check` tells, and seconds of a micro-batch."""
+    (step,) = read_pipeline(file, [f"train.{change}" for change in changes]).steps
+    memory = list(facts(step))[1]
+    return tuple(float(each) for each in re.findall(r"optimizer (\S+), .* of (\S+) s", memory)[0])
+
+
+def test_check_reckons_with_the_optimizer_and_with_all_that_is_heard(file: Path) -> None:
+    weights, seconds = told(file)
+    assert told(file, "training.optim.method=muon")[0] < weights
+    assert seconds == 2 * 20.0
+    views = ["ctc.consistency=0.2", "training.augment.time_masks=2"]
+    assert told(file, *views)[1] == 2 * 20.0, "one utterance, heard twice"
+    assert told(file, *views, "training.batch_utterances=1")[1] == 2 * 20.0
+    assert told(file, "training.batch_utterances=null", "training.batch_seconds=8")[1] == 20.0
+    slower = "batch_utterances: 2, augment: {speeds: [0.8, 1.0]}"
+    file.write_text(file.read_text().replace("batch_utterances: 2", slower))
+    assert told(file)[1] == 2 * 25.0

@@ -463,6 +463,15 @@ VALUES = st.recursive(
 )
 
 
+def test_lists_of_numbers_are_read_inside_a_block_that_is_looked_at_first(tmp_path: Path) -> None:
+    training = {"augment": {"speeds": [0.9, 1.0]}, "optim": {"betas": [0.9, 0.95]}}
+    step = {"kind": "train", "settings": {"train": "t", "dev": "d", "training": training}}
+    (tmp_path / "p.yaml").write_text(json.dumps({"steps": {"a": step}}))
+    got = read_pipeline(tmp_path / "p.yaml").steps[0].settings["training"]
+    assert got["augment"]["speeds"] == (0.9, 1.0)
+    assert got["optim"]["betas"] == (0.9, 0.95)
+
+
 @given(
     st.fixed_dictionaries(
         {"kind": st.sampled_from(["command", "train", "download", "teacher"])},

@@ -113,7 +113,7 @@ def one_row(
         outputs += [fast_function(row.weights, q[t]) for t in span]
         if schedule == "apply_then_update" and span.stop < length:
             row.learn(k, v, steps, gate, span)
-    return torch.stack(outputs) if outputs else torch.zeros_like(q), row
+    return torch.stack(outputs) if outputs else torch.zeros_like(v), row
 
 
 def rms(x: Tensor, gain: Tensor, eps: float) -> Tensor:

@@ -21,17 +21,26 @@ SCHEDULES = ("set", "update_then_apply", "apply_then_update")
 
 
 def inputs(
-    rows: int = 4, tokens: int = 11, width: int = 5, inner: int = 7, seed: int = 0
+    rows: int = 4,
+    tokens: int = 11,
+    width: int = 5,
+    inner: int = 7,
+    seed: int = 0,
+    values: int | None = None,
 ) -> dict[str, Tensor]:
-    """Random arrays in float64 whose updates change the answer by tens of percent."""
+    """Random arrays in float64 whose updates change the answer by tens of percent; `values` is the
+    width of v where it is not that of q and k.
+    """
+    values = values or width
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    arrays = {"w0": normal(rows, inner, width), "w1": normal(rows, width, inner)}
+    arrays = {"w0": normal(rows, inner, width), "w1": normal(rows, values, inner)}
     arrays |= {"w2": normal(rows, inner, width)}
-    arrays |= {name: normal(rows, tokens, width) for name in ("q", "k", "v")}
+    arrays |= {name: normal(rows, tokens, width) for name in ("q", "k")}
+    arrays["v"] = normal(rows, tokens, values)
     for name in ("lr0", "lr1", "lr2", "momentum"):
         arrays[name] = torch.rand(rows, tokens, 1, generator=g, dtype=torch.float64) * 0.5 + 0.05
     return arrays
@@ -52,7 +61,7 @@ def reference_run(
     **options,
 ) -> tuple[Tensor, list[reference.Row]]:
     """Row by row, each cut to its own length."""
-    outputs, rows = torch.zeros_like(arrays["q"]), []
+    outputs, rows = torch.zeros_like(arrays["v"]), []
     for n in range(len(outputs)):
         size = lengths[n * len(lengths) // len(outputs)]
         steps = [arrays[name][n, :size, 0] for name in ("lr0", "lr1", "lr2")]
@@ -76,8 +85,9 @@ def reference_run(
     ("orthogonalize", "momentum", "prenorm"),
     [(None, False, False), (None, True, True), ("five_stage", True, False), ("fixed", False, True)],
 )
+@pytest.mark.parametrize("values", [5, 3, 9], ids="values of width {}".format)
 def test_outputs_states_and_gradients_equal_the_naive_reference(
-    schedule, orthogonalize, momentum, prenorm
+    schedule, orthogonalize, momentum, prenorm, values
 ):
     lengths = [11, 6]  # with chunks of 4: two full and a ragged one, and one full and a ragged one
     options = {
@@ -87,8 +97,8 @@ def test_outputs_states_and_gradients_equal_the_naive_reference(
         "momentum": momentum,
         "prenorm": prenorm,
     }
-    ours = {name: x.requires_grad_() for name, x in inputs().items()}
-    theirs = {name: x.requires_grad_() for name, x in inputs().items()}
+    ours = {name: x.requires_grad_() for name, x in inputs(values=values).items()}
+    theirs = {name: x.requires_grad_() for name, x in inputs(values=values).items()}
     output, state = run(ours, **options, lengths=torch.tensor(lengths))
     expected, rows = reference_run(theirs, lengths=lengths, **options)
     assert distance(output, expected) < 1e-11
@@ -268,6 +278,16 @@ def test_a_step_size_of_the_wrong_shape_is_named():
     arrays["lr1"] = arrays["lr1"].squeeze(-1)
     with pytest.raises(ValueError, match=r"lr1 has shape \(4, 11\), not \(4, 11, 1\)"):
         run(arrays, schedule="set")
+
+
+def test_keys_of_another_width_than_queries_are_named_and_values_may_have_it():
+    arrays = inputs()
+    arrays["k"] = arrays["k"][..., :4]
+    with pytest.raises(ValueError, match=r"k has shape \(4, 11, 4\), not \(4, 11, 5\)"):
+        run(arrays, schedule="set")
+    nothing = {**inputs(values=9), **inputs(tokens=0, values=9)}
+    output, _ = run(nothing, schedule="set")
+    assert output.shape == (4, 0, 9)
 
 
 def test_a_stream_refuses_to_change_its_rules():
