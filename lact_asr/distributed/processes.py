@@ -56,6 +56,14 @@ class World:
             torch.distributed.all_reduce(values)
         return values
 
+    def all_rows(self, values: Tensor) -> Tensor:
+        """Every rank's vector as a row, in the order of ranks; all are of one length."""
+        if self.world_size == 1:
+            return values[None]
+        rows = values.new_empty(self.world_size * len(values))
+        torch.distributed.all_gather_into_tensor(rows, values)
+        return rows.view(self.world_size, -1)
+
     def all_max(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         if self.world_size == 1:

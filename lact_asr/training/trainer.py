@@ -183,7 +183,7 @@ class _Run:
         if config.sharded and self.world.world_size > 1:
             model = objective.model
             fsdp.shard(model, objective.trainable, model.blocks, model.attends)
-        self.optimizer = optim.build(objective, config.optim)
+        self.optimizer = optim.build(objective, config.optim, self.world)
         self.average = Average(objective.model, config.average.decay)
         self.feed = self.material.feed(self._resume())
         self.module = self.world.wrap(
