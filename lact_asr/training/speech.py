@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.config.training import TrainingConfig
 from lact_asr.data.batch import Batch
 from lact_asr.data.batch_plan import Plan, Position, epoch_plan
@@ -23,6 +24,7 @@ from lact_asr.training.validation import comparison_key, validate
 from lact_asr.utils.errors import DataError
 
 TERMS = Terms("utterances", "s", "batch_seconds", "audio_seconds_per_second", "s of audio/s")
+HOUR = 3600  # seconds
 
 
 class Speech(Material):
@@ -62,6 +64,7 @@ class Speech(Material):
         self.budget = config.batch_seconds or config.batch_utterances or 1
         if config.batch_utterances:
             self.terms = replace(TERMS, budget="batch_utterances")
+        self.tokens_per_amount = self.views * self.model.output_lengths(HOUR * SAMPLE_RATE) / HOUR
         self.max_unreadable = config.max_unreadable
 
     def fingerprint(self) -> int:
