@@ -81,12 +81,17 @@ class World:
     def wrap(self, module: nn.Module, unused_parameters: bool = False) -> nn.Module:
         """The module with gradients averaged over ranks, all starting from rank 0's weights.
 
-        One that is split over them (`lact_asr.distributed.fsdp`) does so by itself.
+        One that is split over them (`lact_asr.distributed.fsdp`) does so by itself. What a forward
+        pass changes beside weights is left to the ranks: DDP would send rank 0's, tables that are
+        the same everywhere among them, before each forward pass.
         """
         if self.world_size == 1 or split(module):
             return module
         wrapped = nn.parallel.DistributedDataParallel(
-            module, find_unused_parameters=unused_parameters, gradient_as_bucket_view=True
+            module,
+            find_unused_parameters=unused_parameters,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
         )
         if not unused_parameters:
             _settle_places(wrapped)

@@ -20,7 +20,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Material, Measure, Terms, Worst
 from lact_asr.training.memory_probe import worst
 from lact_asr.training.objective import SpeechObjective
-from lact_asr.training.validation import comparison_key, validate
+from lact_asr.training.validation import Dev, comparison_key, validate
 from lact_asr.utils.errors import DataError
 
 TERMS = Terms("utterances", "s", "batch_seconds", "audio_seconds_per_second", "s of audio/s")
@@ -56,9 +56,10 @@ class Speech(Material):
             self.views,
             objective.video_shape,
         )
-        self.dev = whole_corpus(dev, vocabulary, self.model.video_shape)
-        if not len(self.dev.labels.flat):
+        measured = whole_corpus(dev, vocabulary, self.model.video_shape)
+        if not len(measured.labels.flat):
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
+        self.dev = Dev.of(measured, config, world, self.workers)
         hours = self.corpus.durations.sum() / 3600
         self.summary = f"{len(self.corpus)} utterances ({hours:.2f} h), validating on {len(dev)}"
         self.budget = config.batch_seconds or config.batch_utterances or 1
@@ -105,7 +106,6 @@ class Speech(Material):
             self.config,
             self.world,
             self.device,
-            self.workers,
         )
         wer, cer = found.scores.wer, found.scores.cer
         return Measure(
