@@ -1,6 +1,6 @@
 # make demo    everything from nothing: .venv, install, the demo pipeline on this machine
 # make test    format, lint, types and the whole suite (Slurm tests run where Slurm is installed)
-# make gpu     what runs otherwise on an NVIDIA GPU, beside the same on the CPU
+# make gpu     on a machine with an NVIDIA GPU: its tests and all measurements, nine minutes
 # make bench   the benchmarks; python -m bench.NAME runs one
 # make test-faults  real faults put into real training on a real Slurm: bench/results/faults.md
 # make mutants which small faults the tests do not see; ONLY='jobs.scheduling.plan*' for some of them
@@ -33,8 +33,10 @@ SPEECH := $(wildcard ../shared/data/speech/dev)
 test-faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(SPEECH:%=--data %)
 
+MINI := $(wildcard ../shared/data/mini_librispeech/train-clean-5)
+
 gpu: setup
-	$(BIN)/pytest tests/gpu
+	$(BIN)/python -m bench.gpu $(MINI:%=--data %)
 
 bench: setup
 	$(BIN)/python -m bench.launcher

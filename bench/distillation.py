@@ -60,7 +60,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.objective import CTCObjective, SpeechObjective
 from lact_asr.training.trainer import fit
-from lact_asr.training.validation import Validation, validate
+from lact_asr.training.validation import Dev, Validation, validate
 from lact_asr.utils.files import append_json, read_json, write_atomic, write_json
 
 SEEDS = (0, 1, 2)
@@ -147,7 +147,8 @@ def _describe(
 def _heard(model: nn.Module, vocabulary: Vocabulary, unseen: list[Utterance]) -> Validation:
     """How well a model hears the unseen speakers."""
     corpus, config = whole_corpus(unseen, vocabulary), settings(1, 120.0, 1e-3, 0)
-    return validate(model.to(device()), corpus, vocabulary, config, World(), device(), 0)
+    dev = Dev.of(corpus, config, World(), 0)
+    return validate(model.to(device()), dev, vocabulary, config, World(), device())
 
 
 def train(

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "bench" / "results"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,16 @@ def command(
     return Took(wall, used.ru_utime + used.ru_stime)
 
 
+def commit() -> str:
+    """The commit that is measured, with `, edited` where the checkout differs from it; nothing
+    where there is no git or no repository.
+    """
+    ask = ["git", "describe", "--always", "--abbrev=12", "--dirty=, edited", "--exclude=*"]
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(ask, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
+
+
 def rounds(
     count: int, *contestants: Callable[[], None], after_each: Callable[[], None] | None = None
 ) -> None:
@@ -138,13 +150,14 @@ def write(name: str, rows: Sequence[Row], **about: Any) -> Path:
         "benchmark": name,
         "machine": {**machine, "system": f"{platform.system()} {platform.machine()}"},
         **about,
-        "rows": [_described(row) for row in rows],
+        "rows": [described(row) for row in rows],
     }
     path.write_text(json.dumps(value, indent=1) + "\n")
     return path
 
 
-def _described(row: Row) -> dict[str, Any]:
+def described(row: Row) -> dict[str, Any]:
+    """A row as it is stored."""
     facts: dict[str, Any] = {"what": row.what, "unit": row.unit}
     for name, values in (("ours", row.ours), ("compared_with", row.theirs)):
         if values:

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Row, argument_parser, command, rounds, show, write
+from bench.harness import Row, argument_parser, command, commit, rounds, show, write
 from bench.rivals import Call, Jobs, Rival, rivals
 from tests.slurm.cluster import PACKAGES, REPOSITORY, PrivateSlurm, missing_programs
 
@@ -241,12 +240,6 @@ PARTS = {
     "chain": Bench.end_to_end,
     "ended": Bench.forgotten,  # last: it changes the cluster's configuration
 }
-
-
-def commit() -> str:
-    """The commit that was measured, with `, edited` where the checkout differs from it."""
-    ask = ["git", "describe", "--always", "--abbrev=12", "--dirty=, edited", "--exclude=*"]
-    return subprocess.run(ask, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:

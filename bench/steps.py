@@ -13,7 +13,8 @@ import torch
 
 from bench.harness import rounds
 from bench.machine import device, precision, seconds
-from lact_asr.config.training import OptimConfig, TrainingConfig
+from lact_asr.config.presets import merge_preset
+from lact_asr.config.training import TrainingConfig
 from lact_asr.data.audio import RATE
 from lact_asr.data.batch import Batch
 from lact_asr.distributed.processes import World
@@ -51,8 +52,15 @@ def noise(clip: float, batch_seconds: float) -> Batch:
 class Stepper:
     """Takes one training step after the other on one batch, as a run takes them."""
 
-    def __init__(self, objective: Objective[Any, Any], batch: Batch, progress: float = 0.0) -> None:
-        config = TrainingConfig(precision=precision(), optim=OptimConfig(learning_rate=1e-4))
+    def __init__(
+        self,
+        objective: Objective[Any, Any],
+        batch: Batch,
+        progress: float = 0.0,
+        **settings: Any,  # of TrainingConfig
+    ) -> None:
+        usual = {"precision": precision(), "optim": {"learning_rate": 1e-4}}
+        config = TrainingConfig.model_validate(merge_preset(settings, usual))
         self.objective, self.batch, self.progress = objective, batch, progress
         self.optimizer = optim.build(objective, config.optim)
         self._called = train_step.ObjectiveModule(objective)

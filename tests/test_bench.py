@@ -1,5 +1,6 @@
 """Every benchmark runs in its tiny form and prints its table; the peers are what they claim."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from bench import gpu, gpu_parts
 from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
 from bench.distillation import longer, seconds
@@ -91,6 +93,78 @@ def test_data_compares_with_bare_decoding(speech: Path) -> None:
 
 def test_start_reaches_the_first_step(speech: Path) -> None:
     assert "beyond importing torch" in bench("start", "--data", speech / "train")
+
+
+def test_gpu_measures_everything_in_parts_with_what_each_of_them_has_found(
+    speech: Path, tmp_path: Path
+) -> None:
+    said = bench("gpu", "--data", speech / "train", "--out", tmp_path / "gpu.json")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    parts = found["parts"]
+    assert list(parts) == [part.name for part in gpu.PARTS] == list(gpu_parts.PARTS)
+    assert {each["state"] for each in parts.values()} == {"done"} and found["commit"]
+    assert parts["machine"]["facts"]["device"] == "cpu"
+    assert parts["tests"]["facts"]["failures"] == 0 < parts["tests"]["facts"]["tests"]
+    told = [row["what"] for row in parts["steps"]["rows"]]
+    for name in NAMES:
+        for figure in ("audio s/s", "share of peak"):
+            assert sum(f": {name}, {figure}" in what for what in told) == 2
+    assert parts["optimizers"]["rows"][1]["ratio"] and parts["decoding"]["rows"]
+    assert parts["training"]["rows"][0]["ours"]["median"] >= 0.5
+    assert any("wer" in line for line in parts["training"]["facts"]["curve"])
+    assert "failed: none" in said
+
+
+def test_a_part_that_fails_is_on_record_and_the_others_are_measured(tmp_path: Path) -> None:
+    words = ["--part", "machine", "--part", "decoding", "--part", "training", "--tiny"]
+    out, data = tmp_path / "gpu.json", tmp_path / "none"
+    asked = [*words, "--data", str(data), "--out", str(out)]
+    done = subprocess.run([sys.executable, "-m", "bench.gpu", *asked], cwd=REPOSITORY)
+    assert done.returncode == 1
+    parts = json.loads(out.read_text())["parts"]
+    assert parts["machine"]["state"] == "done" and parts["machine"]["facts"]["torch"]
+    for name in ("decoding", "training"):
+        assert parts[name]["state"] == "failed"
+        assert parts[name]["message"].endswith(f"{data}: no such folder")
+
+
+def test_a_part_that_takes_too_long_is_ended_with_what_it_began() -> None:
+    reading, writing = os.pipe()
+    code = gpu.run(["sh", "-c", "sleep 3600 & wait"], dict(os.environ), writing, 1.0)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        assert said.read() == "", "its end comes when nobody is left who could write"
+    assert code is None
+
+
+def test_what_needs_speech_is_left_out_without_and_nothing_is_begun_without_time(
+    tmp_path: Path,
+) -> None:
+    given = argparse.Namespace(data=None, seconds=9.0)
+    heard, late = gpu.PARTS[-1], gpu.PARTS[0]
+    assert gpu.outcome(heard, 5.0, given, tmp_path, {})["state"] == "left out"
+    assert gpu.outcome(late, -1.0, given, tmp_path, {})["state"] == "failed"
+
+
+def test_the_goals_of_a_gpu_are_rows_of_its_steps() -> None:
+    steppers = {name: stepper(name, "smallest", noise(2.0, 4.0)) for name in NAMES}
+    took = {name: [seconds] for name, seconds in zip(NAMES, (0.1, 0.2, 0.4), strict=True)}
+    room = dict.fromkeys(NAMES, 1.5)
+    rows = gpu_parts._rows("improved", 16.0, noise(16.0, 960.0), steppers, took, room)
+    by_name = {row.what.split(": ")[1]: row for row in rows}
+    assert by_name["beside 8000 audio s/s"].met is True
+    assert by_name["beside 35% of 790 TFLOP/s"].met is False
+    assert by_name["beside the conformer"].met is True
+    assert by_name["ours, GiB of a step"].ours == [1.5]
+    needed = gpu_parts.needs(steppers["ours"].objective.model, noise(16.0, 960.0))
+    assert by_name["ours, share of peak"].ours == [pytest.approx(needed / 0.1 / 790e12)]
+
+
+def test_a_peer_looks_at_all_pairs_of_tokens() -> None:
+    peer = stepper("transformer", "smallest", noise(2.0, 4.0)).objective.model
+    short, long = (gpu_parts.needs(peer, noise(clip, 64.0)) for clip in (16.0, 64.0))
+    beside = 12 * peer.config.hidden * peer.config.layers
+    assert long - short == pytest.approx(beside * (1600**2 - 3 * 400**2 - 380**2), rel=0.01)
 
 
 @pytest.mark.skipif(bool(missing_programs()), reason="Slurm is not installed")

@@ -31,6 +31,7 @@ class TextMaterial(Material):
 
     terms = TERMS
     nothing_learned = (np.inf,)
+    tokens_per_amount = 1.0
 
     def __init__(
         self,

@@ -46,13 +46,15 @@ def device(job: Job) -> "torch.device":
     return World(job.rank, job.world_size, job.local_rank).device()
 
 
-def counter(job: Job, total: int) -> Callable[[float], None]:
-    """What is told how many utterances more are done, and reports how many of `total` are."""
+def counter(job: Job, total: int, ranks: int = 1) -> Callable[[float], None]:
+    """What is told how many utterances more are done, and reports how many of `total` are: as many
+    times more as there are ranks, for the share of one stands for all.
+    """
     done = 0
 
     def progress(more: float) -> None:
         nonlocal done
         done += int(more)
-        job.report({"step": done, "total_steps": total})
+        job.report({"step": min(done * ranks, total), "total_steps": total})
 
     return progress

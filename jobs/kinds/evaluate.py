@@ -1,27 +1,28 @@
 """Transcribe with a checkpoint and score: WER, CER, their parts, the worst utterances, speed.
 
 Takes a manifest, or audio files; without transcripts the rates are null. Every hypothesis goes to
-hypotheses.jsonl in the step's folder, the worst utterances with their alignment to worst.json.
+hypotheses.jsonl in the step's folder, the worst utterances with their alignment to worst.json. On
+several GPUs each transcribes its share; the scores are those of one.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from jobs.job import Job
-from jobs.kinds._inference import ListeningSettings, counter, device, utterances
+from jobs.kinds._inference import ListeningSettings, counter, utterances
 from jobs.pipeline import Resources
 from lact_asr.config.base import Frozen
-from lact_asr.utils.errors import Failed
 from lact_asr.utils.files import write_atomic, write_json
 from lact_asr.utils.spread import spread
 
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
+    from lact_asr.decoding.metrics import Scores
     from lact_asr.decoding.transcribe import Transcription
     from lact_asr.text.vocabulary import Vocabulary
 
@@ -58,8 +59,6 @@ class Result(Frozen):
 
 def run(settings: Settings, job: Job) -> Result:
     """Transcribe, store, print and score."""
-    if job.world_size > 1:
-        raise Failed("settings", "evaluate runs as one process: write nodes: 1, gpus: 0 or 1")
     offered = utterances(settings)
     chosen = spread(offered, settings.num_samples or len(offered))
     transcription, vocabulary = _transcribe(settings, chosen, job)
@@ -68,15 +67,21 @@ def run(settings: Settings, job: Job) -> Result:
         for each, hypothesis in zip(chosen, transcription.hypotheses, strict=True)
     ]
     hypotheses = job.directory / "hypotheses.jsonl"
-    job.fence()
-    write_atomic(hypotheses, "".join(each.line() for each in heard))
-    for each in spread(heard, settings.samples):
-        each.show()
+    scores = _scores(heard)
     factor = transcription.real_time_factor
-    counts = _counts(heard, settings.worst, job.directory / "worst.json")
-    print(f"Real-time factor {factor:.4f}: {1 / factor:.0f} times as fast as speech", flush=True)
+    if job.rank == 0:
+        job.fence()
+        write_atomic(hypotheses, "".join(each.line() for each in heard))
+        for each in spread(heard, settings.samples):
+            each.show()
+        if scores:
+            _show_worst(heard, settings.worst, job.directory / "worst.json")
+            print(f"WER {scores.wer:.2%}, CER {scores.cer:.2%} ({_made_of(scores)})")
+        print(
+            f"Real-time factor {factor:.4f}: {1 / factor:.0f} times as fast as speech", flush=True
+        )
     return Result(
-        **counts,
+        **(asdict(scores) if scores else dict.fromkeys(_COUNTS)),
         utterances=len(heard),
         audio_seconds=round(transcription.audio_seconds, 3),
         real_time_factor=round(factor, 6),
@@ -84,19 +89,20 @@ def run(settings: Settings, job: Job) -> Result:
     )
 
 
-def _counts(heard: "Sequence[_Heard]", worst: int, file: Path) -> dict[str, Any]:
-    """The rates and what they are made of, printed; null where nobody wrote down what was said."""
+def _scores(heard: "Sequence[_Heard]") -> "Scores | None":
+    """The rates and what they are made of; None where nobody wrote down what was said."""
     from lact_asr.decoding.metrics import score
 
     if not any(each.reference for each in heard):
-        return dict.fromkeys(_COUNTS)
-    _show_worst(heard, worst, file)
-    scores = score([each.reference for each in heard], [each.text for each in heard])
-    print(
-        f"WER {scores.wer:.2%}, CER {scores.cer:.2%} ({scores.substitutions} substitutions, "
-        f"{scores.deletions} deletions, {scores.insertions} insertions in {scores.words} words)"
+        return None
+    return score([each.reference for each in heard], [each.text for each in heard])
+
+
+def _made_of(scores: "Scores") -> str:
+    return (
+        f"{scores.substitutions} substitutions, {scores.deletions} deletions, "
+        f"{scores.insertions} insertions in {scores.words} words"
     )
-    return asdict(scores)
 
 
 @dataclass(frozen=True)
@@ -138,14 +144,21 @@ def _transcribe(
 ) -> "tuple[Transcription, Vocabulary]":
     from distill.models.registry import FAMILIES
     from lact_asr.decoding.transcribe import transcribe
+    from lact_asr.distributed import processes
     from lact_asr.training import checkpoint
 
     path = checkpoint.find(settings.checkpoint)
     model, vocabulary, _ = checkpoint.load_model(path, FAMILIES)
-    print(f"Transcribing {len(chosen)} utterances with {path}", flush=True)
+    world = processes.start()
+    if world.main:
+        print(f"Transcribing {len(chosen)} utterances with {path}", flush=True)
     seconds, precision = settings.batch_seconds, settings.precision
-    progress = counter(job, len(chosen))
-    found = transcribe(model, vocabulary, chosen, seconds, device(job), progress, precision)
+    progress = counter(job, len(chosen), world.world_size)
+    found = transcribe(
+        model, vocabulary, chosen, seconds, world.device(), progress, precision, world=world
+    )
+    if world.world_size > 1:  # shares are not of one size
+        job.report({"step": len(chosen), "total_steps": len(chosen)})
     return found, vocabulary
 
 

@@ -22,14 +22,22 @@ CACHE = (
 
 
 def loader(
-    corpus: Corpus, batches: Iterable[np.ndarray], workers: int = 0, spare: bool = False
+    corpus: Corpus,
+    batches: Iterable[np.ndarray],
+    workers: int = 0,
+    spare: bool = False,
+    again: bool = False,
 ) -> Iterable[Batch]:
-    """The batches in their order, read ahead by worker processes (one thread each) if any."""
+    """The batches in their order, read ahead by worker processes (one thread each) if any.
+
+    `again`: they are to be read more than once, and the workers live until the last time.
+    """
     return DataLoader(
         Reader(corpus, spare, cache=not workers and corpus.durations.sum() <= CACHE),
         batch_size=None,
         sampler=batches,
         num_workers=workers,
+        persistent_workers=again and workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_deaf,

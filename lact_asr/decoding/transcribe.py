@@ -18,6 +18,8 @@ from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
+ALONE = World()
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -33,7 +35,7 @@ class Transcription:
 
     hypotheses: list[Hypothesis]
     audio_seconds: float
-    compute_seconds: float  # reading, features, model and decoding
+    compute_seconds: float  # reading, features, model and decoding; of the slowest rank
 
     @property
     def real_time_factor(self) -> float:
@@ -49,26 +51,34 @@ def transcribe(
     device: torch.device | None = None,
     progress: Callable[[float], None] | None = None,
     precision: str = "fp32",
+    world: World = ALONE,
 ) -> Transcription:
-    """Greedy texts of utterances of any length, one process; progress gets utterances done.
+    """Greedy texts of utterances of any length; progress gets utterances done by this rank.
 
-    The model is moved to the device and left in eval mode. An unreadable file is a DataError that
-    names the utterance: a score over the readable rest would flatter.
+    The ranks share the batches, and each returns all texts, those that one alone would hear. The
+    model is moved to the device and left in eval mode. An unreadable file is a DataError on every
+    rank that names the utterance: a score over the readable rest would flatter.
     """
-    device = device or World().device()
+    device = device or world.device()
     model.to(device).eval()
     corpus = whole_corpus(utterances, vocabulary, model.video_shape)
-    batches = by_length(corpus.durations, batch_seconds)
+    batches = world.share(by_length(corpus.durations, batch_seconds))
     read = loader(corpus, batches, min(default_workers(device), len(batches)))
     texts: dict[str, str] = {}
+    unreadable: list[tuple[str, str]] = []
     started = time.monotonic()
-    for batch, _, heard in decode(model, vocabulary, read, device, precision, _refuse):
+    for batch, _, heard in decode(model, vocabulary, read, device, precision, unreadable.extend):
+        if unreadable:
+            break
         texts |= zip(batch.ids, heard, strict=True)
         if progress:
             progress(len(batch))
-    elapsed = time.monotonic() - started
-    hypotheses = [Hypothesis(each.id, texts[each.id]) for each in utterances]
-    return Transcription(hypotheses, float(corpus.durations.sum()), elapsed)
+    shares = world.gather((texts, unreadable, time.monotonic() - started))
+    _refuse([each for _, missing, _ in shares for each in missing])
+    every = {identity: text for part, _, _ in shares for identity, text in part.items()}
+    hypotheses = [Hypothesis(each.id, every[each.id]) for each in utterances]
+    slowest = max(seconds for _, _, seconds in shares)
+    return Transcription(hypotheses, float(corpus.durations.sum()), slowest)
 
 
 def decode(
@@ -96,5 +106,7 @@ def decode(
 
 
 def _refuse(unreadable: list[tuple[str, str]]) -> None:
+    if not unreadable:
+        return
     named = "\n".join(f"utterance {identity}: {why}" for identity, why in unreadable)
     raise DataError(f"cannot transcribe everything that was asked for:\n{named}")

@@ -56,6 +56,14 @@ class World:
             torch.distributed.all_reduce(values)
         return values
 
+    def all_rows(self, values: Tensor) -> Tensor:
+        """Every rank's vector as a row, in the order of ranks; all are of one length."""
+        if self.world_size == 1:
+            return values[None]
+        rows = values.new_empty(self.world_size * len(values))
+        torch.distributed.all_gather_into_tensor(rows, values)
+        return rows.view(self.world_size, -1)
+
     def all_max(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         if self.world_size == 1:
@@ -73,12 +81,17 @@ class World:
     def wrap(self, module: nn.Module, unused_parameters: bool = False) -> nn.Module:
         """The module with gradients averaged over ranks, all starting from rank 0's weights.
 
-        One that is split over them (`lact_asr.distributed.fsdp`) does so by itself.
+        One that is split over them (`lact_asr.distributed.fsdp`) does so by itself. What a forward
+        pass changes beside weights is left to the ranks: DDP would send rank 0's, tables that are
+        the same everywhere among them, before each forward pass.
         """
         if self.world_size == 1 or split(module):
             return module
         wrapped = nn.parallel.DistributedDataParallel(
-            module, find_unused_parameters=unused_parameters, gradient_as_bucket_view=True
+            module,
+            find_unused_parameters=unused_parameters,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
         )
         if not unused_parameters:
             _settle_places(wrapped)

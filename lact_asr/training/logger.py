@@ -13,6 +13,8 @@ from lact_asr.training.clock import Clock
 from lact_asr.training.health import Finding, Pace, Scale, Vitals
 from lact_asr.training.loss import Outcome, Part, shown
 from lact_asr.training.material import Material, Measure, Terms
+from lact_asr.training.utilization import Utilization
+from lact_asr.training.utilization import shown as shown_use
 from lact_asr.utils.progress import clock
 
 NAMED = 100  # ids of left-out utterances in an event; all are counted
@@ -26,9 +28,15 @@ class TrainingLogger:
     """Progress since the last line, and where it is written."""
 
     def __init__(
-        self, report: Report, event: Event, scale: Scale, terms: Terms, loud: bool
+        self,
+        report: Report,
+        event: Event,
+        scale: Scale,
+        terms: Terms,
+        use: Utilization,
+        loud: bool,
     ) -> None:
-        self._report, self._event, self._loud = report, event, loud
+        self._report, self._event, self._use, self._loud = report, event, use, loud
         self._scale, self._total, self._terms = scale, scale.total_steps, terms
         self._vitals, self._pace = Vitals(), Pace()
         self.clock = Clock()
@@ -131,10 +139,13 @@ class TrainingLogger:
         now = time.monotonic()
         took = max(now - self._since, 1e-9)
         each = took / len(self._window)
+        rate_of_data = sum(outcome.amount for outcome in self._window) / took
+        used = self._use.metrics(rate_of_data)
         metrics = self._means() | {
             "grad_norm": self._window[-1].grad_norm,
             "learning_rate": rate,
-            self._terms.rate: sum(outcome.amount for outcome in self._window) / took,
+            self._terms.rate: rate_of_data,
+            **used,
             "seconds_per_step": each,
             "seconds_left": (self._total - step) * (now - self._started) / (step - self._first),
             "epoch": epoch,
@@ -143,7 +154,7 @@ class TrainingLogger:
         self.say(
             f"Step {step}/{self._total} | Loss: {metrics['loss']:.4f} | "
             f"grad norm {metrics['grad_norm']:.3g} | lr {rate:.2e} | {each:.3g} s/step | "
-            f"{metrics[self._terms.rate]:,.0f} {self._terms.throughput} | "
+            f"{rate_of_data:,.0f} {self._terms.throughput} | {shown_use(used)}"
             f"{clock(metrics['seconds_left'])} left"
         )
         largest = max(self._window, key=lambda outcome: outcome.grad_norm)

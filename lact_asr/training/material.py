@@ -97,6 +97,7 @@ class Material(ABC):
     budget: float  # of a batch, with its padding
     summary: str  # what is trained on, for people
     left_out: dict[str, list[str]]  # reason -> ids
+    tokens_per_amount: float  # that a model computes for one of what throughput counts
     max_unreadable = 0  # files that are skipped before training stops
 
     @abstractmethod

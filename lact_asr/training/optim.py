@@ -1,22 +1,20 @@
 """AdamW or Muon, and the learning rate as a pure function of the step: it needs no saving."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lact_asr.config.training import OptimConfig
-from lact_asr.distributed.fsdp import full, like
-from lact_asr.model.fast_weights import newton_schulz
-from lact_asr.model.forward import autocast
+from lact_asr.distributed.processes import World
 from lact_asr.model.interface import Gate, Model
+from lact_asr.training.muon import Muon
 from lact_asr.training.objective import Objective
 
-MOMENTUM = 0.95  # of Muon's running sum of gradients
-RMS = 0.2  # of the entries of an AdamW update, times the learning rate, as seen in large models
+ALONE = World()
 
 
 def rate_factor(config: OptimConfig, step: int, max_steps: int) -> float:
@@ -34,58 +32,19 @@ def rate_factor(config: OptimConfig, step: int, max_steps: int) -> float:
     return (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-class Muon(torch.optim.AdamW):
-    """AdamW, except for groups marked `muon`: momentum made orthogonal (Jordan 2024).
+def build(
+    objective: Objective[Any, Any], config: OptimConfig, world: World = ALONE
+) -> torch.optim.AdamW:
+    """The optimizer over the objective's groups; what is Muon's and what decays goes by role.
 
-    An orthogonal matrix of n x m, n >= m, has entries of root mean square 1 / sqrt(n); multiplied
-    by RMS sqrt(n) it is as large as an update of AdamW, so both take one learning rate and weight
-    decay (Liu et al. 2025).
+    The ranks of the world share Muon's work: all of them take every step.
     """
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Move all weights; gradients of the marked groups are used up."""
-        for group in self.param_groups:
-            if group["muon"]:
-                self._move(group)
-                for parameter in group["params"]:
-                    parameter.grad = None  # AdamW passes over it
-        return super().step(closure)
-
-    def _move(self, group: dict[str, Any]) -> None:
-        """Matrices of one shape are orthogonalized together."""
-        alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                alike[parameter.shape].append(parameter)
-        for shape, parameters in alike.items():
-            stack = torch.stack([full(self._momentum(each)) for each in parameters])
-            with autocast(stack.device, "auto"):  # 1.6 TFLOP at 92 M weights; bfloat16: 1.2 % off
-                updates = newton_schulz(stack, "five_stage")
-            scale = RMS * math.sqrt(max(shape))
-            for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(like(update, parameter), alpha=-group["lr"] * scale)
-
-    def _momentum(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient and the running sum, which it enters first (Nesterov)."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())  # AdamW looks for it in every state that it loads
-            state["sum"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        state["sum"].mul_(MOMENTUM).add_(parameter.grad)
-        return parameter.grad + MOMENTUM * state["sum"]
-
-
-def build(objective: Objective[Any, Any], config: OptimConfig) -> torch.optim.AdamW:
-    """The optimizer over the objective's groups; what is Muon's and what decays goes by role."""
     muon = _hidden_maps(objective.model) if config.method == "muon" else set()
     spared = set() if config.decay_gains else _gains(objective.trainable)
     wanted = objective.parameter_groups(config.learning_rate)
     groups = [part for group in wanted for part in _split(group, config, muon, spared)]
     on_gpu = any(p.is_cuda for group in groups for p in group["params"])
-    kind = Muon if config.method == "muon" else torch.optim.AdamW
+    kind = partial(Muon, world=world) if config.method == "muon" else torch.optim.AdamW
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True if on_gpu else None)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.config.training import TrainingConfig
 from lact_asr.data.batch import Batch
 from lact_asr.data.batch_plan import Plan, Position, epoch_plan
@@ -19,10 +20,11 @@ from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.material import Material, Measure, Terms, Worst
 from lact_asr.training.memory_probe import worst
 from lact_asr.training.objective import SpeechObjective
-from lact_asr.training.validation import comparison_key, validate
+from lact_asr.training.validation import Dev, comparison_key, validate
 from lact_asr.utils.errors import DataError
 
 TERMS = Terms("utterances", "s", "batch_seconds", "audio_seconds_per_second", "s of audio/s")
+HOUR = 3600  # seconds
 
 
 class Speech(Material):
@@ -54,14 +56,16 @@ class Speech(Material):
             self.views,
             objective.video_shape,
         )
-        self.dev = whole_corpus(dev, vocabulary, self.model.video_shape)
-        if not len(self.dev.labels.flat):
+        measured = whole_corpus(dev, vocabulary, self.model.video_shape)
+        if not len(measured.labels.flat):
             raise DataError(f"none of the {len(dev)} dev utterances has a text to compare with")
+        self.dev = Dev.of(measured, config, world, self.workers)
         hours = self.corpus.durations.sum() / 3600
         self.summary = f"{len(self.corpus)} utterances ({hours:.2f} h), validating on {len(dev)}"
         self.budget = config.batch_seconds or config.batch_utterances or 1
         if config.batch_utterances:
             self.terms = replace(TERMS, budget="batch_utterances")
+        self.tokens_per_amount = self.views * self.model.output_lengths(HOUR * SAMPLE_RATE) / HOUR
         self.max_unreadable = config.max_unreadable
 
     def fingerprint(self) -> int:
@@ -102,7 +106,6 @@ class Speech(Material):
             self.config,
             self.world,
             self.device,
-            self.workers,
         )
         wer, cer = found.scores.wer, found.scores.cer
         return Measure(

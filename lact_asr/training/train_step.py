@@ -42,9 +42,10 @@ class RunningStatistics:
     Tables that a model can make anew are not among it.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        saved = module.state_dict(keep_vars=True)
-        self._present = [value for name, value in module.named_buffers() if name in saved]
+    def __init__(self, module: nn.Module, model: nn.Module) -> None:
+        """Of all that learns; the model's own differ from rank to rank, as what it heard does."""
+        self._present = _kept_buffers(module)
+        self._differing = [each for each in _kept_buffers(model) if each.is_floating_point()]
         self._before = [value.clone() for value in self._present]
 
     def keep(self) -> None:
@@ -57,6 +58,28 @@ class RunningStatistics:
         if self._present:
             torch._foreach_copy_(self._present, self._before)
 
+    def agree(self, world: World) -> None:
+        """The mean over all ranks, on each of them: what they would have with all that was heard.
+
+        Without it every rank would validate with statistics of its own, and rank 0's be saved.
+        """
+        if world.world_size == 1 or not self._differing:
+            return
+        together = torch.cat([each.flatten() for each in self._differing])
+        parts = (
+            world.all_sum(together)
+            .div_(world.world_size)
+            .split([each.numel() for each in self._differing])
+        )
+        for each, mean in zip(self._differing, parts, strict=True):
+            each.copy_(mean.view_as(each))
+
+
+def _kept_buffers(module: nn.Module) -> list[Tensor]:
+    """Those that a checkpoint keeps."""
+    saved = module.state_dict(keep_vars=True)
+    return [value for name, value in module.named_buffers() if name in saved]
+
 
 class ObjectiveModule(nn.Module):
     """An objective as a module, so that a data-parallel wrapper can stand around its call."""
@@ -65,7 +88,7 @@ class ObjectiveModule(nn.Module):
         """The objective's modules lie on their device already."""
         super().__init__()
         self.trainable = objective.trainable
-        self.statistics = RunningStatistics(objective.trainable)
+        self.statistics = RunningStatistics(objective.trainable, objective.model)
         self._call = objective.__call__  # a bound method: its other modules are no part of this
 
     def forward(self, batch: MicroBatch, progress: float) -> Loss:
@@ -120,6 +143,7 @@ def take_step(
     )
     if outcome.taken:
         optimizer.step()
+        statistics.agree(world)
         return outcome
     statistics.restore()
     return replace(outcome, suspects=_suspects(batches, losses, world))

@@ -48,6 +48,7 @@ from lact_asr.training.resume import State, judged_anew, resume, step_seed, trai
 from lact_asr.training.retreat import retreat, sound_step
 from lact_asr.training.saving import Saver, copied
 from lact_asr.training.speech import Speech
+from lact_asr.training.utilization import Utilization
 from lact_asr.utils.disturbance import undisturbed
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.locks import no_fence
@@ -167,8 +168,9 @@ class _Run:
             config.optim.clip_norm,
             f"{material.terms.budget} {material.budget:g}",
         )
+        use = Utilization.of(objective.model, material, world, device)
         self.logger = TrainingLogger(
-            launcher.report, launcher.event, self.scale, material.terms, loud=world.main
+            launcher.report, launcher.event, self.scale, material.terms, use, loud=world.main
         )
         self.saver, self.meter = Saver(self.logger.say), interval.Meter()
         every = config.checkpoint_every
@@ -183,7 +185,7 @@ class _Run:
         if config.sharded and self.world.world_size > 1:
             model = objective.model
             fsdp.shard(model, objective.trainable, model.blocks, model.attends)
-        self.optimizer = optim.build(objective, config.optim)
+        self.optimizer = optim.build(objective, config.optim, self.world)
         self.average = Average(objective.model, config.average.decay)
         self.feed = self.material.feed(self._resume())
         self.module = self.world.wrap(

@@ -5,6 +5,7 @@ flatter. The ranks share the work; each decodes every n-th batch.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.config.training import TrainingConfig
+from lact_asr.data.batch import Batch
 from lact_asr.data.batch_plan import by_length
 from lact_asr.data.dataset import Corpus
 from lact_asr.data.loader import loader
@@ -50,27 +52,44 @@ class Validation:
     fast: dict[str, float]  # what test-time training did, per utterance; empty where there is none
 
 
+@dataclass(frozen=True)
+class Dev:
+    """What is measured on: the batches of this rank, to be read at each validation.
+
+    Processes that read them live from one validation to the next.
+    """
+
+    corpus: Corpus
+    batches: Iterable[Batch]
+    most: int  # batches that any rank has
+
+    @classmethod
+    def of(cls, corpus: Corpus, config: TrainingConfig, world: World, workers: int) -> "Dev":
+        """Every n-th batch of the corpus."""
+        shares = by_length(corpus.durations, config.most_seconds)
+        mine = world.share(shares)
+        batches = loader(corpus, mine, min(workers, len(mine)), again=True)
+        return cls(corpus, batches, -(-len(shares) // world.world_size))
+
+
 def validate(
     model: CTCModel,
-    corpus: Corpus,
+    dev: Dev,
     vocabulary: Vocabulary,
     config: TrainingConfig,
     world: World,
     device: torch.device,
-    workers: int,
 ) -> Validation:
     """Decode the corpus; every rank returns the same result. Leaves the model in eval mode."""
     model.eval()
-    shares = by_length(corpus.durations, config.most_seconds)
-    mine = world.share(shares)
-    batches = loader(corpus, mine, min(workers, len(mine)))
+    corpus = dev.corpus
     heard: dict[str, str] = {}
     unreadable: list[tuple[str, str]] = []
     calls = 0
     # loss, its labels, frames, blanks; utterances with fast weights, their step sizes and changes
     sums = torch.zeros(7, dtype=torch.float64, device=device)
     for batch, output, texts in decode(
-        model, vocabulary, batches, device, config.precision, unreadable.extend
+        model, vocabulary, dev.batches, device, config.precision, unreadable.extend
     ):
         heard |= zip(batch.ids, texts, strict=True)
         losses = ctc_losses(output.log_probs, output.lengths, batch)
@@ -82,7 +101,7 @@ def validate(
         sums += torch.stack([losses[tokens > 0].sum(), *counts, *_fast_sums(output)])
         calls += 1
     silence = torch.zeros(1, SILENCE, device=device), torch.tensor([SILENCE], device=device)
-    run_dummy_forwards(model, -(-len(shares) // world.world_size) - calls, *silence)
+    run_dummy_forwards(model, dev.most - calls, *silence)
     loss, weight, frames, blanks, learned, steps, changes = world.all_sum(sums).tolist()
     for part, missing in world.gather((heard, unreadable)):
         heard |= part

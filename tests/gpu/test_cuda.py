@@ -186,6 +186,7 @@ def test_a_model_learns_on_the_device_with_its_memory_probed_first(
     assert still == []
     (probed,) = recorded.named("probed")
     assert bool(probed["peak_bytes"]) == (device.type == "cuda")
+    assert ("gpu_memory_gb" in recorded.metrics[0]) == (device.type == "cuda")
     saved = checkpoint.load(result.checkpoint / checkpoint.WEIGHTS)
     assert {value.device.type for value in saved.values()} == {"cpu"}
 

@@ -348,12 +348,10 @@ def test_overfit_that_is_asked_to_stop_has_nothing_to_go_on_from(
     assert caught.value.position == 0
 
 
-@pytest.mark.parametrize("name", ["overfit", "evaluate"])
-def test_kinds_of_one_process_say_so(tmp_path: Path, name: str) -> None:
+def test_a_kind_of_one_process_says_so(tmp_path: Path) -> None:
     job = Job(tmp_path, 0, 2, 0, lambda line: None, lambda *_, **__: None, lambda: False)
-    given = {"manifest": tmp_path, **({"checkpoint": tmp_path} if name == "evaluate" else {})}
-    with pytest.raises(Failed, match=f"{name} runs as one process: write nodes: 1"):
-        run(name, job, **given)
+    with pytest.raises(Failed, match="overfit runs as one process: write nodes: 1"):
+        run("overfit", job, manifest=tmp_path)
 
 
 def test_a_program_ended_by_the_cluster_is_no_failed_one_even_if_our_signal_comes_late(

@@ -10,7 +10,7 @@ from lact_asr.distributed.processes import World
 from lact_asr.training import checkpoint
 from lact_asr.training.averaging import Average, mean
 from lact_asr.training.objective import CTCObjective
-from lact_asr.training.validation import validate
+from lact_asr.training.validation import Dev, validate
 from lact_asr.utils.files import read_json
 from tests.lact_asr.tiny_runs import VOCABULARY, run, tiny, tones
 
@@ -102,7 +102,9 @@ def test_the_mean_of_the_last_checkpoints_is_measured_and_kept_if_it_is_the_best
     model = tiny()
     model.load_state_dict(weights)
     corpus, config = whole_corpus(train[:2], VOCABULARY), TrainingConfig(batch_seconds=8.0)
-    measured = validate(model, corpus, VOCABULARY, config, World(), torch.device("cpu"), 0)
+    measured = validate(
+        model, Dev.of(corpus, config, World(), 0), VOCABULARY, config, World(), torch.device("cpu")
+    )
     assert lines[1]["valid_loss"] == pytest.approx(measured.loss, rel=1e-6)
     better = min(lines, key=lambda line: (line["wer"], line["valid_loss"]))
     assert read_json(result.checkpoint / "state.json")["loss"] == better["valid_loss"]

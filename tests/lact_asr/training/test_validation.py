@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -19,9 +20,10 @@ from lact_asr.distributed.processes import World
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import validation
 from lact_asr.training.objective import CTCObjective
-from lact_asr.training.validation import Validation, comparison_key, validate
+from lact_asr.training.validation import Dev, Validation, comparison_key, validate
 from lact_asr.utils.files import read_json
 from tests.lact_asr.tiny_runs import VOCABULARY, run, settings, tiny, tones
+from tests.slurm.cluster import PATIENCE
 
 
 @pytest.fixture
@@ -36,7 +38,9 @@ def check(
     model: Recognizer, dev: list[Utterance], config: TrainingConfig | None = None
 ) -> Validation:
     corpus, config = whole_corpus(dev, VOCABULARY), config or settings(samples=len(dev))
-    return validate(model, corpus, VOCABULARY, config, World(), torch.device("cpu"), 0)
+    return validate(
+        model, Dev.of(corpus, config, World(), 0), VOCABULARY, config, World(), torch.device("cpu")
+    )
 
 
 def joined(folder: Path, parts: list[Utterance]) -> Utterance:
@@ -128,7 +132,9 @@ def test_halves_of_the_dev_set_that_are_heard_apart_are_put_together(tmp_path, m
     config = settings(samples=6, batch_seconds=1.5 * max(each.duration for each in dev))
 
     def share(world: World) -> Validation:
-        return validate(model, corpus, VOCABULARY, config, world, torch.device("cpu"), 0)
+        return validate(
+            model, Dev.of(corpus, config, world, 0), VOCABULARY, config, world, torch.device("cpu")
+        )
 
     halves = [share(OneOfTwo(rank)) for rank in (0, 1)]
     heard = [{each.id: each.pred for each in half.samples if each.pred} for half in halves]
@@ -178,9 +184,18 @@ def test_whoever_has_fewer_batches_calls_its_model_as_often_as_the_others(
     dev = tones(tmp_path, 5)
     corpus, config = whole_corpus(dev, VOCABULARY), settings(batch_seconds=0.1)
     for rank in (0, 1):
-        validate(model, corpus, VOCABULARY, config, OneOfTwo(rank), torch.device("cpu"), 0)
+        validate(
+            model,
+            Dev.of(corpus, config, OneOfTwo(rank), 0),
+            VOCABULARY,
+            config,
+            OneOfTwo(rank),
+            torch.device("cpu"),
+        )
     min(dev, key=lambda each: each.duration).audio.unlink()
-    validate(model, corpus, VOCABULARY, config, World(), torch.device("cpu"), 0)
+    validate(
+        model, Dev.of(corpus, config, World(), 0), VOCABULARY, config, World(), torch.device("cpu")
+    )
     silence = [1, 1600], [1600]  # a tenth of a second
     assert called == [(0, *silence), (1, *silence), (1, *silence)]
 
@@ -197,3 +212,22 @@ def test_a_validation_says_what_test_time_training_did_utterance_by_utterance(tm
     _, recorded = run(tmp_path, dev, max_steps=1, valid_every=1)
     (line,) = [line for line in recorded.metrics if "wer" in line]
     assert 0 < line["fast_change"] < 1 and 0 < line["fast_step_size"] < 1
+
+
+def test_processes_that_read_live_from_one_validation_to_the_next(tmp_path, model):
+    """As many as there are batches at most, and the second time they say the same."""
+    dev, config = whole_corpus(tones(tmp_path, 4), VOCABULARY), settings(batch_seconds=0.1)
+    children = lambda: {each.pid for each in psutil.Process().children()}
+    before = children()
+    kept = [Dev.of(dev, config, World(), 2)]
+    measure = lambda: validate(model, kept[0], VOCABULARY, config, World(), torch.device("cpu"))
+    first, there = measure(), children() - before
+    assert len(there) == 2
+    assert measure() == first and children() - before == there
+    alone = validate(
+        model, Dev.of(dev, config, World(), 0), VOCABULARY, config, World(), torch.device("cpu")
+    )
+    assert alone.scores == first.scores
+    kept.clear()
+    psutil.wait_procs([psutil.Process(pid) for pid in there & children()], PATIENCE)
+    assert not children() & there
