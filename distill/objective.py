@@ -38,6 +38,7 @@ from distill.losses.vocabularies import check_vocabularies
 from distill.teachers import Source, widths
 from lact_asr.config.training import CTCConfig
 from lact_asr.data.batch import Batch
+from lact_asr.distributed.device import made, sent
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.forward import forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput
@@ -145,7 +146,7 @@ class DistillObjective(SpeechObjective):
         labels = sum(int(batch.target_lengths.sum()) for batch in batches)
         frames = sum(int(self._frames(batch).sum()) for batch in batches)
         device = next(self.model.parameters()).device
-        sums = all_sum(torch.tensor([labels, frames], dtype=torch.float64, device=device))
+        sums = all_sum(made([labels, frames], device))
         self._labels_per_frame = (sums[0] / sums[1]).float()
 
     @property
@@ -167,7 +168,7 @@ class DistillObjective(SpeechObjective):
             task = self.task.judge(student, heard)
             teacher, own = self._in_student_symbols(teacher, batch)
             teacher = repeat_output(teacher, self.views)
-            mask = length_mask(self._frames(heard), student.log_probs.shape[1])
+            mask = self._mask(heard, student)
             hints, use = self.hints(student, teacher, mask, lambda: task.total, active)
             taught = {"kd": self._kd(student, teacher, mask, heard)}
             taught |= self._sum_over_frames(hints, mask)
@@ -202,7 +203,7 @@ class DistillObjective(SpeechObjective):
         said = self.trainable["logit_projector"](teacher.hidden[-1])
         if self.config.target == "original":
             return replace(teacher, log_probs=said), {}
-        own = ctc_losses(said, teacher.lengths, batch).sum()
+        own = ctc_losses(said, self.source.lengths(batch), batch).sum()
         return replace(teacher, log_probs=said.detach()), {"projector": own}
 
     def weights(self, progress: float) -> dict[str, float]:
@@ -292,7 +293,7 @@ class DistillObjective(SpeechObjective):
         student = forward_batch(self.model.eval(), sample)
         self.model.train(training)
         teacher = self.source(sample, self.config.temperature)
-        mask = length_mask(self._frames(sample), student.log_probs.shape[1])
+        mask = self._mask(sample, student)
         frames = mask.shape[1]
         onto: Callable[[Tensor], Tensor] = lambda x: average(
             x.float(), teacher.lengths, frames, self.ratio
@@ -300,9 +301,14 @@ class DistillObjective(SpeechObjective):
         return layer_map.similarities(student.hidden, [onto(x) for x in teacher.hidden], mask)
 
     def _frames(self, batch: Batch) -> Tensor:
-        """Student frames of each utterance that the teacher speaks for, [B]."""
+        """Student frames of each utterance that the teacher speaks for, [B]; on the CPU."""
         lengths = self.model.output_lengths(batch.wave_lengths)
         return covered_frames(lengths, self.source.lengths(batch), self.ratio)
+
+    def _mask(self, batch: Batch, student: CTCOutput) -> Tensor:
+        """Those frames as a mask [B,S]."""
+        said = student.log_probs
+        return length_mask(sent(self._frames(batch), said.device), said.shape[1])
 
     def _kd(self, student: CTCOutput, teacher: CTCOutput, mask: Tensor, batch: Batch) -> Tensor:
         return self.outputs(student, teacher, mask, batch, self.labels_per_frame) / self.views
@@ -314,7 +320,8 @@ class DistillObjective(SpeechObjective):
         """What CTC and KD would be if all symbols were as likely: about where they begin."""
         even = torch.full_like(student.log_probs, -math.log(len(self.vocabulary)))
         uniform = replace(student, log_probs=even)
-        ctc = ctc_losses(even, student.lengths, batch).sum() / self.views
+        lengths = self.model.output_lengths(batch.wave_lengths)
+        ctc = ctc_losses(even, lengths, batch).sum() / self.views
         return {"ctc": ctc, "kd": self._kd(uniform, teacher, mask, batch)}
 
     def _sum_over_frames(self, shown: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:

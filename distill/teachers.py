@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
     def lengths(self, batch: Batch) -> Tensor:
-        """[B] frames of each utterance, without running a model."""
+        """[B] frames of each utterance, without running a model; on the CPU."""
         ...
 
     def __call__(self, batch: Batch, temperature: float) -> CTCOutput:

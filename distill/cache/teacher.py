@@ -22,6 +22,7 @@ from distill.config.kept import Kept, lacking
 from distill.losses.functions import TopK
 from distill.losses.kd import Recalled
 from lact_asr.data.batch import Batch
+from lact_asr.distributed.device import sent
 from lact_asr.text.load import load_vocabulary
 from lact_asr.utils.errors import DataError
 
@@ -69,29 +70,29 @@ class Cached:
     def lengths(self, batch: Batch) -> Tensor:
         """As many frames as were kept."""
         frames = [entry.frames for entry in self._entries(batch)]
-        return torch.tensor(frames, device=batch.waves.device)
+        return torch.tensor(frames)
 
     def __call__(self, batch: Batch, temperature: float) -> Recalled:
         """What was kept, as the teacher would say it; `kept` at the temperature."""
         entries = self._entries(batch)
         self._refuse_other_audio(batch, entries)
         records = [self.reader.record(entry) for entry in entries]
-        lengths = torch.tensor([entry.frames for entry in entries])
         device = batch.waves.device
+        lengths = sent(torch.tensor([entry.frames for entry in entries]), device)
         parts = {
-            name: _pad_rows([record[name] for record in records]).to(device)
+            name: sent(_pad_rows([record[name] for record in records]), device)
             for name in self.form.layout()
         }
         hidden = list(parts["hidden"].float().split(self.widths, -1)) if self.widths else []
         scores = parts["scores"].float()
         if self.form.whole:
-            return Recalled(scores.log_softmax(-1), lengths.to(device), hidden)
+            return Recalled(scores.log_softmax(-1), lengths, hidden)
         ids = parts["ids"].long()
         norms = dict(zip(self.form.temperatures, parts["norms"].unbind(-1), strict=True))
         plain, kept = (
             TopK(ids, scores / tau - norms[tau][..., None]) for tau in (1.0, temperature)
         )
-        return Recalled(self._spread(plain), lengths.to(device), hidden, kept=kept)
+        return Recalled(self._spread(plain), lengths, hidden, kept=kept)
 
     def _entries(self, batch: Batch) -> list[Entry]:
         pairs = zip(batch.ids, batch.wave_lengths.tolist(), strict=True)

@@ -64,9 +64,10 @@ class Balancer(nn.Module):
         """
         if self.kind != "ema":
             return
-        self.means[0].lerp_(torch.as_tensor(task).to(self.means), 1 - MEMORY)
+        self.means[0].lerp_(torch.full_like(self.means[0], task), 1 - MEMORY)
         for place, name in enumerate(self.names, start=1):
             if name in losses:
-                value, mean = torch.as_tensor(losses[name]).to(self.means), self.means[place]
+                mean = self.means[place]
+                value = torch.full_like(mean, losses[name])
                 begun = value * self.means[0] / task if task else 0 * value
                 mean.copy_(torch.where(mean == 0, begun, mean.lerp(value, 1 - MEMORY)))

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.config.router import RouterConfig
+from lact_asr.distributed.device import made
 
 WIDTH = 64  # of queries and keys
 MEMORY = 0.9  # of the running frequencies, per step
@@ -137,7 +138,7 @@ class StudentAwareRouter(nn.Module):
     @torch.no_grad()
     def observe(self, firsts: Sequence[float]) -> None:
         """How often each expert came first in a step, over all ranks."""
-        self.first.lerp_(torch.tensor(firsts).to(self.first), 1 - MEMORY)
+        self.first.lerp_(made(firsts, self.first.device).to(self.first), 1 - MEMORY)
 
     @torch.no_grad()
     def warn_of_collapse(self, firsts: Sequence[float], shares: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ import torch
 from distill.config.distillation import DistillConfig
 from lact_asr.data.batch import Batch
 from lact_asr.decoding.greedy import collapse
+from lact_asr.distributed.device import sent
 from lact_asr.model.interface import CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
@@ -41,9 +42,9 @@ def with_teacher_transcripts(
     labels = collapse(said.log_probs.argmax(-1), said.lengths)
     if teacher != student:
         labels = [student.encode(teacher.decode(row)) for row in labels]
-    device = batch.targets.device
+    spelt = torch.tensor([label for row in labels for label in row], dtype=torch.int64)
     return replace(
         batch,
-        targets=torch.tensor([label for row in labels for label in row], device=device).long(),
-        target_lengths=torch.tensor([len(row) for row in labels], device=device),
+        targets=sent(spelt, batch.targets.device),
+        target_lengths=torch.tensor([len(row) for row in labels]),
     )

@@ -1,5 +1,8 @@
 """A batch: utterances padded to the longest, on one device.
 
+How long they are is known on the CPU, whatever the device: what counts them (the loop, CTC, a
+cache) would wait there for all that the device is at.
+
 Legend: B utterances, N samples, U label tokens of one text, T video frames.
 """
 
@@ -15,7 +18,7 @@ from lact_asr.data.audio import RATE
 if TYPE_CHECKING:
     from lact_asr.data.specaugment import SpecAugment
 
-TENSORS = ("waves", "wave_lengths", "targets", "target_lengths", "video", "video_lengths")
+TENSORS = ("waves", "targets", "video", "video_lengths")  # what lies on the device
 
 
 @dataclass
@@ -25,9 +28,9 @@ class Batch:
     ids: list[str]
     texts: list[str]
     waves: Tensor  # [B,N] float32, 16 kHz, zero past each length
-    wave_lengths: Tensor  # [B] int64, samples
+    wave_lengths: Tensor  # [B] int64, samples; on the CPU
     targets: Tensor  # [sum U] int64, one text after the other
-    target_lengths: Tensor  # [B] int64
+    target_lengths: Tensor  # [B] int64; on the CPU
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (id, why), left out
     augment: "SpecAugment | None" = None  # what hides features of it in training
     speed: float = 1.0  # it was changed to, as it is played
@@ -39,7 +42,7 @@ class Batch:
 
     @property
     def seconds(self) -> float:
-        """Audio without its padding; wave_lengths must be on the CPU for this to be cheap."""
+        """Audio without its padding."""
         return int(self.wave_lengths.sum()) / RATE
 
     @property
@@ -75,7 +78,7 @@ class Batch:
         return [row for row, fine in enumerate(sound.tolist()) if not fine]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device; asynchronously where its memory is pinned."""
+        """The batch on a device, but for the lengths; asynchronously where its memory is pinned."""
         return self._apply(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":

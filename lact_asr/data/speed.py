@@ -19,6 +19,7 @@ from torch import Tensor
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.data.audio import resampling_kernel
 from lact_asr.data.batch import Batch
+from lact_asr.distributed.device import sent
 
 FINEST = 100  # speeds are read as fractions with denominators up to this: 0.95 is 19/20
 
@@ -41,7 +42,8 @@ def change_speed(batch: Batch, speed: float) -> Batch:
         return batch
     weights, before = _weights(old, new)
     padded = F.pad(batch.waves, (before, len(weights) + old))
-    played = padded.unfold(1, len(weights), old) @ weights.to(padded)  # [B,N/old,new]
+    weights = sent(weights, padded.device).to(padded.dtype)
+    played = padded.unfold(1, len(weights), old) @ weights  # [B,N/old,new]
     longest = -(-batch.waves.shape[1] * new // old)
     lengths = -(-batch.wave_lengths * new // old)
     waves = played.flatten(1)[:, :longest]

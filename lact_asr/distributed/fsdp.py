@@ -123,9 +123,9 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if _is_share(value) else value
 
 
-def norm(gradients: Sequence[Tensor]) -> float:
-    """The common norm of all gradients, over all ranks where they are split."""
-    return float(full(torch.nn.utils.get_total_norm(gradients)))
+def norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The common norm () of all gradients, over all ranks where they are split."""
+    return full(torch.nn.utils.get_total_norm(gradients))
 
 
 def run_dummy_forwards(model: nn.Module, calls: int, *inputs: Tensor) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lact_asr.data.batch import Batch
+from lact_asr.distributed.device import sent
 from lact_asr.model.interface import CTCModel, CTCOutput
 
 
@@ -16,7 +17,8 @@ def forward_batch(model: CTCModel, batch: Batch, **asked: bool) -> CTCOutput:
     more: dict[str, Any] = {"augment": batch.augment} if batch.augment else {}
     if batch.video is not None and model.video_shape:
         more |= {"video": batch.video, "video_lengths": batch.video_lengths}
-    output: CTCOutput = model(batch.waves, batch.wave_lengths, **more, **asked)
+    lengths = sent(batch.wave_lengths, batch.waves.device)
+    output: CTCOutput = model(batch.waves, lengths, **more, **asked)
     return output
 
 

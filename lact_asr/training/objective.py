@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lact_asr.config.training import CTCConfig
 from lact_asr.data.batch import Batch
+from lact_asr.distributed.device import sent
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.forward import forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput, Model
@@ -84,14 +85,15 @@ class CTCObjective(SpeechObjective):
         """The loss of what the model has said of a batch repeated `views` times; `zeroed` counts
         utterances that no path fits (loss infinite).
         """
-        losses = ctc_losses(output.log_probs, output.lengths, heard)  # [views B]
-        zeroed = ((losses == 0) & (heard.target_lengths > 0)).sum() / self.views
+        losses, *inner = self._losses(output, heard)  # [views B] each
+        spoken = sent(heard.target_lengths > 0, losses.device)
+        zeroed = ((losses == 0) & spoken).sum() / self.views
         total = ctc = losses.sum() / self.views
         parts: dict[str, Tensor] = {}
         if self.config.intermediate:
-            parts["intermediate"] = inner = self._intermediate(output, heard)
-            share = self.config.intermediate_weight
-            total = (1 - share) * ctc + share * inner
+            within = torch.stack([each.sum() for each in inner]).mean() / self.views
+            parts["intermediate"], share = within, self.config.intermediate_weight
+            total = (1 - share) * ctc + share * within
         if self.config.consistency:
             parts["consistency"] = apart = consistency(output.log_probs, output.lengths)
             total = total + self.config.consistency * apart
@@ -101,14 +103,22 @@ class CTCObjective(SpeechObjective):
         labels = heard.target_lengths.sum() // self.views
         return Loss(total, labels, shown, {"zeroed": zeroed})
 
-    def _intermediate(self, output: CTCOutput, heard: Batch) -> Tensor:
-        """Mean over the chosen blocks of the CTC loss of what the model's head reads there."""
-        lengths = output.lengths
-        each = [
-            ctc_losses(self.model.read_out(output.hidden[n - 1], lengths), lengths, heard).sum()
+    def _losses(self, output: CTCOutput, heard: Batch) -> Sequence[Tensor]:
+        """CTC losses [B] of the output, then of what the model's head reads at the chosen blocks;
+        in one call, for each would wait for the device.
+        """
+        inner = [
+            self.model.read_out(output.hidden[n - 1], output.lengths)
             for n in self.config.intermediate
         ]
-        return torch.stack(each).mean() / self.views
+        said, times = [output.log_probs, *inner], 1 + len(inner)
+        texts = replace(
+            heard,
+            targets=heard.targets.repeat(times),
+            target_lengths=heard.target_lengths.repeat(times),
+        )
+        lengths = self.model.output_lengths(heard.wave_lengths).repeat(times)
+        return ctc_losses(torch.cat(said), lengths, texts).chunk(times)
 
 
 def repeat_batch(batch: Batch, times: int) -> Batch:

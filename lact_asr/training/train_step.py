@@ -4,6 +4,9 @@ Backward passes add up gradients of sums; after the last one the labels of all m
 ranks are counted and everything is divided once. What the ranks must agree on (counts, the wish to
 stop, news of unreadable files) travels in the same single all-reduce. Whether a step is sound
 needs no vote: a NaN on one rank is in the averaged gradients of all, so all drop the step.
+
+A GPU works behind the program, which must not wait for it: a step reads one tensor, once, behind
+the last backward pass. In it are the sums of all ranks and the norm of the gradients.
 """
 
 import math
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from lact_asr.config.training import LoopConfig
 from lact_asr.distributed import fsdp
+from lact_asr.distributed.device import made
 from lact_asr.distributed.processes import World, no_sync, unwrapped
 from lact_asr.model.forward import autocast
 from lact_asr.training.loss import Loss, Outcome, Part, detached
@@ -124,8 +128,11 @@ def take_step(
     news = {key: why for batch in batches for key, why in batch.unreadable if key not in known}
     amount = sum(batch.amount for batch in batches)
     sums = _row(losses, [amount, float(stop), float(len(news))], device)
-    total, weight, *shown, amount, stops, unheard = world.all_sum(sums).tolist()
-    norm = _normalize(optimizer, world.world_size / weight if weight else math.nan, config)
+    gradients = _gradients(optimizer)
+    read = torch.cat([world.all_sum(sums), fsdp.norm(gradients).to(sums)[None]]).tolist()
+    total, weight, *shown, amount, stops, unheard, summed = read
+    scale = world.world_size / weight if weight else math.nan
+    norm = _normalize(gradients, summed, scale, config)
     if unheard:
         news = {key: why for part in world.gather(news) for key, why in part.items()}
     parts, counts = _name_sums(losses[0], shown, weight)
@@ -151,9 +158,15 @@ def take_step(
 
 def _row(losses: Sequence[Loss], others: Sequence[float], device: torch.device) -> Tensor:
     """Everything that is summed over micro-batches and ranks, in one float64 vector."""
-    rows = [torch.stack([value.to(device, torch.float64) for value in _sums(x)]) for x in losses]
-    beside = torch.tensor(others, dtype=torch.float64, device=device)
-    return torch.cat([torch.stack(rows).sum(0), beside])
+    rows = [torch.stack([_number(value, device) for value in _sums(x)]) for x in losses]
+    return torch.cat([torch.stack(rows).sum(0), made(others, device)])
+
+
+def _number(value: Tensor, device: torch.device) -> Tensor:
+    """A sum in float64 on the device; what is counted on the CPU comes without a copy."""
+    if value.device.type == device.type:
+        return value.to(torch.float64)
+    return made([float(value)], device)[0]
 
 
 def _sums(loss: Loss) -> Iterator[Tensor]:
@@ -181,17 +194,21 @@ def _name_sums(
     return parts, dict(zip(sorted(loss.counts), rest, strict=True))
 
 
-def _normalize(optimizer: torch.optim.Optimizer, scale: float, config: LoopConfig) -> float:
-    """Scale all gradients, clip their common norm, and return the norm before clipping.
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Those that there are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _normalize(gradients: Sequence[Tensor], norm: float, scale: float, config: LoopConfig) -> float:
+    """Scale gradients of this common norm, clip it, and return it as scaled, before clipping.
 
     Wrapped gradients are averages over ranks, so the scale is ranks / labels of all of them.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = fsdp.norm(gradients) * scale
+    norm *= scale
     if math.isfinite(norm):
-        gradients = [fsdp.local(each) for each in gradients]
-        torch._foreach_mul_(gradients, scale * min(1.0, config.optim.clip_norm / (norm + 1e-6)))
+        shares = [fsdp.local(each) for each in gradients]
+        torch._foreach_mul_(shares, scale * min(1.0, config.optim.clip_norm / (norm + 1e-6)))
     return norm
 
 

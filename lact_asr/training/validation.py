@@ -19,6 +19,7 @@ from lact_asr.data.dataset import Corpus
 from lact_asr.data.loader import loader
 from lact_asr.decoding.metrics import Scores, score
 from lact_asr.decoding.transcribe import decode
+from lact_asr.distributed.device import sent
 from lact_asr.distributed.fsdp import run_dummy_forwards
 from lact_asr.distributed.processes import World
 from lact_asr.model.ctc_loss import ctc_losses
@@ -92,8 +93,10 @@ def validate(
         model, vocabulary, dev.batches, device, config.precision, unreadable.extend
     ):
         heard |= zip(batch.ids, texts, strict=True)
-        losses = ctc_losses(output.log_probs, output.lengths, batch)
-        tokens = batch.target_lengths * (losses > 0)  # 0: no path fits the labels
+        lengths = model.output_lengths(batch.wave_lengths)
+        losses = ctc_losses(output.log_probs, lengths, batch)
+        # 0: no path fits the labels
+        tokens = sent(batch.target_lengths, losses.device) * (losses > 0)
         blank = (output.log_probs.argmax(-1) == 0) & length_mask(
             output.lengths, output.log_probs.shape[1]
         )

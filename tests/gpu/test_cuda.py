@@ -218,7 +218,7 @@ def split_alone(folder: Path) -> None:
     fsdp.shard(model, model, model.blocks)
     assert fsdp.split(model)
     loss, found = gradient(model, batch, device)
-    norm = fsdp.norm([parameter.grad for parameter in model.parameters()])
+    norm = float(fsdp.norm([parameter.grad for parameter in model.parameters()]))
     torch.save((loss, found, norm, fsdp.whole(model.state_dict())), folder / "found.pt")
 
 

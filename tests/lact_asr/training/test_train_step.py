@@ -101,11 +101,9 @@ def test_the_gradient_is_clipped_as_a_whole(tmp_path):
     manifest(tmp_path)
     expected, outcome = gradient([[0, 1]], tmp_path)
     assert outcome.grad_norm == pytest.approx(float(expected.norm()))
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.0)
-    (parameter,) = optimizer.param_groups[0]["params"]
-    parameter.grad = torch.tensor([30.0, 40.0])
-    assert train_step._normalize(optimizer, 0.1, settings(optim={"clip_norm": 1.0})) == 5.0
-    assert parameter.grad.tolist() == pytest.approx([0.6, 0.8])
+    given, config = torch.tensor([30.0, 40.0]), settings(optim={"clip_norm": 1.0})
+    assert train_step._normalize([given], float(fsdp.norm([given])), 0.1, config) == 5.0
+    assert given.tolist() == pytest.approx([0.6, 0.8])
 
 
 def test_an_infeasible_utterance_costs_nothing_and_is_counted(tmp_path):
