@@ -21,8 +21,7 @@ from typing import Any
 
 from bench.disturbances import PATIENCE, SMALL, Case, Disturbed
 from bench.faults import speech_of
-from bench.harness import Row, argument_parser, show, write
-from bench.launcher import commit
+from bench.harness import Row, argument_parser, commit, show, write
 from bench.machine import machine
 from jobs.healing.spans import STARTING
 from lact_asr.data.manifest import read_manifest, write_manifest

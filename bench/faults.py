@@ -22,8 +22,7 @@ from typing import Any
 from bench.disturbances import UTTERANCES, Case, Disturbed, fill_disk
 from bench.fault_cases import CASES, QUIET
 from bench.fault_page import cells, known_rows, page, with_row, write
-from bench.harness import argument_parser
-from bench.launcher import commit
+from bench.harness import argument_parser, commit
 from jobs.healing.rehearsal import Came, judge
 from jobs.step_folder import StepDir
 from lact_asr.data.librispeech import scan

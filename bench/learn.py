@@ -26,8 +26,7 @@ import numpy as np
 
 from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
-from bench.harness import RESULTS, Row, argument_parser, show, write
-from bench.launcher import commit
+from bench.harness import RESULTS, Row, argument_parser, commit, show, write
 from bench.machine import clock, device, machine
 from bench.peers import parameters
 from bench.recipes import RECIPES, Recipe

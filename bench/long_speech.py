@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.harness import Row, argument_parser, show, write
-from bench.launcher import commit
+from bench.harness import Row, argument_parser, commit, show, write
 from bench.learn import SPEAKERS
 from bench.machine import device, machine
 from lact_asr.config.model import SAMPLE_RATE

@@ -24,8 +24,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.harness import Row, argument_parser, rounds, show, write
-from bench.launcher import commit
+from bench.harness import Row, argument_parser, commit, rounds, show, write
 from bench.machine import device, machine, precision, stopwatch
 from bench.steps import block_arguments
 from bench.train_step import SHAPES

@@ -56,3 +56,14 @@ def test_a_run_that_began_in_steps_goes_on_in_epochs(tmp_path):
     run(tmp_path / "run", utterances, max_steps=3)
     result, recorded = run(tmp_path / "run", utterances, max_steps=None, epochs=2)
     assert result.step == 2 * recorded.named("length")[0]["steps_per_epoch"]
+
+
+def test_a_run_that_goes_on_with_larger_steps_says_how_many_there_are_now(tmp_path):
+    utterances = tones(tmp_path, 10)
+    given = {"max_steps": None, "epochs": 2, "log_every": 1}
+    whole, _ = run(tmp_path / "whole", utterances, **given)
+    run(tmp_path / "cut", utterances, stop_at=3, **given)
+    cut, recorded = run(tmp_path / "cut", utterances, accumulate=2, **given)
+    assert cut.step < whole.step
+    said = {line["total_steps"] for line in recorded.metrics if "total_steps" in line}
+    assert said == {cut.step}
