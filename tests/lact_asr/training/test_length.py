@@ -60,7 +60,7 @@ def test_a_run_that_began_in_steps_goes_on_in_epochs(tmp_path):
 
 def test_a_run_that_goes_on_with_larger_steps_says_how_many_there_are_now(tmp_path):
     utterances = tones(tmp_path, 10)
-    given = {"max_steps": None, "epochs": 2, "log_every": 1}
+    given = {"max_steps": None, "epochs": 3, "batch_seconds": 5.0}
     whole, _ = run(tmp_path / "whole", utterances, **given)
     run(tmp_path / "cut", utterances, stop_at=3, **given)
     cut, recorded = run(tmp_path / "cut", utterances, accumulate=2, **given)
