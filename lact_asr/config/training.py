@@ -171,11 +171,12 @@ class LoopConfig(Frozen):
         description="Arithmetic of the forward pass, auto is bf16 on GPUs and fp32 elsewhere; "
         "weights and losses stay float32",
     )
-    sharded: bool = Field(
+    sharded: bool | Literal["node"] = Field(
         False,
         description="Split weights, gradients and optimizer state over all processes (FSDP) "
         "instead of a copy on each, for models whose 16 bytes a weight do not fit beside a batch; "
-        "costs traffic at every micro-batch, changes results by rounding only",
+        "costs traffic at every micro-batch, changes results by rounding only; node is over those "
+        "of a node, with a copy on every node: less between nodes, more memory",
     )
     probe: bool | None = Field(
         None,

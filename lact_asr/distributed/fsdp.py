@@ -5,6 +5,10 @@ the weights are gathered for a forward or backward pass and let go of behind it.
 `large` keeps 493 M x 16 bytes / W instead of 7.9 GB on each, and every micro-batch sends its
 weights twice. Gradients come back averaged over the processes, as without sharding.
 
+Split inside each node only, with a copy on every node, weights stay on the fast links, and what
+goes between nodes is one sum of a share's gradients a micro-batch; a process then keeps the above
+by its number on a node (8: 1 GB of `large`).
+
 What leaves the processes is always whole: a checkpoint does not know how it was trained, and can go
 on with another number of processes, sharded or not. Gathering is a collective: all ranks take part,
 in the same order.
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 from lact_asr.utils.errors import DataError
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 
@@ -33,11 +38,16 @@ def _is_share(value: object) -> "TypeGuard[DTensor]":
 
 
 def shard(
-    model: nn.Module, trainable: nn.Module, blocks: nn.ModuleList, attends: bool = False
+    model: nn.Module,
+    trainable: nn.Module,
+    blocks: nn.ModuleList,
+    attends: bool = False,
+    group: int | None = None,
 ) -> None:
     """Split a model in place, rank 0's weights; before the optimizer is made.
 
-    `attends`: `look` of its blocks is called beside their forward. DataError where something
+    `attends`: `look` of its blocks is called beside their forward. `group`: so many neighbouring
+    ranks have a copy among them, by default all. DataError where something
     outside the model learns too: it would be left unsplit. And for a model without blocks: backward
     begins at theirs, and without them would reach no gradient.
     """
@@ -58,13 +68,24 @@ def shard(
         )
     for value in model.state_dict(keep_vars=True).values():
         torch.distributed.broadcast(value.data, 0)
+    mesh = _mesh(group, next(model.parameters()).device.type)
     for block in blocks:
-        fully_shard(block)
+        fully_shard(block, mesh=mesh)
         if attends:
             register_fsdp_forward_method(block, "log_attention")
     # The rest stays gathered until it is through backward: `read_out` is called beside forward. As
     # a registered forward method it would let go of the convolutions before their backward.
-    fully_shard(model, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def _mesh(group: int | None, device: str) -> "DeviceMesh | None":
+    """The ranks as rows that have a copy each; None for a single row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    size = torch.distributed.get_world_size()
+    if group in (None, size):
+        return None
+    return init_device_mesh(device, (size // group, group), mesh_dim_names=("copy", "share"))
 
 
 def whole(value: Any, keep: bool = True) -> Any:

@@ -46,6 +46,18 @@ class World:
         # a launcher may show each process one GPU only: then that is its number 0
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
+    def on_node(self) -> int:
+        """Processes of a node; DataError where nodes have more or fewer, or share neighbours."""
+        places = self.gather(self.local_rank)
+        size = max(places) + 1
+        if self.world_size % size or places != [rank % size for rank in range(self.world_size)]:
+            raise DataError(
+                "sharded: node wants as many processes on every node, numbered node by node, and "
+                f"the ranks have the places {places} on theirs: write sharded: true, or ask for "
+                "whole nodes"
+            )
+        return size
+
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Those of the items that are this rank's: every n-th."""
         return items[self.rank :: self.world_size]

@@ -184,7 +184,8 @@ class _Run:
         objective.trainable.to(self.device)
         if config.sharded and self.world.world_size > 1:
             model = objective.model
-            fsdp.shard(model, objective.trainable, model.blocks, model.attends)
+            group = self.world.on_node() if config.sharded == "node" else None
+            fsdp.shard(model, objective.trainable, model.blocks, model.attends, group)
         self.optimizer = optim.build(objective, config.optim, self.world)
         self.average = Average(objective.model, config.average.decay)
         self.feed = self.material.feed(self._resume())

@@ -1,5 +1,6 @@
 """A model split over processes trains as a whole one does, and its checkpoints do not tell."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,51 @@ def refuses(folder: Path) -> None:
 
 def test_what_learns_beside_the_model_or_has_no_blocks_is_refused_by_name(tmp_path):
     assert in_ranks(refuses, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
+
+
+def hybrid(folder: Path) -> None:
+    """One of four ranks on two nodes: split inside a node, stopped and resumed so; split over all;
+    and what a rank holds of the model that was split inside its node.
+    """
+    rank = int(os.environ["RANK"])
+    os.environ["LOCAL_RANK"] = str(rank % 2)
+    train, objective = read_manifest(folder / "tones.jsonl"), student()
+    _, recorded = run(folder / "node", train, objective, sharded="node", **GIVEN)
+    run(folder / "cut", train, student(), stop_at=4, sharded="node", **GIVEN)
+    run(folder / "cut", train, student(), sharded="node", **GIVEN)
+    _, plain = run(folder / "split", train, student(), sharded=True, **GIVEN)
+    held = sum(p.to_local().numel() for p in objective.model.parameters())
+    total = sum(p.numel() for p in objective.model.parameters())
+    losses = [recorded.losses(), plain.losses()]
+    write_json(folder / f"{rank}.json", {"held": held / total, "losses": losses})
+
+
+def test_split_inside_nodes_a_model_trains_as_one_split_over_all(tmp_path):
+    manifest(tmp_path)
+    assert in_ranks(hybrid, tmp_path, 4) == [0] * 4, (tmp_path / "rank0.log").read_text()
+    found = [read_json(tmp_path / f"{rank}.json") for rank in range(4)]
+    held = [each["held"] for each in found]
+    assert held[:2] == held[2:] and sum(held[:2]) == pytest.approx(1), "each node has a copy"
+    losses, plain = found[0]["losses"]
+    assert losses == pytest.approx(plain, rel=1e-5) and len(losses) == 6
+    assert_same_bits(tmp_path / "cut", tmp_path / "node", "00000006")
+    node, split = (
+        checkpoint.load(tmp_path / name / "checkpoints/00000006" / checkpoint.WEIGHTS)
+        for name in ("node", "split")
+    )
+    start = student().model.state_dict()
+    assert node.keys() == split.keys() == start.keys()
+    for name, value in node.items():
+        assert value.shape == start[name].shape
+        assert torch.allclose(value, split[name], atol=2e-5), name
+
+
+def unequal(folder: Path) -> None:
+    """Three ranks on two nodes, which cannot each have a copy."""
+    os.environ["LOCAL_RANK"] = str(int(os.environ["RANK"]) % 2)
+    with pytest.raises(DataError, match=r"the places \[0, 1, 0\] on theirs: write sharded: true"):
+        processes.start().on_node()
+
+
+def test_nodes_with_more_or_fewer_processes_than_others_are_refused(tmp_path):
+    assert in_ranks(unequal, tmp_path, 3) == [0] * 3, (tmp_path / "rank0.log").read_text()
