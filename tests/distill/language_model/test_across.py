@@ -108,7 +108,8 @@ def test_what_is_taught_is_the_likelihood_of_stretches(temperature, chunk):
     assert float(loss.parts["kd"].value) == pytest.approx(expected, rel=1e-4)
     alone = LMObjective(student, 64)(batch(texts, CHARACTERS), 1.0).parts["lm"].value
     assert float(loss.parts["lm"].value) == pytest.approx(float(alone), rel=1e-5)
-    assert float(loss.total.detach()) == pytest.approx(0.3 * float(alone) + 0.7 * expected, rel=1e-4)
+    total = 0.3 * float(alone) + 0.7 * expected
+    assert float(loss.total.detach()) == pytest.approx(total, rel=1e-4)
     assert int(loss.weight) == sum(map(len, texts)) + len(texts)
     loss.total.backward()
     assert all(each.grad is not None for each in student.parameters())
