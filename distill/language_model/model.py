@@ -13,7 +13,7 @@ Shapes: B texts, L places, N places that count, D width, V symbols.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from lact_asr.model.interface import CTCOutput, Model
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Loss, Outcome, Part
 from lact_asr.training.objective import Objective
+
+if TYPE_CHECKING:
+    from distill.language_model.across import Across, Stretches
 
 HINTS = ("feature", "attention", "layerwise")
 BOUNDARY = 0  # begins and ends a text
@@ -163,8 +166,10 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         teacher: LanguageModel | None = None,
         config: LMDistillConfig | None = None,
         log_every: int = 1,
+        across: "Across | None" = None,
     ) -> None:
-        self.model = model
+        """`across` cuts texts into what both can judge, where a teacher has other symbols."""
+        self.model, self.across = model, across
         self.trainable: nn.Module = model
         self.chunk, self.config = chunk, config or LMDistillConfig()
         self.teacher = teacher.eval().requires_grad_(False) if teacher else None
@@ -207,6 +212,9 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         self.progress, there = progress, batch.targets != PAD
         weights = self.weights(progress)
         active = {name for name, weight in weights.items() if weight}
+        if self.across:
+            raw, expected = self._beside(self.across(batch), batch, there)
+            return self._total(raw, weights, expected, there.sum(), active)
         inside = Inside("attention" in active) if active & {*HINTS} else None
         states, told, taught = self.model(batch.inputs, inside), None, None
         if self.teacher is not None:
@@ -273,6 +281,34 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
             logger.say(curriculum_line(step, self.progress, weights, names))
         if "balancer" in self.maps:
             logger.say(balance_line(self.balancer.factors().tolist(), names))
+
+    def _beside(
+        self, stretches: "Stretches", batch: TextBatch, there: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Components, and what is expected of them, beside a teacher with other symbols."""
+        assert self.teacher is not None
+        mine = self._scores(self.model, self.model(batch.inputs)[there], batch.targets[there])
+        read = stretches.batch
+        with torch.no_grad():
+            told = self.teacher.to(there.device)(read.inputs)[read.targets != PAD]
+            theirs = self._scores(self.teacher, told, read.targets[read.targets != PAD])
+        taught = stretches.likelihoods(theirs, stretches.theirs)
+
+        def divergence(scores: Tensor) -> Tensor:
+            found = stretches.likelihoods(scores, stretches.mine)
+            return losses.likelihood_kd(found, taught, self.config.temperature).sum()
+
+        even = torch.full_like(mine, -math.log(self.model.head.out_features)).detach()
+        expected = {"kd": divergence(even)} if self.looks.measured else {}
+        return {"lm": -mine.sum(), "kd": divergence(mine)}, expected
+
+    def _scores(self, model: LanguageModel, states: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities [N] of the symbols after these states, a chunk of places at a time."""
+        pieces = zip(states.split(self.chunk), targets.split(self.chunk), strict=True)
+        score: Callable[[Tensor, Tensor], Tensor] = lambda states, targets: model.read_out(
+            states
+        ).gather(-1, targets[:, None])[:, 0]
+        return torch.cat([checkpoint(score, *piece, use_reentrant=False) for piece in pieces])
 
     def _chunked(
         self, states: Tensor, targets: Tensor, told: Tensor | None
