@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SURE = 1e-5  # nats: nothing is thought likelier, for the logarithm of what is left
 NEVER = -1e4  # logarithm of a weight of 0 that can be subtracted from itself
 
 
@@ -60,6 +61,15 @@ def top_k_kd(student: Tensor, teacher: TopK, temperature: float) -> Tensor:
     left = (1 - mass.sum(-1)).clamp_min(0)  # rounding may leave -1e-7
     divergence = (mass * (teacher.log_probs - kept)).sum(-1)
     return temperature**2 * (divergence + torch.xlogy(left, left) - left * rest)
+
+
+def likelihood_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """tau^2 KL between p^(1/tau) and q^(1/tau), each beside all else: log-probabilities of the same
+    events [N] twice to [N]. Minixhofer et al. 2025, binarized.
+    """
+    p, q = (each.float().clamp(max=-SURE) / temperature for each in (teacher.detach(), student))
+    rest_p, rest_q = (-torch.expm1(each) for each in (p, q))
+    return temperature**2 * (p.exp() * (p - q) + rest_p * (rest_p.log() - rest_q.log()))
 
 
 def drop_blank(log_probs: Tensor) -> Tensor:

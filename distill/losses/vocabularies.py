@@ -3,7 +3,8 @@
 Under one vocabulary a frame's distributions can be compared. Under two they cannot, whatever their
 sizes: by index they are noise. What stays sound is the teacher's transcript, written anew in the
 student's symbols (`kd: sequence`), and a map of its hidden states that learns the student's symbols
-(`distill.losses.projector`).
+(`distill.losses.projector`). Language models, which say how likely a text is, can be compared by
+stretches of it (`distill.language_model.across`).
 """
 
 from dataclasses import replace

@@ -2,10 +2,9 @@
 
 The result is its perplexity on held-out texts: exp of the mean negative log-likelihood of a symbol,
 ends of texts included. With `teacher` it also learns from that model's distributions, whose
-vocabulary it takes; its own `vocabulary` counts without one.
+vocabulary it takes; with `own_vocabulary` from how likely that model finds stretches of the texts.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +24,6 @@ from lact_asr.config.text import TextConfig
 
 if TYPE_CHECKING:
     from distill.language_model.model import LanguageModel
-    from lact_asr.data.manifest import Utterance
     from lact_asr.text.vocabulary import Vocabulary
 
 RESOURCES = Resources(time="4h", cpus=2, memory_gb=16)
@@ -53,6 +51,11 @@ class Settings(Frozen):
         "the training texts; a teacher brings its own",
     )
     vocabulary_size: int = _training.vocabulary_size_field()
+    own_vocabulary: bool = Field(
+        False,
+        description="With a teacher, write with `vocabulary` all the same: where the teacher has "
+        "other symbols, KD is about the likelihood of stretches of text that both cut in one place",
+    )
     text: TextConfig = TextConfig()
     init_from: Annotated[Path | None, Present()] = _training.init_from_field()
     teacher: Path | None = Field(None, description="checkpoint of a language model to learn from")
@@ -73,6 +76,23 @@ class Settings(Frozen):
             raise ValueError("teacher_layers goes with a teacher, without init_from")
         return self
 
+    @model_validator(mode="after")
+    def _taught_across(self) -> "Settings":
+        if not self.own_vocabulary:
+            return self
+        if self.teacher is None:
+            raise ValueError("own_vocabulary goes with a teacher; without one it is always its own")
+        if self.teacher_layers:
+            raise ValueError("teacher_layers wants the teacher's vocabulary: own_vocabulary: false")
+        names = ("feature_weight", "layerwise_weight", "attention_weight")
+        given = [name for name, value in self.distill.model_dump(include={*names}).items() if value]
+        if given:
+            raise ValueError(
+                f"distill.{given[0]} compares place by place, and two vocabularies have no places "
+                "in common: write 0, or own_vocabulary: false"
+            )
+        return self
+
     def configuration(self) -> LanguageModelConfig:
         """The model's own configuration."""
         whole = {**LM_SIZES[self.size].model_dump(), **self.model}
@@ -85,7 +105,9 @@ class Result(Frozen):
     checkpoint: Path = Field(description="folder of the best checkpoint, by perplexity on dev")
     perplexity: float = Field(description="of that checkpoint on dev, per symbol")
     loss: float = Field(description="of that checkpoint on dev, nats per symbol")
-    teacher_perplexity: float | None = Field(description="of the teacher on dev; null without one")
+    teacher_perplexity: float | None = Field(
+        description="of the teacher on dev, per symbol of its own vocabulary; null without one"
+    )
     steps: int = Field(description="optimizer steps taken")
     steps_skipped: int = Field(description="steps dropped because a number was not finite")
     parameters: int = Field(description="numbers that the model has learned")
@@ -95,6 +117,7 @@ def run(settings: Settings, job: Job) -> Result:
     """Train, or go on training."""
     import torch
 
+    from distill.language_model.across import Across
     from distill.language_model.model import LanguageModel, LMObjective
     from distill.language_model.trainer import fit_texts
     from lact_asr.data.manifest import read_manifest
@@ -103,7 +126,10 @@ def run(settings: Settings, job: Job) -> Result:
 
     train, dev = read_manifest(settings.train), read_manifest(settings.dev)
     texts, held_out = [each.text for each in train], [each.text for each in dev]
-    teacher, vocabulary = _teacher(settings, train, job)
+    teacher, written = _teacher(settings)
+    vocabulary = written
+    if vocabulary is None or settings.own_vocabulary:
+        vocabulary = _training.vocabulary(settings, train, job)
     torch.manual_seed(settings.training.seed)
     model = LanguageModel(settings.configuration(), len(vocabulary))
     _training.begin(model, vocabulary, settings.init_from, job)
@@ -117,6 +143,7 @@ def run(settings: Settings, job: Job) -> Result:
                 teacher,
                 settings.distill,
                 settings.training.log_every,
+                Across(vocabulary, written) if written and written != vocabulary else None,
             ),
             texts,
             held_out,
@@ -130,8 +157,8 @@ def run(settings: Settings, job: Job) -> Result:
         checkpoint=done.checkpoint,
         perplexity=done.best["perplexity"],
         loss=done.loss,
-        teacher_perplexity=_perplexity(teacher, held_out, vocabulary, settings)
-        if teacher
+        teacher_perplexity=_perplexity(teacher, held_out, written, settings)
+        if teacher and written
         else None,
         steps=done.step,
         steps_skipped=done.steps_skipped,
@@ -139,15 +166,13 @@ def run(settings: Settings, job: Job) -> Result:
     )
 
 
-def _teacher(
-    settings: Settings, train: "Sequence[Utterance]", job: Job
-) -> "tuple[LanguageModel | None, Vocabulary]":
-    """The teacher, if there is one, and the vocabulary to write with."""
+def _teacher(settings: Settings) -> "tuple[LanguageModel, Vocabulary] | tuple[None, None]":
+    """The teacher, if there is one, and what it writes with."""
     from distill.language_model.model import LM_FAMILIES
     from lact_asr.training import checkpoint
 
     if settings.teacher is None:
-        return None, _training.vocabulary(settings, train, job)
+        return None, None
     teacher, vocabulary, _ = checkpoint.load_model(checkpoint.find(settings.teacher), LM_FAMILIES)
     return teacher, vocabulary
 

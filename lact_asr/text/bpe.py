@@ -9,7 +9,7 @@ pieces, so no text in normal form needs it, and the id serves as the CTC blank. 
 import base64
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sentencepiece
@@ -19,6 +19,7 @@ from lact_asr.text.normalize import CHARACTERS, in_normal_form
 from lact_asr.text.vocabulary import Vocabulary, form_of, refuse_foreign, stated
 from lact_asr.utils.errors import DataError
 
+MARK = "\u2581"  # begins the pieces that begin a word
 COVERED = 0.9995  # of a text's characters have pieces; the others are written in bytes
 
 
@@ -88,6 +89,20 @@ class BPEVocabulary(Vocabulary):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; blanks vanish, repeats stay (collapsing CTC paths is decoding's job)."""
         return str(self._processor.decode([index for index in ids if index != self.blank]))
+
+    def widths(self, ids: Sequence[int]) -> list[int]:
+        """How many bytes of a text each of its symbols writes; its first word has no space before
+        it.
+        """
+        pieces = [self.symbols[index - 1] for index in ids]
+        spaced = [len(piece.replace(MARK, " ").encode()) for piece in pieces]
+        found = [
+            1 if self._processor.is_byte(index) else width
+            for index, width in zip(ids, spaced, strict=True)
+        ]
+        if pieces and pieces[0].startswith(MARK):
+            found[0] -= 1
+        return found
 
 
 def _explain(error: str, size: int) -> str:

@@ -77,6 +77,10 @@ class Vocabulary:
         """The text of ids; blanks vanish, repeats stay (collapsing CTC paths is decoding's job)."""
         return "".join(self.symbols[index - 1] for index in ids if index != self.blank)
 
+    def widths(self, ids: Sequence[int]) -> list[int]:
+        """How many bytes of a text, in UTF-8, each of its symbols writes."""
+        return [len(self.symbols[index - 1].encode()) for index in ids]
+
 
 def stated(form: TextConfig) -> dict[str, Any]:
     """What a checkpoint stores of the form of texts; nothing for English, as from the beginning."""
