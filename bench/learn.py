@@ -1,19 +1,21 @@
 """Does a recipe learn, what is each of its parts worth, and do live updates help?
 
-    python -m bench.learn --data mini_librispeech/train-clean-5 --work DIR [--seed N]
-        [--recipe NAME ...] [--steps N]
+    python -m bench.learn --data mini_librispeech/train-clean-5 --work DIR [--seed N ...]
+        [--recipe NAME ...] [--arms main|losses|rates] [--steps N]
 
-Trains recipes of `bench.recipes` through `lact_asr.training.trainer.fit`, one after the other, each
-with the order of batches of its seed. Four speakers are held out: error rates are those of all
-their utterances, greedy, by the last weights. Each run has a folder in DIR and goes on where it was
-stopped (interrupt it, or start it again), so that they may also run beside each other by name.
+Trains recipes of `bench.recipes` through `lact_asr.training.trainer.fit`, one after the other and
+seed by seed, each with the order of batches of its seed: those named, or a named list of them, as
+intermediate CTC and CR-CTC beside the shipped recipe (losses) or AdamW and Muon at three rates.
+Four speakers are held out: error rates are those of all their utterances, greedy, by the last
+weights. Each run has a folder in DIR and goes on where it was stopped (interrupt it, or start it
+again), so that they may also run beside each other by name.
 
 A run that ends writes bench/results/learn/NAME-SEED.json (NAME-SEED-STEPS.json where it was made
 shorter than its recipe says) with its commit, its recipe and the processor time of its training
 steps, which validations are no part of. `--report` trains nothing: it compares what is there at
 equal processor time, with the intervals that come of drawing speakers, and writes learn.json and
-learn.svg into bench/results; so does a call that names no recipe and no steps. On a GPU the
-arithmetic is bf16, and the time is wall time.
+learn.svg into bench/results; so does a call that names no recipe, no list and no steps. On a GPU
+the arithmetic is bf16, and the time is wall time.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from bench.curves import svg
 from bench.harness import RESULTS, Row, argument_parser, commit, show, write
 from bench.machine import clock, device, machine
 from bench.peers import parameters
-from bench.recipes import RECIPES, Recipe
+from bench.recipes import ARMS, RECIPES, Recipe
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.transcribe import transcribe
@@ -74,14 +76,19 @@ class Timed(CTCObjective):
 
 
 def train(
-    recipe: Recipe, parts: Parts, steps: int, folder: Path, given: argparse.Namespace
+    recipe: Recipe,
+    parts: Parts,
+    steps: int,
+    folder: Path,
+    seed: int,
+    given: argparse.Namespace,
 ) -> None:
     """Train a recipe, or go on; Interrupted by SIGINT and SIGTERM."""
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(True))
     vocabulary = recipe.vocabulary(in_normal_form(each.text) for each in parts[0])
-    objective = Timed(recipe.fresh(vocabulary, given.seed, given.tiny), recipe.loss())
+    objective = Timed(recipe.fresh(vocabulary, seed, given.tiny), recipe.loss())
     objective.begin(_spent(folder))
 
     def report(line: Mapping[str, Any]) -> None:
@@ -93,7 +100,7 @@ def train(
         objective,
         *parts,
         vocabulary,
-        recipe.settings(steps, given.seed, given.batch_seconds),
+        recipe.settings(steps, seed, given.batch_seconds),
         folder,
         report=report,
         event=lambda name, **facts: None,
@@ -275,21 +282,21 @@ def conclude() -> None:
     print(f"written to {path} and learn.svg beside it")
 
 
-def run(name: str, parts: Parts, given: argparse.Namespace) -> None:
+def run(name: str, seed: int, parts: Parts, given: argparse.Namespace) -> None:
     """Train a recipe to its end and write what it came to; Interrupted before that."""
     recipe = RECIPES[name]
     steps = given.steps or recipe.steps
-    title = f"{name}-{given.seed}" + (f"-{steps}" if steps != recipe.steps else "")
+    title = f"{name}-{seed}" + (f"-{steps}" if steps != recipe.steps else "")
     print(f"--- {title}: {recipe.what}", flush=True)
     folder = given.work / title
     folder.mkdir(parents=True, exist_ok=True)
-    train(recipe, parts, steps, folder, given)
+    train(recipe, parts, steps, folder, seed, given)
     if given.tiny:
         ended = [point for point in points(folder) if "wer" in point][-1]
         print(f"{title}: CER {ended['cer']:.1%}, WER {ended['wer']:.1%}")
         return
     RUNS.mkdir(exist_ok=True)
-    write_json(RUNS / f"{title}.json", result(recipe, name, parts, folder, given.seed))
+    write_json(RUNS / f"{title}.json", result(recipe, name, parts, folder, seed))
 
 
 def main() -> None:
@@ -297,8 +304,9 @@ def main() -> None:
     parser = argument_parser("learn", __doc__, tiny="a model that learns nothing; no files")
     parser.add_argument("--data", type=Path, help="a folder in LibriSpeech layout")
     parser.add_argument("--work", type=Path, help="checkpoints and metrics")
-    parser.add_argument("--recipe", action="append", choices=RECIPES, help="default: every one")
-    parser.add_argument("--seed", type=int, default=0, help="weights, order, dropout, masks")
+    parser.add_argument("--recipe", action="append", choices=RECIPES, help="this one; or")
+    parser.add_argument("--arms", choices=ARMS, help="a list of recipes; main where none is named")
+    parser.add_argument("--seed", type=int, action="append", help="of all that is drawn; default 0")
     parser.add_argument("--steps", type=int, help="instead of the recipe's: a pilot")
     parser.add_argument("--batch-seconds", type=float, help="instead of the recipe's")
     parser.add_argument("--report", action="store_true", help="train nothing")
@@ -308,11 +316,12 @@ def main() -> None:
             parser.error("a training needs --data and --work")
         unseen, seen = hold_out(scan(given.data), SPEAKERS, 1)
         try:
-            for name in given.recipe or RECIPES:
-                run(name, (seen, unseen), given)
+            for seed in given.seed or [0]:
+                for name in given.recipe or ARMS[given.arms or "main"]:
+                    run(name, seed, (seen, unseen), given)
         except Interrupted:
             return
-    if given.report or not (given.recipe or given.steps):
+    if given.report or not (given.recipe or given.arms or given.steps):
         conclude()
 
 

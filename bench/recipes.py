@@ -6,7 +6,7 @@ as many steps as cost a core what the 4,000 of `ours` do.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import manual_seed
@@ -24,7 +24,7 @@ SHAPE = {
     "hidden": 192, "layers": 4, "attention_heads": 4, "lact_heads": 2, "mlp": 512,
     "conv_layers": 2, "dropout": 0.0,
 }  # fmt: skip
-SMALLEST = {"hidden": 32, "layers": 1, "mlp": 64}
+SMALLEST = {"hidden": 32, "layers": 3, "mlp": 64}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,17 @@ class Recipe:
 
 
 MUON = {"method": "muon"}
-RECIPES = {
+CONVOLUTION = {"conv_kernel": 15}
+MASKED = {"augment": {"frequency_masks": 2, "time_masks": 25, "time_total": 0.375}}  # for CR-CTC
+RATES = (1e-3, 2e-3, 4e-3)
+
+
+def _rated(method: str, rate: float) -> Recipe:
+    optim = {"method": method, "learning_rate": rate}
+    return Recipe(f"convolution, {method} at {rate:g}", 2300, model=CONVOLUTION, optim=optim)
+
+
+MAIN = {
     "ours": Recipe("the first recipe, one update per utterance"),
     "off": Recipe("the first recipe without updates", model={"schedule": "off"}),
     "transformer": Recipe("the first recipe, plain transformer", family="transformer"),
@@ -81,7 +91,17 @@ RECIPES = {
     "shipped": Recipe(
         "Muon, convolution",
         steps=2300,
-        model={"conv_kernel": 15},
+        model=CONVOLUTION,
         optim={**MUON, "learning_rate": 4e-3},
     ),
 }
+LOSSES = {
+    "inter": replace(MAIN["shipped"], what="shipped, intermediate CTC", ctc={"intermediate": [2]}),
+    "masked": replace(MAIN["shipped"], what="shipped, masked as CR-CTC wants it", training=MASKED),
+    "cr": replace(
+        MAIN["shipped"], what="shipped, CR-CTC", training=MASKED, ctc={"consistency": 0.2}
+    ),
+}
+GRID = {f"{each}-{rate:g}": _rated(each, rate) for each in ("adamw", "muon") for rate in RATES}
+RECIPES = {**MAIN, **LOSSES, **GRID}
+ARMS = {"main": [*MAIN], "losses": ["shipped", *LOSSES], "rates": [*GRID]}  # lists with a name

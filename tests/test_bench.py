@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,10 @@ def test_learn_trains_recipes_and_goes_on_where_it_was_stopped(
     said = bench("learn", *small, "--recipe", "ours", "--recipe", "transformer", "--seed", 3)
     assert said.count("Validation at step 2") == 1, "`ours` had ended"
     assert said.count("ours-3-2: CER") == said.count("transformer-3-2: CER") == 1
+    said = bench("learn", *small, "--arms", "losses", "--seed", 3, "--seed", 4)
+    ended = re.findall(r"^(\S+)-2: CER", said, re.M)
+    losses = ("shipped", "inter", "masked", "cr")
+    assert ended == [f"{name}-{seed}" for seed in (3, 4) for name in losses]
 
 
 def test_the_student_alone_gets_the_time_that_teacher_cache_and_student_took(

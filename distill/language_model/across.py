@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill.language_model.model import PAD, TextBatch, text_batch
+from distill.language_model.batch import PAD, TextBatch, text_batch
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 

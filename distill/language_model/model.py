@@ -1,8 +1,7 @@
 """Language models over transcripts, and what one learns from another.
 
-A text is read symbol by symbol, with id 0, which no text contains, before its first and after its
-last. Distributions over all symbols are the large thing here: they are made for a chunk of places
-at a time and made again for the backward pass, so that they never exist for a whole batch.
+Distributions over all symbols are the large thing here: they are made for a chunk of places at a
+time and made again for the backward pass, so that they never exist for a whole batch.
 
 Perplexity is exp of the mean negative log-likelihood of a symbol of held-out text, ends included,
 at temperature 1. The original recipe took exp of the whole weighted loss, and had 13,360 for a 9.5.
@@ -11,9 +10,9 @@ Shapes: B texts, L places, N places that count, D width, V symbols.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from distill.config.distillation import DistillConfig
 from distill.config.hints import HintConfig
 from distill.config.language_model import LanguageModelConfig, LMDistillConfig
+from distill.language_model.across import Across, Stretches
+from distill.language_model.batch import PAD, TextBatch
 from distill.losses import functions as losses
 from distill.losses import layer_map, schedules
 from distill.losses.balancing import SCALES_RATE, Balancer
@@ -33,55 +34,7 @@ from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Loss, Outcome, Part
 from lact_asr.training.objective import Objective
 
-if TYPE_CHECKING:
-    from distill.language_model.across import Across, Stretches
-
 HINTS = ("feature", "attention", "layerwise")
-BOUNDARY = 0  # begins and ends a text
-PAD = -100  # a place that does not count
-
-
-@dataclass
-class TextBatch:
-    """Texts padded to the longest."""
-
-    ids: list[str]  # the texts' beginnings, for messages
-    inputs: Tensor  # [B,L] int64
-    targets: Tensor  # [B,L] int64: the next symbol, PAD past the end
-    amount: int  # symbols that count
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # none; as a batch of audio has
-
-    def rows(self, kept: Sequence[int]) -> "TextBatch":
-        """Some of the texts, without the padding that only the others need."""
-        rows = list(kept)
-        counted = self.targets[rows] != PAD
-        size = int(counted.sum(1).max())
-        return replace(
-            self,
-            ids=[self.ids[row] for row in rows],
-            inputs=self.inputs[rows, :size],
-            targets=self.targets[rows, :size],
-            amount=int(counted.sum()),
-        )
-
-    def not_finite(self) -> list[int]:
-        """None: symbols are whole numbers."""
-        return []
-
-    def to(self, device: torch.device | str) -> "TextBatch":
-        """The batch on a device."""
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
-
-
-def text_batch(texts: Sequence[Sequence[int]], names: Sequence[str]) -> TextBatch:
-    """Encoded texts as one batch."""
-    size = max(map(len, texts)) + 1
-    inputs = torch.zeros(len(texts), size, dtype=torch.int64)
-    targets = torch.full((len(texts), size), PAD)
-    for row, text in enumerate(texts):
-        inputs[row, 1 : len(text) + 1] = torch.tensor(text, dtype=torch.int64)
-        targets[row, : len(text) + 1] = torch.tensor([*text, BOUNDARY])
-    return TextBatch(list(names), inputs, targets, sum(map(len, texts)) + len(texts))
 
 
 @dataclass
@@ -166,7 +119,7 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         teacher: LanguageModel | None = None,
         config: LMDistillConfig | None = None,
         log_every: int = 1,
-        across: "Across | None" = None,
+        across: Across | None = None,
     ) -> None:
         """`across` cuts texts into what both can judge, where a teacher has other symbols."""
         self.model, self.across = model, across
@@ -283,7 +236,7 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
             logger.say(balance_line(self.balancer.factors().tolist(), names))
 
     def _beside(
-        self, stretches: "Stretches", batch: TextBatch, there: Tensor
+        self, stretches: Stretches, batch: TextBatch, there: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Components, and what is expected of them, beside a teacher with other symbols."""
         assert self.teacher is not None

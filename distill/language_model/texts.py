@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distill.language_model.model import TextBatch, text_batch
+from distill.language_model.batch import TextBatch, text_batch
 from lact_asr.data.batch_plan import Position, Stretch, by_length
 from lact_asr.distributed.processes import World
 from lact_asr.text.vocabulary import Vocabulary

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from distill.config.language_model import LMTrainingConfig
+from distill.language_model.batch import TextBatch
 from distill.language_model.model import (
     LanguageModel,
     LMObjective,
-    TextBatch,
     likelihood,
     perplexity,
 )

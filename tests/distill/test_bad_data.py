@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from distill.config.presets import TEACHER
-from distill.language_model.model import text_batch
+from distill.language_model.batch import text_batch
 from distill.models.teacher import Teacher
 from jobs.job import Job
 from jobs.kinds import teacher

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from distill.config.language_model import LMDistillConfig
 from distill.language_model.across import Across, meeting
-from distill.language_model.model import LanguageModel, LMObjective, TextBatch, text_batch
+from distill.language_model.batch import TextBatch, text_batch
+from distill.language_model.model import LanguageModel, LMObjective
 from distill.losses import functions as losses
 from jobs.kinds import language_model
 from lact_asr.config.text import TextConfig

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from distill.config.language_model import LMDistillConfig
-from distill.language_model.model import PAD, Inside, LMObjective
+from distill.language_model.batch import PAD
+from distill.language_model.model import Inside, LMObjective
 from distill.losses import functions as losses
 from lact_asr.training import checkpoint
 from tests.distill.language_model.test_language_model import batch, model

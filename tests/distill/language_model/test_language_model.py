@@ -9,15 +9,13 @@ import pytest
 import torch
 
 from distill.config.language_model import LM_SIZES, LMDistillConfig, LMTrainingConfig
+from distill.language_model.batch import PAD, TextBatch, text_batch
 from distill.language_model.model import (
     LM_FAMILIES,
-    PAD,
     LanguageModel,
     LMObjective,
-    TextBatch,
     likelihood,
     perplexity,
-    text_batch,
 )
 from distill.language_model.texts import Texts
 from distill.language_model.trainer import fit_texts
