@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -159,6 +160,32 @@ def test_the_goals_of_a_gpu_are_rows_of_its_steps() -> None:
     assert by_name["ours, GiB of a step"].ours == [1.5]
     needed = gpu_parts.needs(steppers["ours"].objective.model, noise(16.0, 960.0))
     assert by_name["ours, share of peak"].ours == [pytest.approx(needed / 0.1 / 790e12)]
+
+
+def test_a_training_has_as_many_steps_as_its_time_is_good_for(
+    tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, int] = {}
+
+    def train(
+        seen: list, unseen: list, count: int, given: Any, name: str, report: Any, _: Any
+    ) -> None:
+        asked[name] = count
+        for _ in range(3):
+            report({"seconds_per_step": 0.5})
+        report({"wer": 0.3, "step": count})
+
+    monkeypatch.setattr(gpu_parts, "_train", train)
+    found = gpu_parts.Found(tmp_path / "found.json")
+    given = argparse.Namespace(tiny=False, seconds=1030.0, data=speech / "train")
+    gpu_parts.training(found, given)
+    assert asked == {
+        "trial": gpu_parts.TRIAL,
+        "training": pytest.approx(0.8 * 1000 / 0.5, rel=0.1),
+    }
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written["rows"][0]["met"] is True and written["rows"][0]["goal"] == 0.4
+    assert [line.get("wer") for line in written["facts"]["curve"]] == [None, None, None, 0.3]
 
 
 def test_a_peer_looks_at_all_pairs_of_tokens() -> None:
