@@ -177,6 +177,18 @@ class LoopConfig(Frozen):
         "instead of a copy on each, for models whose 16 bytes a weight do not fit beside a batch; "
         "costs traffic at every micro-batch, changes results by rounding only",
     )
+    compile: bool | None = Field(
+        None,
+        description="Compile the blocks (torch.compile) in the first step, which takes a minute or "
+        "two; changes results by rounding only; unset is on GPUs, for models that do not learn in "
+        "chunks and where a C compiler is found",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep only the input of each block for the backward pass and compute the rest "
+        "again there: memory for a batch several times as large, a third more time, the same "
+        "gradient",
+    )
     probe: bool | None = Field(
         None,
         description="Try the worst batches of an epoch before the first step, so that memory that "
