@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.config.base import Frozen
 from lact_asr.config.budget import Budget
+from lact_asr.config.precision import MEANING, Precision
 
 
 class GuardConfig(Frozen):
@@ -166,11 +167,7 @@ class LoopConfig(Frozen):
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept, beside the best")
     log_every: int = Field(50, gt=0, description="Steps between progress lines")
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "fp32",
-        description="Arithmetic of the forward pass, auto is bf16 on GPUs and fp32 elsewhere; "
-        "weights and losses stay float32",
-    )
+    precision: Precision = Field("fp32", description=f"Arithmetic of the forward pass, {MEANING}")
     sharded: bool = Field(
         False,
         description="Split weights, gradients and optimizer state over all processes (FSDP) "
