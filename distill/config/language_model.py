@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from distill.config.hints import HintConfig
 from lact_asr.config.base import Frozen
+from lact_asr.config.precision import MEANING, Precision
 from lact_asr.config.training import LoopConfig, StoppingConfig
 
 
@@ -74,6 +75,4 @@ class LMTrainingConfig(LoopConfig):
     stopping: StoppingConfig = Field(
         StoppingConfig(patience=20), description="as the original recipe wants it"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description=LoopConfig.model_fields["precision"].description
-    )
+    precision: Precision = Field("auto", description=f"Arithmetic of the forward pass, {MEANING}")

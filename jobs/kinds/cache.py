@@ -14,6 +14,7 @@ from jobs.job import Job
 from jobs.pipeline import Resources
 from lact_asr.config.augment import Speeds
 from lact_asr.config.base import Frozen
+from lact_asr.config.precision import MEANING, Precision
 from lact_asr.utils.errors import Failed
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Settings(Frozen):
         "that the student's training.augment.speeds names (preset modern: 0.9, 1.0, 1.1)",
     )
     batch_seconds: float = Field(320.0, gt=0, description="padded audio of a batch, seconds")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the teacher")
+    precision: Precision = Field("fp32", description=f"arithmetic of the teacher: {MEANING}")
 
 
 class Result(Frozen):
@@ -97,16 +98,17 @@ def _fill(
     """Keep what the teacher says of these utterances, as the settings ask for it."""
     from distill.cache import filling
     from lact_asr.distributed import processes
+    from lact_asr.model.forward import in_force
 
+    world = processes.start()
     form = filling.form_of(
         teacher,
         vocabulary,
         kept=settings.top_k,
         temperatures=settings.temperatures,
         hidden=settings.hidden,
-        precision=settings.precision,
+        precision=in_force(world.device(), settings.precision),  # what is in the records
     )
-    world = processes.start()
     return filling.fill(
         folder,
         teacher,

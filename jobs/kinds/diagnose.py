@@ -8,7 +8,7 @@ step: a gate on `verdict` makes it one.
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from jobs.job import Job
 from jobs.kinds import _inference
 from jobs.pipeline import Resources
 from lact_asr.config.base import Frozen
+from lact_asr.config.precision import MEANING, Precision
 from lact_asr.utils.errors import Failed
 from lact_asr.utils.files import write_json
 from lact_asr.utils.spread import spread
@@ -42,7 +43,7 @@ class Settings(_inference.ListeningSettings):
         description="largest sound activation, or gradient per label token; sound models stay "
         "below 100",
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the model")
+    precision: Precision = Field("fp32", description=f"arithmetic of the model: {MEANING}")
 
 
 class Result(Frozen):

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from jobs.job import Job
 from jobs.kinds._inference import ListeningSettings, counter, utterances
 from jobs.pipeline import Resources
 from lact_asr.config.base import Frozen
+from lact_asr.config.precision import MEANING, Precision
 from lact_asr.utils.files import write_atomic, write_json
 from lact_asr.utils.spread import spread
 
@@ -39,7 +40,7 @@ class Settings(ListeningSettings):
     samples: int = Field(20, ge=0, description="transcripts printed, evenly spread")
     worst: int = Field(10, ge=0, description="utterances with most errors, printed and stored")
     batch_seconds: float = Field(320.0, gt=0, description="padded audio of a batch, seconds")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the model")
+    precision: Precision = Field("fp32", description=f"arithmetic of the model: {MEANING}")
 
 
 class Result(Frozen):

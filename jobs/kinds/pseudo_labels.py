@@ -5,7 +5,7 @@ other; rounds are steps: train, pseudo_labels, train.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from jobs.job import Job
 from jobs.kinds._inference import counter, device
 from jobs.pipeline import Present, Resources
 from lact_asr.config.base import Frozen
+from lact_asr.config.precision import MEANING, Precision
 from lact_asr.utils.errors import Failed
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ class Settings(Frozen):
         None, description="manifest of transcribed speech that is put in front of what comes of it"
     )
     batch_seconds: float = Field(320.0, gt=0, description="padded audio of a batch, seconds")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="arithmetic of the model; auto is bf16 on GPUs"
-    )
+    precision: Precision = Field("auto", description=f"arithmetic of the model: {MEANING}")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> "Settings":

@@ -1,11 +1,10 @@
 """Settings of the overfit gate. No torch."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from lact_asr.config.base import Frozen
-from lact_asr.config.training import LoopConfig, OptimConfig
+from lact_asr.config.precision import MEANING, Precision
+from lact_asr.config.training import OptimConfig
 
 
 class OverfitConfig(Frozen):
@@ -44,9 +43,7 @@ class OverfitConfig(Frozen):
         OptimConfig(),
         description="of the step that is guarded; rate, warm-up and decay are the gate's own",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "fp32", description=LoopConfig.model_fields["precision"].description
-    )
+    precision: Precision = Field("fp32", description=f"Arithmetic of the forward pass, {MEANING}")
     seed: int = Field(0, ge=0, description="Initial weights")
     first_loss_ratio: tuple[float, float] = Field(
         (0.5, 2.0),

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from lact_asr.config.augment import AugmentConfig
 from lact_asr.config.base import Frozen, Listed
 from lact_asr.config.budget import Budget
+from lact_asr.config.precision import MEANING, Precision
 
 
 class GuardConfig(Frozen):
@@ -166,17 +167,25 @@ class LoopConfig(Frozen):
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept, beside the best")
     log_every: int = Field(50, gt=0, description="Steps between progress lines")
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "fp32",
-        description="Arithmetic of the forward pass, auto is bf16 on GPUs and fp32 elsewhere; "
-        "weights and losses stay float32",
-    )
+    precision: Precision = Field("fp32", description=f"Arithmetic of the forward pass, {MEANING}")
     sharded: bool | Literal["node"] = Field(
         False,
         description="Split weights, gradients and optimizer state over all processes (FSDP) "
         "instead of a copy on each, for models whose 16 bytes a weight do not fit beside a batch; "
         "costs traffic at every micro-batch, changes results by rounding only; node is over those "
         "of a node, with a copy on every node: less between nodes, more memory",
+    )
+    compile: bool | None = Field(
+        None,
+        description="Compile the blocks (torch.compile) in the first step, which takes a minute or "
+        "two; changes results by rounding only; unset is on GPUs, for models that do not learn in "
+        "chunks and where a C compiler is found",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep only the input of each block for the backward pass and compute the rest "
+        "again there: memory for a batch several times as large, a third more time, the same "
+        "gradient",
     )
     probe: bool | None = Field(
         None,

@@ -24,5 +24,12 @@ def forward_batch(model: CTCModel, batch: Batch, **asked: bool) -> CTCOutput:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The context of a forward pass, in training and decoding alike."""
-    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    wanted = in_force(device, precision) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def in_force(device: torch.device, precision: str) -> str:
+    """What a precision comes to on a device: fp32 or bf16."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return precision

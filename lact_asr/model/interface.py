@@ -70,6 +70,11 @@ class Model(nn.Module):
     blocks: nn.ModuleList  # what sharding splits a model by; empty where it cannot be split
     attends: ClassVar[bool] = False  # whether the last of the blocks has `look`: what it attends to
 
+    @property
+    def one_graph(self) -> bool:
+        """Whether a compiler can make one graph of a block for all lengths."""
+        return len(self.blocks) > 0
+
 
 class CTCModel(Model, ABC):
     """A model of speech: waves to log-probabilities of symbols, to be collapsed as CTC does.

@@ -44,7 +44,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and type."""
-        if x.is_cuda:  # one kernel there, forward and backward
+        # One kernel, forward and backward. The other's gradient is wrong if compiled (torch 2.11).
+        if x.is_cuda or torch.compiler.is_compiling():
             return F.rms_norm(wide(x), self.weight.shape, self.weight, self.eps).to(x.dtype)
         result = _RMSNorm.apply(wide(x), self.weight, self.eps)  # type: ignore[no-untyped-call] # torch's
         return result.to(x.dtype)

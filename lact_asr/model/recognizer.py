@@ -155,6 +155,11 @@ class Recognizer(CTCModel):
         self.head = nn.Linear(config.hidden, vocabulary_size)
         self.apply(_initialize)
 
+    @property
+    def one_graph(self) -> bool:
+        """Chunks are a loop: a graph for every number of them."""
+        return self.config.chunk is None
+
     def forward(
         self,
         waves: Tensor,

@@ -25,10 +25,18 @@ class Layout:
 
     lengths: Tensor  # [B] valid tokens
     rotary: tuple[Tensor, Tensor]  # cosine and signed sine [L,1,D/Ha]
-    block: int  # queries per block
-    span: int  # keys per block
     before: int  # keys of a block's span that lie before its first query
     allowed: Tensor  # [B*blocks,1,block,span] True where a query may look at a key
+
+    @property
+    def block(self) -> int:
+        """Queries per block: a size, and no number, for numbers are constants to a compiler."""
+        return self.allowed.shape[2]
+
+    @property
+    def span(self) -> int:
+        """Keys per block."""
+        return self.allowed.shape[3]
 
     @classmethod
     def of(cls, config: ModelConfig, x: Tensor, lengths: Tensor) -> "Layout":
@@ -41,7 +49,7 @@ class Layout:
         if 2 * size <= 3 * span:  # measured: blocks win from 1.5 to 2 spans on
             block, span, before = max(size, 1), max(size, 1), 0
         allowed = _block_mask(config, size, lengths, block, span, before)
-        return cls(lengths, rotary_of(config, x), block, span, before, allowed)
+        return cls(lengths, rotary_of(config, x), before, allowed)
 
 
 def _block_mask(

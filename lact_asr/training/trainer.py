@@ -23,6 +23,7 @@ from lact_asr.config.training import LoopConfig, TrainingConfig
 from lact_asr.data.batch_plan import Position
 from lact_asr.data.manifest import Utterance
 from lact_asr.distributed import fsdp, processes
+from lact_asr.model import blocks
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import (
     checkpoint,
@@ -182,6 +183,7 @@ class _Run:
         objective, config = self.objective, self.config
         self.logger.start(self.material)
         objective.trainable.to(self.device)
+        self._arrange_blocks()
         if config.sharded and self.world.world_size > 1:
             model = objective.model
             group = self.world.on_node() if config.sharded == "node" else None
@@ -203,6 +205,17 @@ class _Run:
                 self.device,
                 self.logger,
             )
+
+    def _arrange_blocks(self) -> None:
+        """How the model's blocks run in training, before anything is wrapped around them."""
+        model, config = self.objective.model, self.config
+        if blocks.should_compile(config.compile, model, self.device):
+            count, strict = len(model.blocks), bool(config.compile)
+            blocks.compile_blocks(model, strict)
+            self.logger.event("compiling", blocks=count)
+            self.logger.say(f"Compiling {count} blocks: the first step takes a minute or two more")
+        if config.activation_checkpointing:
+            blocks.recompute_blocks(model)
 
     def _resume(self) -> Position:
         """Go on from the newest checkpoint that is whole, if there is one; rank 0 says which."""

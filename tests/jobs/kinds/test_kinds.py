@@ -19,6 +19,7 @@ from jobs.errors import Superseded
 from jobs.job import Job
 from jobs.pipeline import Resources
 from jobs.reading import json_schema
+from lact_asr.config.precision import MEANING, Precision
 from lact_asr.data.manifest import Utterance, write_manifest
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.files import read_json
@@ -52,6 +53,21 @@ BLOCKS = [
     for which in ("Settings", "Result")
     for path, block in models(getattr(kinds.load(name), which), f"{name}.{which}")
 ]
+
+
+def test_a_precision_is_called_the_same_in_every_kind() -> None:
+    found = {
+        path: block.model_fields["precision"]
+        for path, block in BLOCKS
+        if "precision" in block.model_fields and ".Settings" in path
+    }
+    assert {path.partition(".")[0] for path in found} >= {
+        *("train", "distill", "language_model", "overfit"),
+        *("evaluate", "cache", "pseudo_labels", "diagnose"),
+    }
+    for path, field in found.items():
+        assert field.annotation == Precision, path
+        assert MEANING in (field.description or ""), path
 
 
 @pytest.mark.parametrize("name", kinds.NAMES)

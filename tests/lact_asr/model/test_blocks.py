@@ -1,0 +1,188 @@
+"""Blocks compiled and computed again: the numbers are the same, and one graph does for all."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from lact_asr.data.dataset import Reader, whole_corpus
+from lact_asr.data.manifest import read_manifest
+from lact_asr.distributed import fsdp, processes
+from lact_asr.model import blocks
+from lact_asr.model.recognizer import Recognizer
+from lact_asr.training.objective import CTCObjective
+from lact_asr.utils.errors import DataError
+from tests.distill.tiny_models import tiny_baseline, tiny_teacher
+from tests.lact_asr.tiny_runs import VOCABULARY, manifest, run, tiny, tones
+from tests.ranks import in_ranks
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+RANDOM = {"layers": 2, "dropout": 0.2, "layer_drop": 0.3, "attention_dropout": 0.1}
+WAVES = ((3, 16_000), (2, 24_000), (4, 31_000))  # utterances, samples of the longest
+
+
+@pytest.fixture
+def compiler() -> Iterator[Any]:
+    """PyTorch's counters, from nothing, and its settings as they were behind the test."""
+    config, names = torch._dynamo.config, ("optimize_ddp", "suppress_errors", "recompile_limit")
+    kept = {name: getattr(config, name) for name in names}
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters
+    for name, value in kept.items():
+        setattr(config, name, value)
+
+
+def gradient(model: nn.Module, count: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of noise, and the gradient of a sum over them."""
+    torch.manual_seed(samples)
+    waves = 0.1 * torch.randn(count, samples)
+    lengths = torch.linspace(samples / 2, samples, count).long()
+    model.zero_grad()
+    said = model(waves, lengths).log_probs
+    (said * torch.linspace(-1, 1, said.shape[-1])).sum().backward()
+    flat = [fsdp.full(each.grad).flatten() for each in model.parameters()]
+    return said.detach(), torch.cat(flat)
+
+
+def test_compiled_blocks_are_one_graph_for_any_length_with_the_same_gradient(
+    compiler: Any,
+) -> None:
+    """Six windows or twelve are one graph, without a break."""
+    model, plain = (tiny(layers=2, window=8) for _ in range(2))
+    blocks.compile_blocks(model, strict=True, backend="aot_eager")
+    for count, samples in WAVES:
+        said, found = gradient(model, count, samples)
+        expected_said, expected = gradient(plain, count, samples)
+        torch.testing.assert_close(said, expected_said)
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert compiler["stats"]["unique_graphs"] == 1
+    assert not compiler["graph_break"]
+    assert set(model.state_dict()) == set(plain.state_dict())
+
+
+def test_what_does_not_train_runs_as_it_did(compiler: Any) -> None:
+    model = tiny().eval()
+    expected = model(torch.ones(1, 9_000), torch.tensor([9_000])).log_probs
+    blocks.compile_blocks(model, strict=True, backend="aot_eager")
+    found = model(torch.ones(1, 9_000), torch.tensor([9_000]))
+    assert torch.equal(found.log_probs, expected) and found.fast is not None
+    assert not compiler["stats"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "changes", "expected"),
+    [
+        (None, GPU, {}, True),
+        (None, CPU, {}, False),
+        (None, GPU, {"schedule": "update_then_apply", "chunk": 8}, False),
+        (True, GPU, {"schedule": "update_then_apply", "chunk": 8}, True),
+        (True, CPU, {}, True),
+        (False, GPU, {}, False),
+    ],
+)
+def test_blocks_are_compiled_on_gpus_where_one_graph_does(
+    wanted: bool | None, device: torch.device, changes: dict, expected: bool
+) -> None:
+    assert blocks.should_compile(wanted, tiny(**changes), device) == expected
+
+
+def test_a_model_without_blocks_is_not_compiled_and_cannot_be_recomputed() -> None:
+    assert not blocks.should_compile(None, tiny_baseline(), GPU)
+    with pytest.raises(DataError, match="Baseline has none: write activation_checkpointing: false"):
+        blocks.recompute_blocks(tiny_baseline())
+
+
+def counted(model: Recognizer) -> list[int]:
+    """A list that grows with each call of a block's MLP."""
+    calls: list[int] = []
+    for block in model.blocks:
+        block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tiny(**RANDOM),
+        lambda: tiny(schedule="update_then_apply", chunk=8, momentum=True, orthogonalize="fixed"),
+        lambda: tiny_teacher(blocks=2, mlp=144, dropout=0.1),
+    ],
+    ids=["with everything random", "in chunks", "the teacher"],
+)
+def test_blocks_computed_again_have_the_same_gradient_to_the_last_bit(
+    make: Callable[[], nn.Module],
+) -> None:
+    model, plain = make(), make()
+    blocks.recompute_blocks(model)
+    said, found = gradient(model, 3, 16_000)
+    expected_said, expected = gradient(plain, 3, 16_000)
+    assert torch.equal(said, expected_said) and torch.equal(found, expected)
+    assert expected.count_nonzero() > len(expected) / 2
+
+
+def test_blocks_are_computed_twice_in_training_and_once_elsewhere() -> None:
+    model = tiny(layers=2)
+    calls = counted(model)
+    blocks.recompute_blocks(model)
+    gradient(model, 2, 9_000)
+    assert len(calls) == 2 * 2
+    model.eval()(torch.ones(1, 9_000), torch.tensor([9_000]))
+    assert len(calls) == 2 * 2 + 2
+
+
+def test_a_run_with_activation_checkpointing_comes_to_the_same_weights(tmp_path: Path) -> None:
+    train = tones(tmp_path, 6)
+    objectives = [CTCObjective(tiny(**RANDOM)) for _ in range(2)]
+    calls = [counted(objective.model) for objective in objectives]
+    for number, objective in enumerate(objectives):
+        given = {"max_steps": 3, "activation_checkpointing": bool(number)}
+        run(tmp_path / str(number), train, objective, **given)
+    one, other = (objective.model.state_dict() for objective in objectives)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert len(calls[1]) > 1.5 * len(calls[0])
+
+
+@pytest.mark.parametrize("wanted", [True, None])
+def test_a_run_that_compiles_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Any, wanted: bool | None
+) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr(torch, "compile", lambda call, **how: asked.append(how) or call)
+    given = {"max_steps": 1, "compile": wanted}
+    _, recorded = run(tmp_path, tones(tmp_path, 4), CTCObjective(tiny(layers=2)), **given)
+    assert recorded.named("compiling") == ([{"blocks": 2}] if wanted else [])
+    assert asked == ([{"dynamic": True, "backend": "inductor"}] * 2 if wanted else [])
+
+
+def on_two_ranks(folder: Path) -> None:
+    """One rank's gradient of a split model, its blocks compiled and computed again."""
+    rank = processes.start().rank
+    reader = Reader(whole_corpus(read_manifest(folder / "tones.jsonl"), VOCABULARY))
+    model = tiny()
+    blocks.compile_blocks(model, strict=True, backend="aot_eager")
+    blocks.recompute_blocks(model)
+    fsdp.shard(model, model, model.blocks, attends=True)
+    for rows in ([2 * rank], [2 * rank, 2 * rank + 1]):
+        model.zero_grad()
+        CTCObjective(model)(reader[rows], 0.0).total.backward()
+    found = [fsdp.full(each.grad).flatten() for each in model.parameters()]
+    if rank == 0:
+        torch.save(torch.cat(found), folder / "found.pt")
+
+
+def test_split_over_two_ranks_compiled_and_computed_again_the_gradient_is_the_same(
+    tmp_path: Path,
+) -> None:
+    manifest(tmp_path)
+    reader = Reader(whole_corpus(read_manifest(tmp_path / "tones.jsonl"), VOCABULARY))
+    model = tiny()
+    CTCObjective(model)(reader[[0, 1, 2, 3]], 0.0).total.backward()
+    expected = torch.cat([each.grad.flatten() for each in model.parameters()]) / 2
+    assert in_ranks(on_two_ranks, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
+    found = torch.load(tmp_path / "found.pt")
+    assert (found - expected).norm() < 1e-5 * expected.norm()
