@@ -8,8 +8,10 @@ import pytest
 
 from jobs.fence import Attempt
 from jobs.healing.heal import AGAIN, SAVED, heal, main
+from jobs.healing.nodes import nodes_to_exclude
 from jobs.step_folder import StepDir
 from tests.jobs.launcher import Launcher
+from tests.jobs.test_status import make_run
 
 TOKEN = "train.3fa9c2e1"
 ATTEMPT = Attempt(TOKEN, "7", 0)
@@ -43,6 +45,19 @@ def test_a_failure_with_a_remedy_begins_again_and_leaves_no_failure(step: StepDi
     [event] = remedies(step)
     assert event["changes"]["training.optim.learning_rate"] == [1e-3, 5e-4]
     assert (event["cause"], event["reason"]) == ("diverged", "20 steps in a row")
+
+
+def test_a_node_that_has_failed_a_start_is_on_record_for_all_runs_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    for number in ("1", "2"):
+        step = make_run(tmp_path, f"demo-{number}").step("second")
+        step.write_job({"settings": {}, "remedies": None})
+        step.add_submission(TOKEN, job=number)
+        step.write_failure({"cause": "node_failed", "message": "", "job": number, "rank": 0})
+        heal(step, Attempt(TOKEN, number, 0), 1)
+    assert nodes_to_exclude(tmp_path, "") == {"n7": 2}
 
 
 def test_a_failure_without_one_stays_and_says_what_was_tried(step: StepDir) -> None:

@@ -14,6 +14,7 @@ from lact_asr.distributed.device import made, sent
 from lact_asr.training.health import Scale
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.objective import CTCObjective
+from lact_asr.training.utilization import Utilization
 from tests.lact_asr.tiny_runs import VOCABULARY, settings, tiny, tones
 from tests.waits import DEVICE, Waits, step
 
@@ -33,7 +34,8 @@ def batches(folder: Path) -> list[Batch]:
 
 
 def logger() -> TrainingLogger:
-    return TrainingLogger(print, print, Scale(len(VOCABULARY), 50, 1.0, "8"), None, loud=False)
+    scale, use = Scale(len(VOCABULARY), 50, 1.0, "8"), Utilization(1.0, None, DEVICE)
+    return TrainingLogger(print, print, scale, None, use, loud=False)
 
 
 @pytest.mark.parametrize("method", ["adamw", "muon"])
