@@ -168,6 +168,12 @@ class LoopConfig(Frozen):
     log_every: int = Field(50, gt=0, description="Steps between progress lines")
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
     precision: Precision = Field("fp32", description=f"Arithmetic of the forward pass, {MEANING}")
+    tf32: bool = Field(
+        False,
+        description="On GPUs compute what stays float32 in the passes (gates, output, orthogonal "
+        "updates; with precision fp32 all) with factors of 11 bits, several times as fast; off, a "
+        "GPU's products agree with a CPU's, as they always do in evaluation",
+    )
     sharded: bool = Field(
         False,
         description="Split weights, gradients and optimizer state over all processes (FSDP) "

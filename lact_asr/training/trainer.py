@@ -181,6 +181,8 @@ class _Run:
         objective, config = self.objective, self.config
         self.logger.start(self.material)
         objective.trainable.to(self.device)
+        # of matrices: convolutions are in TF32 by PyTorch's default
+        torch.backends.cuda.matmul.allow_tf32 = config.tf32
         self._arrange_blocks()
         if config.sharded and self.world.world_size > 1:
             model = objective.model

@@ -147,6 +147,19 @@ def test_a_run_with_activation_checkpointing_comes_to_the_same_weights(tmp_path:
     assert len(calls[1]) > 1.5 * len(calls[0])
 
 
+def test_products_of_matrices_are_rounded_on_gpus_where_that_is_asked_for(tmp_path: Path) -> None:
+    train, kept = tones(tmp_path, 4), torch.backends.cuda.matmul.allow_tf32
+    try:
+        for wanted in (True, False):
+            given = {"max_steps": 1, "tf32": wanted}
+            run(tmp_path / str(wanted), train, CTCObjective(tiny()), **given)
+            assert torch.backends.cuda.matmul.allow_tf32 == wanted
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = kept
+    run(tmp_path / "default", train, CTCObjective(tiny()), max_steps=1)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize("wanted", [True, None])
 def test_a_run_that_compiles_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Any, wanted: bool | None
