@@ -186,6 +186,12 @@ class LoopConfig(Frozen):
         "two; changes results by rounding only; unset is on GPUs, for models that do not learn in "
         "chunks and where a C compiler is found",
     )
+    flex_attention: bool = Field(
+        False,
+        description="Let compiled blocks on a GPU attend by FlexAttention, whose kernel passes "
+        "over what lies outside the window; for the recognizer, without attention_dropout; changes "
+        "results by rounding only",
+    )
     activation_checkpointing: bool = Field(
         False,
         description="Keep only the input of each block for the backward pass and compute the rest "

@@ -208,7 +208,10 @@ class _Run:
     def _arrange_blocks(self) -> None:
         """How the model's blocks run in training, before anything is wrapped around them."""
         model, config = self.objective.model, self.config
-        if blocks.should_compile(config.compile, model, self.device):
+        compiled = blocks.should_compile(config.compile, model, self.device)
+        if config.flex_attention:
+            blocks.use_flex_attention(model, compiled)
+        if compiled:
             count, strict = len(model.blocks), bool(config.compile)
             blocks.compile_blocks(model, strict)
             self.logger.event("compiling", blocks=count)
