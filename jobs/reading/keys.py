@@ -42,6 +42,7 @@ OTHERS = {
     "precision": "fp16 bf16 amp use_amp mixed_precision dtype torch_dtype",
     "seed": "random_seed manual_seed data_seed",
     "workers": "num_workers dataloader_num_workers",
+    "tf32": "allow_tf32 use_tf32 float32_matmul_precision",
     "compile": "torch_compile compile_model use_compile",
     "activation_checkpointing": "gradient_checkpointing checkpoint_activations recompute",
     "sharded": "fsdp deepspeed zero zero_stage sharded_ddp",

@@ -168,6 +168,12 @@ class LoopConfig(Frozen):
     log_every: int = Field(50, gt=0, description="Steps between progress lines")
     seed: int = Field(0, ge=0, description="Order of the data, dropout and augmentation")
     precision: Precision = Field("fp32", description=f"Arithmetic of the forward pass, {MEANING}")
+    tf32: bool = Field(
+        False,
+        description="On GPUs compute what stays float32 in the passes (gates, output, orthogonal "
+        "updates; with precision fp32 all) with factors of 11 bits, several times as fast; off, a "
+        "GPU's products agree with a CPU's, as they always do in evaluation",
+    )
     sharded: bool | Literal["node"] = Field(
         False,
         description="Split weights, gradients and optimizer state over all processes (FSDP) "
@@ -180,6 +186,12 @@ class LoopConfig(Frozen):
         description="Compile the blocks (torch.compile) in the first step, which takes a minute or "
         "two; changes results by rounding only; unset is on GPUs, for models that do not learn in "
         "chunks and where a C compiler is found",
+    )
+    flex_attention: bool = Field(
+        False,
+        description="Let compiled blocks on a GPU attend by FlexAttention, whose kernel passes "
+        "over what lies outside the window; for the recognizer, without attention_dropout; changes "
+        "results by rounding only",
     )
     activation_checkpointing: bool = Field(
         False,

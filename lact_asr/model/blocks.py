@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lact_asr.model.interface import Model
+from lact_asr.model.recognizer import Recognizer
 from lact_asr.utils.errors import DataError
 
 Forward = Callable[..., Any]
@@ -55,6 +56,21 @@ def recompute_blocks(model: Model) -> None:
         )
     for block in model.blocks:
         _in_training(block, partial(checkpoint, block.forward, use_reentrant=False))
+
+
+def use_flex_attention(model: Model, compiled: bool) -> None:
+    """Attend by FlexAttention in training; DataError where that cannot be."""
+    recognizer = model if isinstance(model, Recognizer) else None
+    dropped = recognizer.config.attention_dropout if recognizer else 0.0
+    problems = {
+        f"a {model.family} model has no windows": recognizer is None,
+        "it needs compiled blocks (compile: true, or a GPU)": not compiled,
+        "it drops no attention weights (attention_dropout: 0)": dropped > 0,
+    }
+    wrong = [sentence for sentence, there in problems.items() if there]
+    if wrong or recognizer is None:
+        raise DataError(f"flex_attention: {'; '.join(wrong)}: or write flex_attention: false")
+    recognizer.flex = True
 
 
 def _in_training(block: nn.Module, instead: Forward) -> None:

@@ -143,6 +143,7 @@ class Recognizer(CTCModel):
     family = "lact"
     attends = True
     config: ModelConfig
+    flex = False  # whether its compiled blocks attend by FlexAttention in training
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -176,7 +177,8 @@ class Recognizer(CTCModel):
             x = augment(x, lengths).on(x)
         x, lengths = self.encoder(x, lengths)
         x = self.dropout(x)
-        layout = Layout.of(self.config, x, lengths)
+        lay_out = Layout.for_flex if self.flex and self.training else Layout.of
+        layout = lay_out(self.config, x, lengths)
         hidden, updates, uses = [x], None, []
         for block in self.blocks:
             x, updates, use = block(hidden[-1], layout)

@@ -1,9 +1,13 @@
 """Attention inside a window, in blocks, and the rotary positions of its heads.
 
+The blocks are laid out for PyTorch's own kernels, or, where the layer is compiled for a GPU, left
+to FlexAttention, which makes a kernel of the mask and passes over what no query may look at.
+
 Legend: B utterances, L tokens, D width, Ha heads of width w = D / Ha.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,9 @@ from torch import Tensor
 
 from lact_asr.config.model import ModelConfig
 from lact_asr.model.fast_weights import wide
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 ROTARY_BASE = 10_000.0
 
@@ -27,6 +34,7 @@ class Layout:
     rotary: tuple[Tensor, Tensor]  # cosine and signed sine [L,1,D/Ha]
     before: int  # keys of a block's span that lie before its first query
     allowed: Tensor  # [B*blocks,1,block,span] True where a query may look at a key
+    flex: "BlockMask | None" = None  # the same for FlexAttention, which goes without the others
 
     @property
     def block(self) -> int:
@@ -37,6 +45,12 @@ class Layout:
     def span(self) -> int:
         """Keys per block."""
         return self.allowed.shape[3]
+
+    @classmethod
+    def for_flex(cls, config: ModelConfig, x: Tensor, lengths: Tensor) -> "Layout":
+        """The layout of tokens x [B,L,D] for FlexAttention."""
+        mask = block_mask(config, len(x), x.shape[1], lengths)
+        return cls(lengths, rotary_of(config, x), 0, lengths, mask)
 
     @classmethod
     def of(cls, config: ModelConfig, x: Tensor, lengths: Tensor) -> "Layout":
@@ -74,6 +88,16 @@ def may_attend(config: ModelConfig, queries: Tensor, keys: Tensor, lengths: Tens
     return near & (keys >= 0) & (keys < lengths) | (distance == 0)
 
 
+def block_mask(config: ModelConfig, count: int, size: int, lengths: Tensor) -> "BlockMask":
+    """Who may attend to whom of so many rows of so many tokens, in blocks of 128 x 128."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def allowed(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return may_attend(config, query, key, lengths[row])
+
+    return create_block_mask(allowed, count, None, size, size, device=lengths.device)
+
+
 def rotary_of(config: ModelConfig, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
     """Turns of tokens x [B,L,D], the first of them at place `start`."""
     width = config.hidden // config.attention_heads
@@ -89,6 +113,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float = 0.0
     """Softmax attention of heads [B,L,Ha,w] inside the layout's windows: [B,L,Ha*w]; `dropout` is
     the share of its weights left out.
     """
+    if layout.flex is not None:
+        return _attend_by_flex(q, k, v, layout.flex)
     size = q.shape[1]
     blocks = -(-max(size, 1) // layout.block)
     fill = blocks * layout.block - size
@@ -99,6 +125,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float = 0.0
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.allowed, dropout_p=dropout)
     out = out.transpose(1, 2).unflatten(0, (-1, blocks)).flatten(1, 2)
     return out[:, :size].flatten(2)
+
+
+def _attend_by_flex(q: Tensor, k: Tensor, v: Tensor, mask: "BlockMask") -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B,Ha,L,w]
+    out = flex_attention(q, k, v, block_mask=mask)
+    assert isinstance(out, Tensor)
+    return out.transpose(1, 2).flatten(2)
 
 
 def _spans(x: Tensor, layout: Layout) -> Tensor:

@@ -183,6 +183,8 @@ class _Run:
         objective, config = self.objective, self.config
         self.logger.start(self.material)
         objective.trainable.to(self.device)
+        # of matrices: convolutions are in TF32 by PyTorch's default
+        torch.backends.cuda.matmul.allow_tf32 = config.tf32
         self._arrange_blocks()
         if config.sharded and self.world.world_size > 1:
             model = objective.model
@@ -209,7 +211,10 @@ class _Run:
     def _arrange_blocks(self) -> None:
         """How the model's blocks run in training, before anything is wrapped around them."""
         model, config = self.objective.model, self.config
-        if blocks.should_compile(config.compile, model, self.device):
+        compiled = blocks.should_compile(config.compile, model, self.device)
+        if config.flex_attention:
+            blocks.use_flex_attention(model, compiled)
+        if compiled:
             count, strict = len(model.blocks), bool(config.compile)
             blocks.compile_blocks(model, strict)
             self.logger.event("compiling", blocks=count)

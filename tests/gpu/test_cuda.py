@@ -23,6 +23,7 @@ from lact_asr.data.manifest import read_manifest, write_manifest
 from lact_asr.decoding.metrics import score
 from lact_asr.decoding.transcribe import transcribe
 from lact_asr.distributed import fsdp
+from lact_asr.model import blocks
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.forward import autocast
 from lact_asr.model.masks import length_mask
@@ -128,6 +129,24 @@ def test_attention_in_windows_is_the_cpus(device: torch.device, size: int, causa
         results[place] = [x.detach().cpu() for x in (out, q.grad, k.grad, v.grad)]
     for found, expected in zip(results[device], results[CPU], strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flex", [False, True], ids=["blocks", "FlexAttention"])
+def test_compiled_blocks_have_the_gradient_of_the_cpu(
+    tmp_path: Path, device: torch.device, flex: bool
+) -> None:
+    """Inductor on a GPU; on the CPU, where that takes minutes, the graph alone."""
+    if flex and device.type == "cpu":
+        pytest.skip("FlexAttention has no backward pass on CPUs (torch 2.11)")
+    batch, model = heard(tmp_path), tiny(layers=2, window=8).to(device)
+    backend = "inductor" if device.type == "cuda" else "aot_eager"
+    blocks.compile_blocks(model, strict=True, backend=backend)
+    if flex:
+        blocks.use_flex_attention(model, compiled=True)
+    loss, found = gradient(model, batch, device)
+    expected_loss, expected = gradient(tiny(layers=2, window=8), batch, CPU)
+    assert loss == pytest.approx(expected_loss, rel=1e-3)
+    assert away(found, expected) < 5e-3
 
 
 def test_the_teacher_says_what_it_says_on_the_cpu(tmp_path: Path, device: torch.device) -> None:

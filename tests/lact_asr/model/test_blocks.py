@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import fsdp, processes
-from lact_asr.model import blocks
+from lact_asr.model import blocks, lact_layer
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.errors import DataError
@@ -97,6 +97,45 @@ def test_a_model_without_blocks_is_not_compiled_and_cannot_be_recomputed() -> No
         blocks.recompute_blocks(tiny_baseline())
 
 
+def test_flex_attention_is_used_in_training_alone_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[bool] = []
+    attend = lact_layer.attend
+    spy = lambda q, k, v, layout, dropout: (
+        seen.append(bool(layout.flex)) or attend(q, k, v, layout, dropout)
+    )
+    monkeypatch.setattr(lact_layer, "attend", spy)
+    model, wave = tiny(), (torch.ones(1, 3_000), torch.tensor([3_000]))
+    with torch.no_grad():
+        model(*wave)
+        blocks.use_flex_attention(model, compiled=True)
+        expected = model.eval()(*wave).log_probs
+        found = model.train()(*wave).log_probs
+    assert seen == [False, False, True]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "compiled", "said"),
+    [
+        (tiny_teacher, True, "a teacher model has no windows"),
+        (tiny, False, r"needs compiled blocks \(compile: true, or a GPU\)"),
+        (lambda: tiny(attention_dropout=0.1), True, r"\(attention_dropout: 0\)"),
+    ],
+)
+def test_flex_attention_that_cannot_be_is_refused(
+    make: Callable[[], Any], compiled: bool, said: str
+) -> None:
+    with pytest.raises(DataError, match=f"{said}: or write flex_attention: false"):
+        blocks.use_flex_attention(make(), compiled)
+
+
+def test_a_run_on_a_cpu_refuses_flex_attention(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="flex_attention: it needs compiled blocks"):
+        run(tmp_path, tones(tmp_path, 4), max_steps=1, flex_attention=True)
+
+
 def counted(model: Recognizer) -> list[int]:
     """A list that grows with each call of a block's MLP."""
     calls: list[int] = []
@@ -145,6 +184,19 @@ def test_a_run_with_activation_checkpointing_comes_to_the_same_weights(tmp_path:
     one, other = (objective.model.state_dict() for objective in objectives)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert len(calls[1]) > 1.5 * len(calls[0])
+
+
+def test_products_of_matrices_are_rounded_on_gpus_where_that_is_asked_for(tmp_path: Path) -> None:
+    train, kept = tones(tmp_path, 4), torch.backends.cuda.matmul.allow_tf32
+    try:
+        for wanted in (True, False):
+            given = {"max_steps": 1, "tf32": wanted}
+            run(tmp_path / str(wanted), train, CTCObjective(tiny()), **given)
+            assert torch.backends.cuda.matmul.allow_tf32 == wanted
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = kept
+    run(tmp_path / "default", train, CTCObjective(tiny()), max_steps=1)
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("wanted", [True, None])

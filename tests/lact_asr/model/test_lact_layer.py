@@ -74,6 +74,18 @@ def test_attention_in_blocks_equals_attention_in_a_loop(changes, size):
     assert distance(attend(q, k, v, layout)[0], expected) < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("changes", [{"window": 6}, {**CAUSAL, "window": 5}, {"window": 300}])
+def test_flex_attention_looks_at_what_the_blocks_look_at(changes):
+    """Here in plain PyTorch, which has no backward pass of it for the CPU; tests/gpu have that."""
+    config, lengths = small_config(changes), torch.tensor([140, 131, 1])
+    q, k, v = torch.randn(3, 3, 140, 4, 6, dtype=torch.float64)
+    layouts = [make(config, q.flatten(2), lengths) for make in (Layout.of, Layout.for_flex)]
+    plain, flex = (attend(q, k, v, layout) for layout in layouts)
+    assert distance(flex, plain) < 1e-12
+    assert layouts[1].flex is not None and layouts[1].lengths is lengths
+
+
 @given(
     cuts=st.lists(st.integers(1, 24), max_size=6, unique=True),
     changes=st.sampled_from(
