@@ -92,6 +92,16 @@ MAIN = {
     "unmasked": Recipe(
         "Muon, convolution", steps=2300, model=CONVOLUTION, optim={**MUON, "learning_rate": 4e-3}
     ),
+    "gentle": Recipe(
+        "Muon, convolution, three speeds, narrow masks of bands, running mean",
+        steps=2300,
+        model=CONVOLUTION,
+        training={
+            "augment": {"speeds": [0.9, 1.0, 1.1], "frequency_masks": 2, "frequency_width": 10},
+            "average": {"decay": 0.999},
+        },
+        optim={**MUON, "learning_rate": 4e-3},
+    ),
     "shipped": Recipe(
         "Muon, convolution, dropout, and the preset's speeds, masks and running mean",
         steps=2300,

@@ -146,7 +146,8 @@ def _memory(step: Step, model: "CTCModel", symbols: int) -> str:
     if not isinstance(config, ModelConfig):
         return f"GPU memory: not reckoned for family {step.settings['family']}"
     heard, weights = _heard(step, symbols), _weights(training, model)
-    kept = activation_bytes(config, _ctc(step), heard, in_half(training))
+    again = training.activation_checkpointing
+    kept = activation_bytes(config, _ctc(step), heard, in_half(training), again)
     return (
         f"GPU memory: about {(weights + kept) / GIB:.2g} GiB (reckoned, not measured: weights, "
         f"gradients and optimizer {weights / GIB:.2g}, a micro-batch of {heard.seconds:.4g} s "

@@ -163,6 +163,22 @@ def test_the_memory_reckoned_is_what_autograd_keeps(
     assert activation_bytes(config, ctc, heard, half) == pytest.approx(kept, rel=0.1)
 
 
+def test_blocks_that_are_computed_again_keep_their_inputs_and_one_of_them_the_rest() -> None:
+    heard = Heard(960.0, 16.0, 500)
+    one, two, three = (
+        [
+            activation_bytes(
+                SHAPE.model_copy(update={"layers": n}), CTCConfig(), heard, True, again
+            )
+            for again in (False, True)
+        ]
+        for n in (1, 2, 3)
+    )
+    inputs = 960 * 25 * SHAPE.hidden * 2  # of 25 tokens a second, in bfloat16
+    assert one[1] == pytest.approx(one[0] + inputs)
+    assert two[1] - one[1] == three[1] - two[1] == pytest.approx(inputs)
+
+
 @pytest.mark.parametrize("method", ["adamw", "muon"])
 def test_the_memory_reckoned_of_weights_is_what_a_step_leaves_beside_them(method: str) -> None:
     training = TrainingConfig(optim=OptimConfig(method=method))
