@@ -15,6 +15,7 @@ from lact_asr.distributed import fsdp, processes
 from lact_asr.model import blocks, lact_layer
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training.objective import CTCObjective
+from lact_asr.training.train_step import ObjectiveModule
 from lact_asr.utils.errors import DataError
 from tests.distill.tiny_models import tiny_baseline, tiny_teacher
 from tests.lact_asr.tiny_runs import VOCABULARY, manifest, run, tiny, tones
@@ -211,30 +212,40 @@ def test_a_run_that_compiles_says_so(
     assert asked == ([{"dynamic": True, "backend": "inductor"}] * 2 if wanted else [])
 
 
-def on_two_ranks(folder: Path) -> None:
-    """One rank's gradient of a split model, its blocks compiled and computed again."""
-    rank = processes.start().rank
+def rank_gradient(folder: Path, sharded: bool) -> None:
+    """One rank's gradient of a model over several, its blocks compiled and computed again."""
+    world = processes.start()
     reader = Reader(whole_corpus(read_manifest(folder / "tones.jsonl"), VOCABULARY))
     model = tiny()
     blocks.compile_blocks(model, strict=True, backend="aot_eager")
     blocks.recompute_blocks(model)
-    fsdp.shard(model, model, model.blocks, attends=True)
-    for rows in ([2 * rank], [2 * rank, 2 * rank + 1]):
-        model.zero_grad()
-        CTCObjective(model)(reader[rows], 0.0).total.backward()
+    if sharded:
+        fsdp.shard(model, model, model.blocks, attends=True)
+    module = world.wrap(ObjectiveModule(CTCObjective(model)))
+    first = 2 * world.rank
+    module(reader[[first, first + 1]], 0.0).total.backward()
     found = [fsdp.full(each.grad).flatten() for each in model.parameters()]
-    if rank == 0:
+    if world.main:
         torch.save(torch.cat(found), folder / "found.pt")
 
 
-def test_split_over_two_ranks_compiled_and_computed_again_the_gradient_is_the_same(
-    tmp_path: Path,
+def split_over_ranks(folder: Path) -> None:
+    rank_gradient(folder, sharded=True)
+
+
+def copied_to_ranks(folder: Path) -> None:
+    rank_gradient(folder, sharded=False)
+
+
+@pytest.mark.parametrize("work", [split_over_ranks, copied_to_ranks])
+def test_on_two_ranks_compiled_and_computed_again_the_gradient_is_the_same(
+    tmp_path: Path, work: Callable[[Path], None]
 ) -> None:
     manifest(tmp_path)
     reader = Reader(whole_corpus(read_manifest(tmp_path / "tones.jsonl"), VOCABULARY))
     model = tiny()
     CTCObjective(model)(reader[[0, 1, 2, 3]], 0.0).total.backward()
     expected = torch.cat([each.grad.flatten() for each in model.parameters()]) / 2
-    assert in_ranks(on_two_ranks, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
+    assert in_ranks(work, tmp_path, 2) == [0, 0], (tmp_path / "rank0.log").read_text()
     found = torch.load(tmp_path / "found.pt")
     assert (found - expected).norm() < 1e-5 * expected.norm()
