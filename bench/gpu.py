@@ -35,16 +35,16 @@ class Part:
     """A function of `bench.gpu_parts`."""
 
     name: str
-    seconds: float  # at the most
+    seconds: float  # at the most, of what is no trial
     speech: bool = False  # whether it needs some
 
 
 PARTS = (
     Part("machine", 30),
     Part("tests", 110),
-    Part("steps", 120),
+    Part("steps", 200),
     Part("operator", 30),
-    Part("optimizers", 40),
+    Part("optimizers", 60),
     Part("decoding", 30, speech=True),
     Part("training", float("inf"), speech=True),
 )
@@ -62,7 +62,8 @@ def main() -> int:
             if part.name not in (given.part or [part.name]):
                 continue
             left = given.seconds - LAST - (time.monotonic() - began)
-            result = outcome(part, min(part.seconds, left), given, work, environment)
+            seconds = left if given.tiny else min(part.seconds, left)
+            result = outcome(part, seconds, given, work, environment)
             found["parts"][part.name] = result
             found["seconds"] = round(time.monotonic() - began, 1)
             print(told(part.name, result), flush=True)

@@ -18,11 +18,14 @@ from lact_asr.config.training import TrainingConfig
 from lact_asr.data.audio import RATE
 from lact_asr.data.batch import Batch
 from lact_asr.distributed.processes import World
+from lact_asr.model.blocks import compile_blocks
 from lact_asr.training import optim, train_step
 from lact_asr.training.objective import Objective
 
 SYMBOLS = 29
 LABELS = 14  # a second of read speech
+# On a CPU the path to the compiler is tried, not its code: that took a busy core three minutes.
+BACKEND = "inductor" if device().type == "cuda" else "aot_eager"
 
 
 def block_arguments(
@@ -61,6 +64,8 @@ class Stepper:
     ) -> None:
         usual = {"precision": precision(), "optim": {"learning_rate": 1e-4}}
         config = TrainingConfig.model_validate(merge_preset(settings, usual))
+        if config.compile:  # only where it is asked for: peers run as they are written
+            compile_blocks(objective.model, True, BACKEND)
         self.objective, self.batch, self.progress = objective, batch, progress
         self.optimizer = optim.build(objective, config.optim)
         self._called = train_step.ObjectiveModule(objective)

@@ -44,9 +44,9 @@ def model(name: str, size: str) -> nn.Module:
     return Recognizer(ours, SYMBOLS) if name == "ours" else equal(name, ours, SYMBOLS)
 
 
-def stepper(name: str, size: str, batch: Batch) -> Stepper:
+def stepper(name: str, size: str, batch: Batch, **settings: Any) -> Stepper:
     """A contestant that takes training steps."""
-    return Stepper(CTCObjective(model(name, size).to(device()).train()), batch)
+    return Stepper(CTCObjective(model(name, size).to(device()).train()), batch, **settings)
 
 
 def fresh(name: str, size: str, clip: float, batch_seconds: float) -> Stepper:

@@ -100,7 +100,8 @@ def test_start_reaches_the_first_step(speech: Path) -> None:
 def test_gpu_measures_everything_in_parts_with_what_each_of_them_has_found(
     speech: Path, tmp_path: Path
 ) -> None:
-    said = bench("gpu", "--data", speech / "train", "--out", tmp_path / "gpu.json")
+    given = ["--data", speech / "train", "--out", tmp_path / "gpu.json", "--seconds", 10 * PATIENCE]
+    said = bench("gpu", *given)
     found = json.loads((tmp_path / "gpu.json").read_text())
     parts = found["parts"]
     assert list(parts) == [part.name for part in gpu.PARTS] == list(gpu_parts.PARTS)
@@ -108,7 +109,7 @@ def test_gpu_measures_everything_in_parts_with_what_each_of_them_has_found(
     assert parts["machine"]["facts"]["device"] == "cpu"
     assert parts["tests"]["facts"]["failures"] == 0 < parts["tests"]["facts"]["tests"]
     told = [row["what"] for row in parts["steps"]["rows"]]
-    for name in NAMES:
+    for name in (*NAMES, gpu_parts.COMPILED):
         for figure in ("audio s/s", "share of peak"):
             assert sum(f": {name}, {figure}" in what for what in told) == 2
     assert parts["optimizers"]["rows"][1]["ratio"] and parts["decoding"]["rows"]
@@ -120,7 +121,7 @@ def test_gpu_measures_everything_in_parts_with_what_each_of_them_has_found(
 def test_a_part_that_fails_is_on_record_and_the_others_are_measured(tmp_path: Path) -> None:
     words = ["--part", "machine", "--part", "decoding", "--part", "training", "--tiny"]
     out, data = tmp_path / "gpu.json", tmp_path / "none"
-    asked = [*words, "--data", str(data), "--out", str(out)]
+    asked = [*words, "--data", str(data), "--out", str(out), "--seconds", str(10 * PATIENCE)]
     done = subprocess.run([sys.executable, "-m", "bench.gpu", *asked], cwd=REPOSITORY)
     assert done.returncode == 1
     parts = json.loads(out.read_text())["parts"]
@@ -154,12 +155,17 @@ def test_the_goals_of_a_gpu_are_rows_of_its_steps() -> None:
     room = dict.fromkeys(NAMES, 1.5)
     rows = gpu_parts._rows("improved", 16.0, noise(16.0, 960.0), steppers, took, room)
     by_name = {row.what.split(": ")[1]: row for row in rows}
-    assert by_name["beside 8000 audio s/s"].met is True
-    assert by_name["beside 35% of 790 TFLOP/s"].met is False
-    assert by_name["beside the conformer"].met is True
+    assert by_name["ours, beside 8000 audio s/s"].met is True
+    assert by_name["ours, beside 35% of 790 TFLOP/s"].met is False
+    assert by_name["ours, beside the conformer"].met is True
     assert by_name["ours, GiB of a step"].ours == [1.5]
     needed = gpu_parts.needs(steppers["ours"].objective.model, noise(16.0, 960.0))
     assert by_name["ours, share of peak"].ours == [pytest.approx(needed / 0.1 / 790e12)]
+    both = {**steppers, gpu_parts.COMPILED: steppers["ours"]}, {**took, gpu_parts.COMPILED: [0.3]}
+    rows = gpu_parts._rows("improved", 16.0, noise(16.0, 960.0), *both, {**room, **both[1]})
+    judged = {row.what.split(": ")[1]: row.met for row in rows if row.met is not None}
+    assert judged.pop("ours, compiled, beside the conformer") is False
+    assert len(judged) == 2 and all(name.startswith("ours, compiled, ") for name in judged)
 
 
 def test_a_training_has_as_many_steps_as_its_time_is_good_for(
