@@ -217,7 +217,7 @@ def rank_gradient(folder: Path, sharded: bool) -> None:
     world = processes.start()
     reader = Reader(whole_corpus(read_manifest(folder / "tones.jsonl"), VOCABULARY))
     model = tiny()
-    blocks.compile_blocks(model, strict=True, backend="aot_eager")
+    blocks.compile_blocks(model, strict=True, backend="eager")
     blocks.recompute_blocks(model)
     if sharded:
         fsdp.shard(model, model, model.blocks, attends=True)
