@@ -38,6 +38,8 @@ def fault(name: str, at: int = AT, **more: Any) -> dict[str, Any]:
     return {"fault": name, "at_step": at, **more}
 
 
+# What comes from outside comes late: in the long training, for the short one has ended on a quiet
+# machine before a job of a higher partition takes its node (30 steps in 1.5 s).
 QUIET = (
     Case("one process", "undisturbed"),
     Case("two ranks", "undisturbed, on two nodes", step=TWO, like="two ranks"),
@@ -51,7 +53,14 @@ QUIET = (
 )
 CASES = (
     Case("kill", "SIGKILL of the worker", "killed", [fault("kill")]),
-    Case("crash", "SIGSEGV of the worker, from outside", "crashed", act=crash),
+    Case(
+        "crash",
+        "SIGSEGV of the worker, from outside",
+        "crashed",
+        act=crash,
+        training=QUIET[3].training,
+        like="long",
+    ),
     Case(
         "kill at 20 moments",
         "SIGKILL at random moments, half of them waiting for a checkpoint being written",
@@ -101,6 +110,8 @@ CASES = (
         "a job of a higher partition takes the node",
         "preempted",
         act=take_node,
+        training=QUIET[3].training,
+        like="long",
         cluster=BELOW,
         alone=True,
     ),
@@ -119,6 +130,8 @@ CASES = (
         "scontrol sets the node down: Slurm requeues with NODE_FAIL",
         "node_failed",
         act=fail_node,
+        training=QUIET[3].training,
+        like="long",
         cluster=ON_N4,
         alone=True,
     ),
@@ -127,6 +140,8 @@ CASES = (
         "slurmd and all of the job killed at once; the node comes back after 25 s",
         "node_failed",
         act=lose_power,
+        training=QUIET[3].training,
+        like="long",
         cluster=ON_N4,
         alone=True,
     ),
@@ -134,6 +149,8 @@ CASES = (
         "slurmd restarted",
         "killed under the running job, away for 10 s",
         act=lose_slurmd,
+        training=QUIET[3].training,
+        like="long",
         cluster=ON_N4,
         alone=True,
     ),
@@ -250,14 +267,25 @@ CASES = (
         "controller restarted",
         "slurmctld killed, away for 10 s",
         act=restart_controller,
+        training=QUIET[3].training,
+        like="long",
         alone=True,
     ),
-    Case("database away", "slurmdbd killed until all has ended", act=lose_database, alone=True),
+    Case(
+        "database away",
+        "slurmdbd killed until all has ended",
+        act=lose_database,
+        training=QUIET[3].training,
+        like="long",
+        alone=True,
+    ),
     Case(
         "run moved",
         "its folder renamed while it trains; a person gives it back and resumes",
         "missing_file",
         act=move_run,
+        training=QUIET[3].training,
+        like="long",
         person="gave the folder back, resume",
     ),
 )
