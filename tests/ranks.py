@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tests.conftest import REPOSITORY
-from tests.slurm.cluster import PATIENCE, free_ports
+from tests.slurm.cluster import PATIENCE, claimed_ports
 
 # Ranks are forked from a process that has nothing but these imports, which take 2.7 s of a core.
 FORKS = multiprocessing.get_context("forkserver")
@@ -22,19 +22,24 @@ FORKS.set_forkserver_preload(["pytest", "torch", "tests.lact_asr.tiny_runs"])
 
 def in_ranks(function: Callable[[Path], None], folder: Path, world_size: int) -> list[int]:
     """Exit codes of `function` run by each rank; what it prints goes to folder/rank<n>.log."""
-    (port,) = free_ports(1)
-    shared = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = []
-    for rank in range(world_size):
-        names = shared | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
-        environment = os.environ | {name: str(value) for name, value in names.items()}
-        given = (function.__module__, function.__name__, folder, environment)
-        processes.append(FORKS.Process(target=be_rank, args=given, daemon=True))
-        processes[-1].start()
-    for process in processes:
-        process.join(PATIENCE)
-        assert process.exitcode is not None, f"a rank has not ended in {PATIENCE} s"
+    with claimed_ports(1) as (port,):
+        shared = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes = [_start(function, folder, rank, shared) for rank in range(world_size)]
+        for process in processes:
+            process.join(PATIENCE)
+            assert process.exitcode is not None, f"a rank has not ended in {PATIENCE} s"
     return [process.exitcode for process in processes]
+
+
+def _start(
+    function: Callable[[Path], None], folder: Path, rank: int, shared: dict[str, object]
+) -> multiprocessing.process.BaseProcess:
+    names = shared | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
+    environment = os.environ | {name: str(value) for name, value in names.items()}
+    given = (function.__module__, function.__name__, folder, environment)
+    process = FORKS.Process(target=be_rank, args=given, daemon=True)
+    process.start()
+    return process
 
 
 def be_rank(module: str, name: str, folder: Path, environment: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import getpass
 import os
 import secrets
@@ -30,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -149,6 +151,7 @@ class Keeper:
         """Clusters that one process (`asker`, its pid) asks for hand out the same ids."""
         self.directory, self.nodes, self.gpus = directory.resolve(), nodes, gpus
         self.asker, self.user = asker, getpass.getuser()
+        self._claims = contextlib.ExitStack()  # its ports are its own until the end
         self.environment = {**os.environ, "PATH": SYSTEM_PATH}
         self.environment["SLURM_CONF"] = str(self.directory / "slurm.conf")
         self.socket, self.database = self.directory / "munge.socket", self.directory / "db.socket"
@@ -159,7 +162,7 @@ class Keeper:
         for name in ("state", "dev", "log", "run", "spool", "tmp"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o700)
-        ports = free_ports(3 + self.nodes)
+        ports = self._claims.enter_context(claimed_ports(3 + self.nodes))
         self._write_configuration(ports)
         self._start_database(ports[0])
         self._start_munge()
@@ -266,18 +269,34 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, from a stretch that depends on this process: two keepers that start
-    at the same moment choose different ones.
+@contextlib.contextmanager
+def claimed_ports(count: int) -> Iterator[list[int]]:
+    """Ports nobody listens on, which inside the with block no other process of these tests takes.
+
+    A lock on a file says so: a port that was only looked at went to another worker's ranks.
     """
+    folder = Path(tempfile.gettempdir()) / f"trainyard-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
     stretches = (PORTS.stop - PORTS.start) // STRETCH
     for turn in range(stretches):
         first = PORTS.start + (os.getpid() + turn) % stretches * STRETCH
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return list(range(first, first + count))
+        with (folder / str(first)).open("w") as claim:
+            if not _is_free(claim, range(first, first + count)):
+                continue
+            yield list(range(first, first + count))
+            return
     raise SystemExit(f"no {count} free ports in a row from {PORTS.start} to {PORTS.stop}")
+
+
+def _is_free(claim: TextIO, ports: range) -> bool:
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.ExitStack() as stack:
+            for port in ports:
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.slurm.cluster import PATIENCE, REPOSITORY, PrivateSlurm
+from tests.slurm.cluster import PATIENCE, REPOSITORY, PrivateSlurm, claimed_ports
 
 USER_OF_A_CLUSTER = """
 import sys, time
@@ -75,3 +75,10 @@ def test_a_job_in_preempt_is_requeued_when_gpu_needs_its_nodes(slurm: PrivateSlu
     upper = slurm.run("sbatch", *script).strip()
     slurm.wait_for(lambda: slurm.state(upper) == "RUNNING")
     assert slurm.state(lower) == "PENDING"
+
+
+def test_ports_belong_to_one_who_has_claimed_them_though_nobody_listens_yet() -> None:
+    with claimed_ports(4) as one, claimed_ports(4) as other:
+        assert not {*one} & {*other}
+    with claimed_ports(4) as again:
+        assert again == one
