@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.harness import REPOSITORY, RESULTS, commit
+from bench.harness import REPOSITORY, RESULTS, argument_parser, commit
 
 LAST = 10.0  # seconds kept for the end of it all
 
@@ -75,8 +75,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """What was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("gpu", __doc__, tiny="the smallest sizes; nothing written")
     parser.add_argument("--data", type=Path, help="a folder in LibriSpeech layout")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to install beside")
     parser.add_argument("--seconds", type=float, default=540.0, help="in all")
@@ -84,7 +83,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--commit", default="", help="of a copy without .git")
     names = [part.name for part in PARTS]
     parser.add_argument("--part", action="append", choices=names, help="default: every one")
-    parser.add_argument("--tiny", action="store_true", help="the smallest sizes; nothing written")
     return parser.parse_args()
 
 

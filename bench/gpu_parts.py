@@ -77,7 +77,7 @@ def on_machine(found: Found, given: argparse.Namespace) -> None:
     found.add(bytes_per_second=round(bandwidth(1 << 20 if given.tiny else None)))
 
 
-def tests(found: Found, given: argparse.Namespace) -> None:
+def compare_with_cpu(found: Found, given: argparse.Namespace) -> None:
     """What runs otherwise on a GPU, beside the same on the CPU."""
     import pytest
 
@@ -343,7 +343,7 @@ def _train(
 
 PARTS: dict[str, Callable[[Found, argparse.Namespace], None]] = {
     "machine": on_machine,
-    "tests": tests,
+    "tests": compare_with_cpu,
     "steps": steps,
     "operator": operator,
     "optimizers": optimizers,

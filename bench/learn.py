@@ -48,6 +48,7 @@ from lact_asr.utils.files import append_json, json_lines, read_json, write_atomi
 
 SPEAKERS = 4  # held out
 RUNS = RESULTS / "learn"
+JUDGED = ("unmasked", "gentle", "shipped")  # recipes that have a goal
 KEYS = ("loss", "valid_loss", "wer", "cer", "seconds")
 
 Numbers = dict[int, dict[str, float]]  # step -> what was reported there
@@ -194,7 +195,7 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     """Error rates of each recipe beside those of the first one, after as much time as the shortest
     run of either took.
 
-    The goal is for the recipe that is shipped: a fifth fewer errors in characters.
+    The goal is for those that are to be better than it: a fifth fewer errors in characters.
     """
     rows = []
     for name, each in runs.items():
@@ -202,7 +203,7 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
         found, before = at(each, seconds), at(runs["ours"], seconds)
         for key in found:
             what = f"{key.upper()} on unseen speakers after {seconds:.0f} s, {RECIPES[name].what}"
-            goal = 0.8 if (name, key) == ("shipped", "cer") else None
+            goal = 0.8 if name in JUDGED and key == "cer" else None
             theirs = [] if name == "ours" else before[key]
             rows.append(Row(what, key, None, goal, found[key], theirs))
     return rows

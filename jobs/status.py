@@ -34,7 +34,7 @@ _COLOURS = {
     State.LOST.value: "bold magenta",
 }
 HEALTHY = "HEALTHY"  # what is said of a training with nothing wrong
-_SILENT = 900.0  # seconds without a word in its log after which a running step is not what it says
+_SILENT = 900.0  # seconds without a word in its log after which what it last said is old
 _POLL = 1.0  # seconds between two checks of the files
 _WIDEST = 400  # characters of a line about one step
 
@@ -108,7 +108,7 @@ def _health(events: list[dict[str, Any]]) -> str | None:
 
 
 def _silence(folder: StepDir, latest: Submission | None) -> float | None:
-    """Seconds since a job's log last grew, where they are many: it may hang, or its node be gone.
+    """Seconds since a job's log last grew, where they are many: it may be slow, or hang, or gone.
 
     Slurm 22.05 called a job running for 9 minutes whose node had lost its power and was back.
     """
@@ -186,7 +186,7 @@ def _sign_of_life(step: Mapping[str, Any]) -> str:
     if (silent := step["silent"]) is None:
         return str(step["health"] or "")
     found = [step["health"]] if step["health"] not in (None, HEALTHY) else []
-    return "; ".join([*found, f"its log has been silent for {duration(silent)}: it may hang"])
+    return "; ".join([*found, f"nothing in its log for {duration(silent)}"])
 
 
 def _headline(result: Mapping[str, Any]) -> str:

@@ -172,7 +172,7 @@ class LoopConfig(Frozen):
         False,
         description="On GPUs compute what stays float32 in the passes (gates, output, orthogonal "
         "updates; with precision fp32 all) with factors of 11 bits, several times as fast; off, a "
-        "GPU's products agree with a CPU's, as they always do in evaluation",
+        "GPU's products agree with a CPU's, as they do in the other kinds",
     )
     sharded: bool | Literal["node"] = Field(
         False,

@@ -12,13 +12,11 @@ from lact_asr.data.dataset import whole_corpus
 from lact_asr.data.loader import default_workers, loader
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.greedy import greedy
-from lact_asr.distributed.processes import World
+from lact_asr.distributed.processes import ALONE, World
 from lact_asr.model.forward import autocast, forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
-
-ALONE = World()
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,10 @@ def shard(
 ) -> None:
     """Split a model in place, rank 0's weights; before the optimizer is made.
 
-    `attends`: `look` of its blocks is called beside their forward. `group`: so many neighbouring
-    ranks have a copy among them, by default all. DataError where something
-    outside the model learns too: it would be left unsplit. And for a model without blocks: backward
-    begins at theirs, and without them would reach no gradient.
+    `attends`: `log_attention` of its blocks is called beside their forward. `group`: so many
+    neighbouring ranks have a copy among them, by default all. DataError where something outside the
+    model learns too: it would be left unsplit. And for a model without blocks: backward begins at
+    theirs, and without them would reach no gradient.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

@@ -110,6 +110,9 @@ class World:
         return wrapped
 
 
+ALONE = World()
+
+
 def _settle_places(wrapped: nn.parallel.DistributedDataParallel) -> None:
     """Let DDP choose now, by the gradients of a plain sum, where in its buckets each gradient lies.
 

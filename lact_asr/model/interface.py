@@ -68,7 +68,7 @@ class Model(nn.Module):
     config: Settings
     head: nn.Linear  # from the last states to the V symbols
     blocks: nn.ModuleList  # what sharding splits a model by; empty where it cannot be split
-    attends: ClassVar[bool] = False  # whether the last of the blocks has `look`: what it attends to
+    attends: ClassVar[bool] = False  # whether the blocks have `log_attention`
 
     @property
     def one_graph(self) -> bool:

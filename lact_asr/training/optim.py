@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from lact_asr.config.training import OptimConfig
-from lact_asr.distributed.processes import World
+from lact_asr.distributed.processes import ALONE, World
 from lact_asr.model.interface import Gate, Model
 from lact_asr.training.muon import Muon
 from lact_asr.training.objective import Objective
-
-ALONE = World()
 
 
 def rate_factor(config: OptimConfig, step: int, max_steps: int) -> float:

@@ -97,6 +97,19 @@ def test_size_memory_and_length_are_told_as_far_as_they_can_be_known(file: Path)
     assert list(facts(absent))[-1] == "steps an epoch, hours: known when ${corpus.train} is there"
 
 
+def test_the_memory_told_is_less_where_blocks_are_computed_again(file: Path) -> None:
+    (step,) = read_pipeline(file).steps
+    told = []
+    for again in (False, True):
+        training = {**step.settings["training"], "activation_checkpointing": again}
+        given = step.model_copy(update={"settings": {**step.settings, "training": training}})
+        memory = [*facts(given)][1]
+        found = re.search(r"a micro-batch of \S+ s (\S+);", memory)
+        assert found, memory
+        told.append(float(found[1]))
+    assert told[1] < 0.5 * told[0]
+
+
 def test_effective_prints_the_recipe_of_every_step_that_trains(tmp_path: Path) -> None:
     done = Launcher(tmp_path)("check", "demo", "--effective")
     assert done.returncode == 0, done.stderr
