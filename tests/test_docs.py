@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import kinds
-from jobs.arguments import parser
+from jobs.cli import parser
 from jobs.healing.heal import PAGE
 from jobs.reading.pipeline_file import read_pipeline
 from tests.conftest import REPOSITORY

@@ -17,8 +17,8 @@ from tests.conftest import REPOSITORY
 # files of a folder that is not named here may import each other, as long as no circle comes of it.
 FLOORS = {
     "": "trainyard, launch -> jobs -> distill -> lact_asr",
-    "jobs": "cli -> rehearse -> status -> logs, render -> one_step, scheduling -> backends -> "
-    "worker -> healing -> cluster, fence -> reading, store -> arguments, kinds, snapshot -> "
+    "jobs": "cli -> commands -> rehearse -> status -> logs, render -> one_step, scheduling -> "
+    "backends -> worker -> healing -> cluster, fence -> reading, store -> kinds, snapshot -> "
     "causes, errors, gate, job, pipeline, printing, program, step_folder",
     "jobs.backends": "slurm -> local -> base",
     "distill": "objective, pseudo_labels -> cache -> language_model, teachers -> losses, models -> "

@@ -10,10 +10,10 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.arguments import USUAL
 from jobs.errors import UserError, nearest
 from jobs.healing.faults import FATAL, FAULTS
 from jobs.healing.remedies import EVENT, changes_of, in_words
+from jobs.healing.usual_faults import USUAL
 from jobs.pipeline import Fault, Pipeline, Step
 from jobs.reading.paths import walk
 from jobs.reading.references import references

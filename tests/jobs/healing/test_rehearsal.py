@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from jobs import kinds
-from jobs.arguments import USUAL
 from jobs.errors import UserError
 from jobs.healing.rehearsal import SAVED_EVERY, STEPS, UTTERANCES, judge, planned, shrink, target
+from jobs.healing.usual_faults import USUAL
 from jobs.pipeline import Pipeline
 from jobs.reading.pipeline_file import read_pipeline
 from jobs.rehearse import cut, table

@@ -1,0 +1,51 @@
+"""`check`: every mistake in a pipeline file, at once, and the recipe that it comes to."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from jobs.commands.options import FILE, Add, add_cluster, add_set
+from jobs.commands.subject import cluster_of, pipeline_of, preflight
+
+if TYPE_CHECKING:
+    from jobs.pipeline import Pipeline
+
+
+def add(add_command: Add) -> None:
+    """The command and its options."""
+    parser = add_command("check", "report every mistake in a pipeline file; nothing is created")
+    parser.add_argument("file", metavar="FILE", help=FILE)
+    add_cluster(parser, "also ask this cluster: partitions, limits, accounts, paths, disk")
+    add_set(parser)
+    parser.add_argument(
+        "--effective",
+        action="store_true",
+        help="print the recipe in force of every step of training: each setting with its source, "
+        "the model's size, GPU memory (reckoned), steps an epoch",
+    )
+    parser.set_defaults(act=check)
+
+
+def check(given: argparse.Namespace) -> int:
+    """Read the file, and ask the cluster where one is named."""
+    pipeline, _ = pipeline_of(given)
+    if given.cluster:
+        preflight(pipeline, cluster_of(given))
+    _tell_recipes(pipeline, given)
+    print(f"{given.file}: {len(pipeline.steps)} steps, no mistakes")
+    return 0
+
+
+def _tell_recipes(pipeline: "Pipeline", given: argparse.Namespace) -> None:
+    """What the file changes of its presets; with --effective the whole recipe of each training."""
+    from jobs.printing import print_recipe
+    from jobs.reading.effective import facts, overridden, trains, values
+    from jobs.reading.gates import differences
+    from jobs.reading.pipeline_file import overlaid
+    from jobs.reading.shipped import find_pipeline
+
+    document = overlaid(find_pipeline(given.file), given.set)
+    for line in [*overridden(pipeline, document), *differences(pipeline, document)]:
+        print(line, file=sys.stderr)
+    for step in filter(trains, pipeline.steps if given.effective else ()):
+        print_recipe(f"{step.name} ({step.kind})", values(step, document), facts(step))
