@@ -41,6 +41,9 @@ def compile_blocks(model: Model, strict: bool, backend: str = "inductor") -> Non
     torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.suppress_errors = not strict
     torch._dynamo.config.recompile_limit = GRAPHS
+    # for the sake of one convolution, 4-dimensional tensors of its block would lie channels last;
+    # reckoning their strides, torch 2.11 fails at lengths that are symbols (on CPUs at least)
+    torch._inductor.config.layout_optimization = False
     for block in model.blocks:
         _in_training(block, torch.compile(block.forward, dynamic=True, backend=backend))
 

@@ -138,13 +138,13 @@ def test_compiled_blocks_have_the_gradient_of_the_cpu(
     """Inductor on a GPU; on the CPU, where that takes minutes, the graph, as it was traced."""
     if flex and device.type == "cpu":
         pytest.skip("FlexAttention has no backward pass on CPUs (torch 2.11)")
-    batch, model = heard(tmp_path), tiny(layers=2, window=8).to(device)
+    batch, model = heard(tmp_path), tiny(layers=2, window=8, conv_kernel=5).to(device)
     backend = "inductor" if device.type == "cuda" else "eager"
     blocks.compile_blocks(model, strict=True, backend=backend)
     if flex:
         blocks.use_flex_attention(model, compiled=True)
     loss, found = gradient(model, batch, device)
-    expected_loss, expected = gradient(tiny(layers=2, window=8), batch, CPU)
+    expected_loss, expected = gradient(tiny(layers=2, window=8, conv_kernel=5), batch, CPU)
     assert loss == pytest.approx(expected_loss, rel=1e-3)
     assert away(found, expected) < 5e-3
 
