@@ -12,11 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
-# tests/slurm runs on three private Slurms: each of these takes a third of its time, and so does the
-# rest
-SLURMS = (
-    ("test_requeue", "test_successor"),
-    ("test_fence", "test_hostile_cancel", "test_looking", "test_self_driving"),
+# about half of the time that tests/slurm takes
+SECOND_SLURM = (
+    "test_exactly_once",
+    "test_fence",
+    "test_hostile_cancel",
+    "test_hostile_resume",
+    "test_successor",
 )
 
 
@@ -39,19 +41,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` starts: a worker for each core, and those that mostly wait for a Slurm."""
-    return min(len(os.sched_getaffinity(0)) + len(SLURMS) + 1, 8)
+    """What `-n auto` starts: one worker more than there are cores, since two of them mostly wait
+    for Slurm.
+    """
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n auto --dist loadgroup` there are private Slurms, whose tests mostly wait, and
-    beside them the others run, a file in one worker.
+    """With `pytest -n auto --dist loadgroup` there are two private Slurms, whose tests mostly wait,
+    and beside them the others run, a file in one worker.
     """
     for item in items:
         group = str(item.path.relative_to(REPOSITORY))
         if group.startswith("tests/slurm"):
-            own = [number for number, files in enumerate(SLURMS) if item.path.stem in files]
-            group = f"slurm {own}"
+            group = "second slurm" if item.path.stem in SECOND_SLURM else "slurm"
         item.add_marker(pytest.mark.xdist_group(group))
 
 
