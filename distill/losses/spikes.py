@@ -54,6 +54,7 @@ def shown_frames(
     runs = _runs(peak, blank, best, valid)
     places = _places(runs, window, covered)
     shown = _quiet_frames(blank, best, valid, window, size, ratio)
+    shown = _in_order(shown, best, places, runs)
     shown = _put(shown, places, runs.peaks, runs.there)
     return _part_repeats(shown, places, runs, window).clamp_max(frames - 1)
 
@@ -128,6 +129,19 @@ def _quiet_frames(
     middle = torch.arange(size, device=blank.device) + 0.5
     inside = (middle * ratio).long().clamp_max(blank.shape[1] - 1)
     return found.where(found < blank.shape[1], inside)
+
+
+def _in_order(shown: Tensor, best: Tensor, places: Tensor, runs: Runs) -> Tensor:
+    """`shown` [B,S] without symbols behind their successors or before their predecessors, as a
+    window of symbols alone has them where runs were moved: the run there lasts instead.
+    """
+    frames = best.shape[1]
+    before, behind = torch.zeros_like(shown), torch.full_like(shown, frames - 1)
+    before = before.scatter_reduce(1, places, runs.peaks.where(runs.there, 0), "amax")
+    behind = behind.scatter_reduce(1, places, runs.peaks.where(runs.there, frames - 1), "amin")
+    least, most = before.cummax(1).values, behind.flip(1).cummin(1).values.flip(1)
+    said = best.gather(1, shown) != 0
+    return shown.maximum(least).minimum(most).where(said, shown)
 
 
 def _put(shown: Tensor, places: Tensor, frames: Tensor, there: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -101,6 +101,11 @@ def has_room(path: list[int], ratio: float) -> bool:
     return True
 
 
+# the second run is moved to the left, and behind it lies a window of it and of its predecessor
+MOVED = [(0, 5), (1, 4), (2, 3), (0, 8), (2, 1), (0, 1), (2, 1), (0, 2)]
+
+
+@example(MOVED, 4.0)
 @given(paths, st.sampled_from([0.4, 0.5, 0.75, 1.0, 4 / 3, 1.5, 2.0, 2.5, 3.0, 4.0]))
 @settings(max_examples=400, deadline=None)
 def test_every_label_survives_wherever_there_is_room_for_it(runs, ratio):

@@ -2,7 +2,6 @@
 
 import math
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from lact_asr.data.loader import Stream
 from lact_asr.training import checkpoint, optim, trainer
 from lact_asr.training.clock import PHASES, SAVING, STALLED, VALIDATING, Clock, metric
 from lact_asr.training.speech import Speech
-from tests.lact_asr.tiny_runs import RecordedEvents, run, tones
+from tests.lact_asr.tiny_runs import run, tones
+
+ROUNDING = 1e-6  # seconds
 
 
 class Hand:
@@ -106,6 +107,20 @@ def slower(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: floa
     return took
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """The moments right before and right behind each reading of the clock."""
+    original, moments = Clock.take, list[tuple[float, float]]()
+
+    def take(clock: Clock) -> dict[str, float]:
+        before = time.monotonic()
+        spent = original(clock)
+        moments.append((before, time.monotonic()))
+        return spent
+
+    monkeypatch.setattr(Clock, "take", take)
+    return moments
+
+
 @pytest.mark.parametrize("stop_at", [5, math.inf], ids=["told to stop", "to the end"])
 def test_a_training_says_where_each_of_its_seconds_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: float
@@ -115,30 +130,19 @@ def test_a_training_says_where_each_of_its_seconds_went(
     validations = slower(monkeypatch, Speech, "measure", 0.2)
     copies = slower(monkeypatch, trainer, "copied", 0.1)
     writes = slower(monkeypatch, checkpoint, "save", 0.0)  # aside: waited for at the end at most
-    recorded, times = RecordedEvents(), []
-    recorded.metrics = Stamped(times)
+    taken = watched(monkeypatch)
     train = tones(tmp_path, 4)
     began = time.monotonic()
-    run(tmp_path, train, recorded=recorded, stop_at=stop_at, log_every=2, valid_every=3)
+    _, recorded = run(tmp_path, train, stop_at=stop_at, log_every=2, valid_every=3)
     told = [sum(line[metric(phase)] for phase in PHASES) for line in recorded.metrics]
-    ago = [after - before for before, after in pairwise(times)]
-    assert told[0] < times[0] - began - 0.8
-    assert told[1:] == pytest.approx(ago, rel=0.01, abs=0.002)
+    assert len(told) == len(taken)
+    assert told[0] < taken[0][1] - began - 0.8
+    for seconds, before, after in zip(told[1:], taken, taken[1:], strict=False):
+        least, most = after[0] - before[1], after[1] - before[0]
+        assert least - ROUNDING <= seconds <= most + ROUNDING
     sums = {phase: sum(line[metric(phase)] for line in recorded.metrics) for phase in PHASES}
     for phase, took in ((STALLED, waits), (VALIDATING, validations)):
         assert 0 <= sums[phase] - sum(took) < 0.05 * len(took), phase  # what is around the call
     assert 0 <= sums[SAVING] - sum(copies) < sum(writes) + 0.05 * len(copies)
     assert len(copies) == len(writes) >= 3
     assert len(waits) == (5 if stop_at == 5 else 6) and len(validations) == len(waits) - 4
-
-
-class Stamped(list[dict[str, Any]]):
-    """Lines of metrics; `times` has when each came."""
-
-    def __init__(self, times: list[float]) -> None:
-        super().__init__()
-        self.times = times
-
-    def append(self, line: dict[str, Any]) -> None:
-        self.times.append(time.monotonic())
-        super().append(line)
