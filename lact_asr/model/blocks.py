@@ -48,6 +48,14 @@ def compile_blocks(model: Model, strict: bool, backend: str = "inductor") -> Non
         _in_training(block, torch.compile(block.forward, dynamic=True, backend=backend))
 
 
+def left_uncompiled() -> int:
+    """Functions that the compiler has given up on in this process: they run as they are written."""
+    from torch._dynamo.utils import counters  # takes a second of each start
+
+    tried = counters["frames"]
+    return tried["total"] - tried["ok"]
+
+
 def recompute_blocks(model: Model) -> None:
     """Keep of each block its input alone, and run it again in the backward pass, with the same
     random numbers: the same gradient for a third more time. DataError where there are none.

@@ -177,6 +177,7 @@ class _Run:
         every = config.checkpoint_every
         self.every = 0 if every == "auto" else every
         self.state, self.saved = State(), 0
+        self.uncompiled: int | None = None  # what the compiler gave up on; None: it was not asked
 
     def prepare(self) -> None:
         """Model, optimizer, what an earlier process left, and the batches from there on."""
@@ -215,12 +216,24 @@ class _Run:
         if config.flex_attention:
             blocks.use_flex_attention(model, compiled)
         if compiled:
+            self.uncompiled = blocks.left_uncompiled()
             count, strict = len(model.blocks), bool(config.compile)
             blocks.compile_blocks(model, strict)
             self.logger.event("compiling", blocks=count)
             self.logger.say(f"Compiling {count} blocks: the first step takes a minute or two more")
         if config.activation_checkpointing:
             blocks.recompute_blocks(model)
+
+    def _tell_uncompiled(self) -> None:
+        """Say what the compiler has given up on: the training goes on without, and slower."""
+        if self.uncompiled is None or (count := blocks.left_uncompiled()) <= self.uncompiled:
+            return
+        self.uncompiled = count
+        self.logger.event("not_compiled", functions=count, step=self.state.step)
+        self.logger.say(
+            f"The compiler has given up on {count} functions of the blocks (WON'T CONVERT, above, "
+            "says why): these run as they are written, slower, and as right"
+        )
 
     def _resume(self) -> Position:
         """Go on from the newest checkpoint that is whole, if there is one; rank 0 says which."""
@@ -300,6 +313,7 @@ class _Run:
                 with self.logger.clock.phase(SAVING):
                     self._save()
             stop = self._step(self.launcher.should_stop())
+            self._tell_uncompiled()
         self._finish()
         raise Interrupted(state.step)
 

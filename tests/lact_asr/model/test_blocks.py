@@ -214,6 +214,27 @@ def test_a_run_that_compiles_says_so(
     assert asked == ([{"dynamic": True, "backend": "inductor"}] * 2 if wanted else [])
 
 
+def broken(graph: Any, inputs: Any) -> Any:
+    """A compiler that cannot."""
+    raise NotImplementedError("no kernel of that")
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_run_whose_compiler_gives_up_says_so_once_and_trains_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Any, compiled: bool
+) -> None:
+    make, train, given = torch.compile, tones(tmp_path, 4), {"max_steps": 3, "log_every": 1}
+    monkeypatch.setattr(torch, "compile", lambda call, **_: make(call, backend=broken))
+    monkeypatch.setattr(blocks, "should_compile", lambda *about: compiled)  # as on a GPU
+    _, recorded = run(tmp_path / "this", train, CTCObjective(tiny(layers=2)), **given)
+    monkeypatch.undo()
+    _, plain = run(tmp_path / "plain", train, CTCObjective(tiny(layers=2)), **given)
+    assert recorded.losses() == plain.losses()
+    told = recorded.named("not_compiled")
+    assert [each["step"] for each in told] == ([1] if compiled else [])
+    assert all(each["functions"] > 0 for each in told)
+
+
 def rank_gradient(folder: Path, sharded: bool) -> None:
     """One rank's gradient of a model over several, its blocks compiled and computed again."""
     world = processes.start()
