@@ -6,10 +6,12 @@ import torch
 from distill.config.language_model import LanguageModelConfig
 from distill.language_model.model import LanguageModel
 from lact_asr.config.model import SIZES
+from lact_asr.config.training import CTCConfig
 from lact_asr.distributed.processes import World
 from lact_asr.model.interface import count_parameters
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import utilization
+from lact_asr.training.objective import CTCObjective
 from lact_asr.training.utilization import Utilization, operations, peak, shown
 from tests.lact_asr.tiny_runs import run, tiny, tones
 
@@ -66,8 +68,9 @@ def test_the_share_is_what_is_needed_a_second_of_the_peak_of_all_ranks() -> None
     assert Utilization(2e9, None, CPU).metrics(500.0) == {} and shown({}) == ""
 
 
+@pytest.mark.parametrize(("ctc", "views"), [(CTCConfig(), 1), (CTCConfig(consistency=0.2), 2)])
 def test_a_training_says_it_of_all_its_audio_and_every_time_it_is_heard(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys, ctc, views
 ) -> None:
     real = Utilization.of
 
@@ -76,8 +79,8 @@ def test_a_training_says_it_of_all_its_audio_and_every_time_it_is_heard(
 
     monkeypatch.setattr(Utilization, "of", known)
     model = tiny()
-    _, recorded = run(tmp_path, tones(tmp_path, 4), max_steps=2)
-    per_second = 25 * operations(model)
+    _, recorded = run(tmp_path, tones(tmp_path, 4), CTCObjective(model, ctc), max_steps=2)
+    per_second = views * 25 * operations(model)
     lines = [line for line in recorded.metrics if "mfu" in line]
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
