@@ -10,10 +10,8 @@ A pass of the loop is: stop if asked, validate if due, save if due, end if done,
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,6 @@ from lact_asr.training import (
     checksums,
     early_stopping,
     guard,
-    interval,
     length,
     memory_probe,
     optim,
@@ -40,14 +37,14 @@ from lact_asr.training import (
 from lact_asr.training.averaging import Average, mean
 from lact_asr.training.clock import SAVING, STALLED, VALIDATING
 from lact_asr.training.health import Scale
+from lact_asr.training.keeper import Keeper
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.material import Material
 from lact_asr.training.objective import Objective, SpeechObjective
 from lact_asr.training.origin import changes
 from lact_asr.training.resume import State, judged_anew, resume, step_seed, trainer_state
-from lact_asr.training.retreat import retreat, sound_step
-from lact_asr.training.saving import Saver, copied
+from lact_asr.training.retreat import retreat
 from lact_asr.training.speech import Speech
 from lact_asr.training.utilization import Utilization
 from lact_asr.utils.disturbance import undisturbed
@@ -133,7 +130,7 @@ def learn(
     folder, terms = directory / "checkpoints", material.terms
     run = _Run(objective, material, vocabulary, config, folder, launcher, world, device)
     try:
-        with run.saver:
+        with run.keeper.saver:
             run.prepare()
             return run.loop()
     except torch.OutOfMemoryError as error:
@@ -173,10 +170,10 @@ class _Run:
         self.logger = TrainingLogger(
             launcher.report, launcher.event, self.scale, material.terms, use, loud=world.main
         )
-        self.saver, self.meter = Saver(self.logger.say), interval.Meter()
-        every = config.checkpoint_every
-        self.every = 0 if every == "auto" else every
-        self.state, self.saved = State(), 0
+        self.keeper = Keeper(
+            folder, objective.model, vocabulary, config, self.logger, world, launcher.fence
+        )
+        self.state = State()
         self.uncompiled: int | None = None  # what the compiler gave up on; None: it was not asked
 
     def prepare(self) -> None:
@@ -237,7 +234,9 @@ class _Run:
 
     def _resume(self) -> Position:
         """Go on from the newest checkpoint that is whole, if there is one; rank 0 says which."""
-        path, trouble = self.world.gather(self._newest() if self.world.main else (None, ""))[0]
+        path, trouble = self.world.gather(self.keeper.newest() if self.world.main else (None, ""))[
+            0
+        ]
         if trouble:
             raise DataError(trouble)
         if path is None:
@@ -247,14 +246,14 @@ class _Run:
         self.state, position = resume(
             path, self.objective, self.vocabulary, self.optimizer, fingerprint, self.average
         )
-        self.saved = self.state.step
+        self.keeper.saved = self.state.step
         self._set_length()
         before = checkpoint.read_config(path)["training"]
         changed = changes(before, self.config.model_dump(mode="json"))
         if changed:  # dropped steps say nothing of other settings; a requeued job keeps its own
             self.state = judged_anew(self.state)
         facts = {"epoch": position.epoch, "checkpoint": path.name, "changed": changed}
-        self.logger.event("resumed", step=self.saved, **facts)
+        self.logger.event("resumed", step=self.state.step, **facts)
         self.logger.say(
             "\n  ".join([f"Resumed from {path.name}, epoch {position.epoch}", *changed])
         )
@@ -275,28 +274,13 @@ class _Run:
             f"{config.epochs:g} epochs are {self.steps:,} steps, {self.pace:g} an epoch"
         )
 
-    def _newest(self) -> tuple[Path | None, str]:
-        """The checkpoint to go on from, and why there is none; damaged ones are put aside."""
-        checkpoint.recover(self.folder)
-        try:
-            path, flaws = checkpoint.newest_whole(self.folder)
-        except DataError as error:
-            return None, str(error)
-        for flaw in flaws:
-            self.launcher.fence()
-            aside = checkpoint.put_damaged_aside(flaw.path.parent)
-            facts = {"file": str(flaw.path), "reason": flaw.why, "now": aside.name}
-            self.logger.event("damaged_checkpoint", **facts)
-            self.logger.say(f"Damaged: {flaw.path}: {flaw.why}; its folder is now {aside.name}")
-        return path, ""
-
     def loop(self) -> FitResult:
         """Train from where the state is."""
         state, config, stop = self.state, self.config, False
         self.objective.trainable.train()
         self.logger.begin(state.step, state.vitals)
         while not stop:
-            self.saver.check()
+            self.keeper.saver.check()
             ended = state.step >= self.steps
             due = state.step > 0 and state.step % config.valid_every == 0
             if (due or ended) and state.validated != state.step:
@@ -309,7 +293,7 @@ class _Run:
             if ended:
                 self._finish()
                 return self._result()
-            if self._due():
+            if self.keeper.is_due(state):
                 with self.logger.clock.phase(SAVING):
                     self._save()
             stop = self._step(self.launcher.should_stop())
@@ -321,13 +305,8 @@ class _Run:
         """The last checkpoint, whole on every rank's return."""
         with self.logger.clock.phase(SAVING):
             self._save()
-            self._settle()
+            self.keeper.settle()
         self.logger.end(self.state.step)
-
-    def _due(self) -> bool:
-        """Whether to save: not while steps are dropped, with the weights that may be the reason."""
-        step, every = self.state.step, self.every or interval.FIRST
-        return not self.state.in_a_row and step // every > self.saved // every
 
     def _step(self, stop: bool) -> bool:
         """One step; whether some rank was asked to stop."""
@@ -393,7 +372,7 @@ class _Run:
 
     def _retreat(self, outcome: Outcome) -> str:
         """Rank 0 puts checkpoints of no use aside; where the next start goes on."""
-        self.saver.wait()  # for one that may be of no use either
+        self.keeper.saver.wait()  # for one that may be of no use either
         self.launcher.fence()
         aside, where = retreat(self.folder, self.state, outcome)
         for path in aside:
@@ -402,7 +381,7 @@ class _Run:
 
     def _validate_mean(self) -> None:
         """Measure the mean of the last checkpoints and the present weights."""
-        self._settle()
+        self.keeper.settle()
         steps_back = self.config.average.last - 1
         model, present = self.objective.model, f"{self.state.step:08d}"
         before = [path for path in checkpoint.by_step(self.folder) if path.name < present]
@@ -435,80 +414,19 @@ class _Run:
         guard.note_unreadable(state, material.max_unreadable, self.logger, unheard)
         if best:
             state.best = list(measure.order)
-            facts = {"step": state.step, **measure.figures, "loss": measure.loss}
+            facts = {**measure.figures, "loss": measure.loss}
             with self.logger.clock.phase(SAVING):
-                self._write(checkpoint.BEST, facts, {})
+                self.keeper.save_best(state, facts)
 
     def _save(self) -> None:
         """Save all that is needed to go on, once per step."""
-        state = self.state
-        if self.saved == state.step:
+        state, objective = self.state, self.objective
+        if self.keeper.saved == state.step:
             return
-        rate = self.config.optim.learning_rate
-        guard.refuse_broken(state.step, rate, self.objective.trainable)
-        self.saved, place = state.step, self.feed.position
-        trainer = trainer_state(
-            state,
-            self.objective,
-            self.optimizer,
-            place,
-            self.material.fingerprint(),
-            self.average,
-        )
-        facts = {"step": state.step, "epoch": place.epoch, "loss": state.typical_loss}
-        self._write(f"{state.step:08d}", facts, {"trainer.pt": trainer})
-        if self.config.checkpoint_every == "auto":
-            self._choose_interval()
-
-    def _choose_interval(self) -> None:
-        """Set how often all ranks save, from what rank 0 has measured; a new choice is told."""
-        measured = self.logger.step_seconds(self.state.step), self.meter
-        each, meter = self.world.gather(measured)[0]
-        hours = self.config.failure_every
-        steps = interval.choose(meter, each, 3600 * hours, self.every)
-        if steps == self.every:
-            return
-        self.every = steps
-        facts = {"save_seconds": meter.save, "write_seconds": meter.write, "step_seconds": each}
-        rounded = {name: round(value, 4) for name, value in facts.items()}
-        self.logger.event("checkpoint_interval", steps=steps, failure_every_hours=hours, **rounded)
-        self.logger.say(
-            f"A checkpoint every {steps} steps, {steps * each:.3g} s: one holds training up for "
-            f"{meter.save:.3g} s, and a run is taken to be cut every {hours:g} h"
-        )
-
-    def _write(self, name: str, facts: dict[str, Any], more: dict[str, Any]) -> None:
-        """A checkpoint, by rank 0, of what all ranks have; written aside."""
-        began = time.monotonic()
-        model, main = self.objective.model, self.world.main
-        self.saver.room(self.state.step)
-        waited = time.monotonic() - began
-        tensors = fsdp.whole({checkpoint.WEIGHTS: model.state_dict(), **more}, keep=main)
-        if not main:
-            return
-        described = checkpoint.describe(model, self.vocabulary, self.config)
-        files = copied({**tensors, "config.json": described, checkpoint.STATE: facts})
-        took = {"wait_seconds": waited, "copy_seconds": time.monotonic() - began - waited}
-        self.meter.save = took["copy_seconds"]
-        self.saver.put(partial(self._keep, name, files, took))
-
-    def _keep(self, name: str, files: dict[str, Any], took: dict[str, float]) -> None:
-        """What the other thread does with a checkpoint."""
-        began = time.monotonic()
-        checkpoint.save(self.folder, name, files, self.launcher.fence)
-        if name == checkpoint.BEST:
-            return
-        self.meter.write = time.monotonic() - began
-        seconds = {**took, "write_seconds": self.meter.write}
-        rounded = {what: round(value, 3) for what, value in seconds.items()}
-        self.logger.event("checkpoint", step=files[checkpoint.STATE]["step"], **rounded)
-        newest = max(self.config.keep_checkpoints, self.config.average.last)
-        checkpoint.prune(self.folder, newest, sound_step(self.folder, self.state))
-
-    def _settle(self) -> None:
-        """Wait, on every rank, until rank 0 has written all."""
-        self.saver.finish()
-        self.world.gather(None)
+        guard.refuse_broken(state.step, self.config.optim.learning_rate, objective.trainable)
+        place, fingerprint = self.feed.position, self.material.fingerprint()
+        trainer = trainer_state(state, objective, self.optimizer, place, fingerprint, self.average)
+        self.keeper.save(state, place.epoch, trainer)
 
     def _result(self) -> FitResult:
         """The result on every rank; rank 0 has written what it names."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lact_asr.data.loader import Stream
-from lact_asr.training import checkpoint, optim, trainer
+from lact_asr.training import checkpoint, keeper, optim
 from lact_asr.training.clock import PHASES, SAVING, STALLED, VALIDATING, Clock, metric
 from lact_asr.training.speech import Speech
 from tests.lact_asr.tiny_runs import run, tones
@@ -128,7 +128,7 @@ def test_a_training_says_where_each_of_its_seconds_went(
     slower(monkeypatch, optim, "build", 1.0)  # before the loop: none of its time
     waits = slower(monkeypatch, Stream, "take", 0.05)
     validations = slower(monkeypatch, Speech, "measure", 0.2)
-    copies = slower(monkeypatch, trainer, "copied", 0.1)
+    copies = slower(monkeypatch, keeper, "copied", 0.1)
     writes = slower(monkeypatch, checkpoint, "save", 0.0)  # aside: waited for at the end at most
     taken = watched(monkeypatch)
     train = tones(tmp_path, 4)
