@@ -145,7 +145,7 @@ def _memory(step: Step, model: "CTCModel", symbols: int) -> str:
     config, training = _configuration(step), _training(step)
     if not isinstance(config, ModelConfig):
         return f"GPU memory: not reckoned for family {step.settings['family']}"
-    heard, weights = _heard(step, symbols), _weights(training, model)
+    heard, weights = _heard(step, symbols), _weights(step, model)
     again = training.activation_checkpointing
     kept = activation_bytes(config, _ctc(step), heard, in_half(training), again)
     return (
@@ -164,17 +164,39 @@ def _heard(step: Step, symbols: int) -> Heard:
     return Heard(views * most / slowest, longest / slowest, symbols)
 
 
-def _weights(training: TrainingConfig, model: "CTCModel") -> int:
-    """Bytes of the weights and of what training keeps beside them."""
+def _weights(step: Step, model: "CTCModel") -> float:
+    """Bytes of the weights on a process, and of what training keeps beside them."""
     from lact_asr.training import optim
     from lact_asr.training.objective import CTCObjective
 
+    training = _training(step)
     groups = optim.build(CTCObjective(model), training.optim).param_groups
-    return sum(
+    kept: int = sum(
         parameter.numel() * weight_bytes(training, group["muon"])
         for group in groups
         for parameter in group["params"]
     )
+    shares = _shares(step)
+    return kept if shares == 1 else kept / shares + _gathered(model)
+
+
+def _shares(step: Step) -> int:
+    """The processes that have one copy of the model among them."""
+    sharded = _training(step).sharded
+    if sharded == "node":
+        return step.resources.processes_per_node
+    return step.resources.world_size if sharded else 1
+
+
+def _gathered(model: "CTCModel") -> int:
+    """Bytes of the weights that a sharded model has whole at a time, and of their gradients: those
+    outside its blocks, of the block that is computed, and of the one fetched meanwhile.
+    """
+    from lact_asr.model.interface import count_parameters
+
+    blocks = [count_parameters(block) for block in model.blocks]
+    whole = count_parameters(model) - sum(blocks) + sum(sorted(blocks)[-2:])
+    return 2 * 4 * whole
 
 
 def _length(step: Step, train: Path) -> str:

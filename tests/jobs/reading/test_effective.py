@@ -238,3 +238,20 @@ def test_check_reckons_with_the_optimizer_and_with_all_that_is_heard(file: Path)
     slower = "batch_utterances: 2, augment: {speeds: [0.8, 1.0]}"
     file.write_text(file.read_text().replace("batch_utterances: 2", slower))
     assert told(file)[1] == 2 * 25.0
+
+
+@pytest.mark.parametrize(("sharded", "shares"), [("true", 4), ("node", 2)])
+def test_a_process_has_its_share_of_a_split_model_and_what_is_gathered(
+    file: Path, sharded: str, shares: int
+) -> None:
+    large = ("size=large", "resources.gpus=2")  # on two nodes
+    with torch.device("meta"):  # all that is outside the blocks, and two of them
+        gathered = Recognizer(SIZES["large"].model_copy(update={"layers": 2}), 29)
+    weights_and_gradients = 2 * sum(each.nbytes for each in gathered.parameters())
+    reckoned = told(file, *large)[0] / shares + weights_and_gradients / 2**30
+    assert told(file, *large, f"training.sharded={sharded}")[0] == pytest.approx(reckoned, rel=0.05)
+
+
+def test_one_process_has_all_of_a_model_that_could_be_split(file: Path) -> None:
+    alone = told(file, "resources.nodes=1")
+    assert told(file, "resources.nodes=1", "training.sharded=true") == alone
