@@ -4,7 +4,7 @@ PyTorch's `meta` device stands in its place: shapes and types without numbers, s
 it, without a GPU, and whatever asks for a number has to come here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lact_asr.config.augment import AugmentConfig
-from lact_asr.config.training import TrainingConfig
+from lact_asr.config.training import LoopConfig
 from lact_asr.data.batch import Batch
 from lact_asr.data.specaugment import SpecAugment
 from lact_asr.data.speed import change_speed
 from lact_asr.distributed.processes import World
 from lact_asr.training import optim, train_step
 from lact_asr.training.logger import TrainingLogger
-from lact_asr.training.objective import SpeechObjective
+from lact_asr.training.material import MicroBatch
+from lact_asr.training.objective import Objective
 
 DEVICE = torch.device("meta")
 QUIET = 11  # a step of which nothing is said
@@ -114,23 +115,33 @@ def _masked(name: str, args: tuple) -> bool:
     return any(each.is_meta and each.dtype in (torch.bool, torch.uint8) for each in chosen)
 
 
+def without_autocast(patched: pytest.MonkeyPatch) -> None:
+    """Leave autocast out: it knows no `meta`."""
+    patched.setattr(torch, "autocast", lambda *given, **named: nullcontext())
+
+
+def heard(batch: Batch) -> Batch:
+    """Utterances on the device, slowed and masked."""
+    return replace(change_speed(batch.to(DEVICE), 0.9), augment=SpecAugment(AugmentConfig()))
+
+
 def step(
-    objective: SpeechObjective,
-    taken: Sequence[Batch],
-    config: TrainingConfig,
+    objective: Objective[Any, Any],
+    taken: Sequence[MicroBatch],
+    config: LoopConfig,
     logger: TrainingLogger,
     monkeypatch: pytest.MonkeyPatch,
+    prepared: Callable[[Any], MicroBatch] = heard,
 ) -> Waits:
     """What one step waits for, taken as the loop takes it, from batches of the CPU on."""
-    masked = SpecAugment(AugmentConfig())
     with monkeypatch.context() as patched, Waits() as seen:
-        patched.setattr(torch, "autocast", lambda *given, **named: nullcontext())  # knows no meta
+        without_autocast(patched)
         objective.trainable.to(DEVICE).train()
         optimizer = optim.build(objective, config.optim)
         module = train_step.ObjectiveModule(objective)
         seen.reads.clear()  # only what is inside a step
         seen.sent.clear()
-        moved = [replace(change_speed(each.to(DEVICE), 0.9), augment=masked) for each in taken]
+        moved = [prepared(each) for each in taken]
         objective.begin_step(moved, World().all_sum)
         setting = train_step.Setting(config, World(), DEVICE)
         outcome = train_step.take_step(module, optimizer, moved, 0.5, setting, False, {})

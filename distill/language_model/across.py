@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill.language_model.batch import PAD, TextBatch, text_batch
+from distill.language_model.batch import TextBatch, text_batch
+from lact_asr.distributed.device import sent
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
@@ -54,18 +55,17 @@ class Across:
         self.student, self.teacher = student, teacher
 
     def __call__(self, batch: TextBatch) -> Stretches:
-        """The stretches of texts in the student's symbols; waits for the device once."""
-        rows = [[label for label in row if label != PAD][:-1] for row in batch.targets.tolist()]
-        written = [self._written(row) for row in rows]
+        """The stretches of texts in the student's symbols."""
+        written = [self._written(row) for row in batch.texts]
         mine, theirs, number = list[int](), list[int](), 0
-        for row, other in zip(rows, written, strict=True):
+        for row, other in zip(batch.texts, written, strict=True):
             found = meeting(self.student.widths(row), self.teacher.widths(other))
             one, two = found or ([NONE] * (len(row) + 1), [NONE] * (len(other) + 1))
             mine += [each + number for each in one]
             theirs += [each + number for each in two]
             number += one[-1] + 1 if found else 0
         device = batch.targets.device
-        places = [torch.tensor(each, device=device).clamp(-1, number) for each in (mine, theirs)]
+        places = [sent(torch.tensor(each).clamp(-1, number), device) for each in (mine, theirs)]
         return Stretches(text_batch(written, batch.ids).to(device), places[0], places[1], number)
 
     def _written(self, row: Sequence[int]) -> list[int]:

@@ -166,7 +166,7 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         weights = self.weights(progress)
         active = {name for name, weight in weights.items() if weight}
         if self.across:
-            raw, expected = self._beside(self.across(batch), batch, there)
+            raw, expected = self._beside(self.across(batch), batch)
             return self._total(raw, weights, expected, there.sum(), active)
         inside = Inside("attention" in active) if active & {*HINTS} else None
         states, told, taught = self.model(batch.inputs, inside), None, None
@@ -174,9 +174,8 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
             taught = inside and Inside(inside.attends)
             with torch.no_grad():
                 told = self.teacher.to(batch.inputs.device)(batch.inputs, taught)
-        raw, expected = self._chunked(
-            states[there], batch.targets[there], None if told is None else told[there]
-        )
+        places = [each for each in (states, batch.targets, told) if each is not None]
+        raw, expected = self._chunked(*map(batch.counted, places))
         if inside and taught and told is not None:
             mine, theirs = inside.as_output(states), taught.as_output(told)
             shown, unlearned = self._inside(mine, theirs, there, active)
@@ -236,15 +235,13 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
             logger.say(balance_line(self.balancer.factors().tolist(), names))
 
     def _beside(
-        self, stretches: Stretches, batch: TextBatch, there: Tensor
+        self, stretches: Stretches, batch: TextBatch
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Components, and what is expected of them, beside a teacher with other symbols."""
         assert self.teacher is not None
-        mine = self._scores(self.model, self.model(batch.inputs)[there], batch.targets[there])
-        read = stretches.batch
+        mine = self._scores(self.model, batch)
         with torch.no_grad():
-            told = self.teacher.to(there.device)(read.inputs)[read.targets != PAD]
-            theirs = self._scores(self.teacher, told, read.targets[read.targets != PAD])
+            theirs = self._scores(self.teacher.to(batch.inputs.device), stretches.batch)
         taught = stretches.likelihoods(theirs, stretches.theirs)
 
         def divergence(scores: Tensor) -> Tensor:
@@ -255,19 +252,19 @@ class LMObjective(Objective[TextBatch, LanguageModel]):
         expected = {"kd": divergence(even)} if self.looks.measured else {}
         return {"lm": -mine.sum(), "kd": divergence(mine)}, expected
 
-    def _scores(self, model: LanguageModel, states: Tensor, targets: Tensor) -> Tensor:
-        """Log-probabilities [N] of the symbols after these states, a chunk of places at a time."""
-        pieces = zip(states.split(self.chunk), targets.split(self.chunk), strict=True)
+    def _scores(self, model: LanguageModel, batch: TextBatch) -> Tensor:
+        """Log-probabilities [N] of the symbols of texts, a chunk of places at a time."""
+        rows = map(batch.counted, (model(batch.inputs), batch.targets))
+        pieces = zip(*(row.split(self.chunk) for row in rows), strict=True)
         score: Callable[[Tensor, Tensor], Tensor] = lambda states, targets: model.read_out(
             states
         ).gather(-1, targets[:, None])[:, 0]
         return torch.cat([checkpoint(score, *piece, use_reentrant=False) for piece in pieces])
 
-    def _chunked(
-        self, states: Tensor, targets: Tensor, told: Tensor | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Components by name, and what is expected of the divergence before it is learned."""
-        rows = (states, targets) if told is None else (states, targets, told)
+    def _chunked(self, *rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Components by name, and what is expected of the divergence before it is learned, from
+        the states of all places that count, their targets, and the teacher's states.
+        """
         pieces = zip(*(row.split(self.chunk) for row in rows), strict=True)
         measured = self.looks.measured
         sums = [checkpoint(self._sums, measured, *piece, use_reentrant=False) for piece in pieces]
@@ -302,13 +299,13 @@ def likelihood(
 ) -> tuple[float, int]:
     """Negative log-likelihood of texts in nats and their symbols, ends included."""
     objective, training = LMObjective(model, chunk), model.training
-    total, symbols = 0.0, 0
+    total, symbols = torch.zeros((), dtype=torch.float64, device=device), 0
     model.eval()
     for batch in batches:
-        loss = objective(batch.to(device), 0.0)
-        total, symbols = total + float(loss.total), symbols + int(loss.weight)
+        total += objective(batch.to(device), 0.0).total
+        symbols += batch.amount
     model.train(training)
-    return total, symbols
+    return float(total), symbols
 
 
 def perplexity(nll: float, symbols: float) -> float:
