@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jobs.step_folder import StepDir
 from lact_asr.data.librispeech import scan
 from lact_asr.data.manifest import write_manifest
 from tests.slurm import test_self_driving
@@ -249,6 +250,23 @@ def test_a_step_whose_end_was_asked_for_gets_no_successor(launcher: Launcher) ->
     assert len([line for line in tries(launcher) if "continues" in line]) == 0
     assert launcher.states() == dict.fromkeys(("train", "behind", "last"), "cancelled")
     assert launcher.ran() == ["train"]
+
+
+def test_a_job_that_asks_after_cancel_or_resume_had_the_lock_gets_no_successor(
+    launcher: Launcher,
+) -> None:
+    run(launcher, chain())
+    step, token = launcher.newest() / "steps" / "train", tries(launcher)[-1]["token"]
+
+    def refused(name: str) -> str:
+        launcher.environment.update(SLURM_JOB_ID=job(launcher), SLURM_JOB_NAME=name)
+        return launcher("relay", str(step), code=2)
+
+    assert "not the one on record as the newest" in refused("train.an-older-job")
+    StepDir(step).add_submission(token, cancel_requested=True)
+    assert "the end of this job was asked for" in refused(token)
+    assert launcher.queued() == ["behind", "last", "train"]
+    assert not [line for line in tries(launcher) if "continues" in line]
 
 
 def test_a_cancel_ends_the_successor_that_is_on_its_way_too(launcher: Launcher) -> None:
