@@ -13,12 +13,14 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
+MEASURED = (".", ":(exclude)bench/results", ":(exclude)*.md")  # of the repository
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,15 @@ def command(
 
 
 def commit() -> str:
-    """The commit that is measured, with `, edited` where the checkout differs from it; nothing
-    where there is no git or no repository.
+    """The commit that is measured, with `, edited` where the checkout differs from it, but
+    for results and prose; nothing where there is no git or no repository.
     """
-    ask = ["git", "describe", "--always", "--abbrev=12", "--dirty=, edited", "--exclude=*"]
     if shutil.which("git") is None:
         return ""
-    return subprocess.run(ask, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
+    ask = partial(subprocess.run, cwd=REPOSITORY, capture_output=True, text=True)
+    found = ask(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+    changed = ask(["git", "diff", "--quiet", "HEAD", "--", *MEASURED]).returncode
+    return f"{found}, edited" if found and changed else found
 
 
 def rounds(

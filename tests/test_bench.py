@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from bench import gpu, gpu_parts
+from bench import gpu, gpu_parts, harness
 from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
 from bench.distillation import longer, seconds
@@ -50,6 +50,25 @@ def bench(name: str, *words: object) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     assert before == (result.exists() and result.stat().st_mtime_ns), "a tiny form writes nothing"
     return done.stdout
+
+
+def test_a_result_names_its_commit_and_whether_more_than_results_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "REPOSITORY", tmp_path)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    files = [tmp_path / name for name in ("code.py", "docs.md", "bench/results/learn.json")]
+    files[2].parent.mkdir(parents=True)
+    for file in files:
+        file.write_text("as it was")
+    assert harness.commit() == "", "no repository"
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    named = harness.commit()
+    assert re.fullmatch("[0-9a-f]{12}", named)
+    for file, expected in zip(files[::-1], [named, named, f"{named}, edited"], strict=True):
+        file.write_text("edited")
+        assert harness.commit() == expected
 
 
 def test_train_step_compares_three_models() -> None:
