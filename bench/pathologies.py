@@ -235,9 +235,11 @@ def _short_day(found: Evidence) -> str:
     limits = [event["position"] for event in events(step, "interrupted")]
     taken = [number for number, _ in numbers(step, "learning_rate")]
     assert len(limits) >= 2, limits
+    successors = sum(bool(each.continues) for each in step.submissions())
     return (
-        f"warned 15 s before each limit it saved, went back into the queue and on: at steps "
-        f"{', '.join(map(str, limits))}; {len(taken) - len(set(taken))} steps taken twice"
+        f"warned 15 s before each limit it saved, at steps {', '.join(map(str, limits))}, and went "
+        f"on, {successors} of {len(limits)} times in a job that it had put behind itself; "
+        f"{len(taken) - len(set(taken))} steps taken twice"
     )
 
 
@@ -318,7 +320,8 @@ def described(each: Pathology, found: Evidence, states: Mapping[str, str]) -> di
         why = each.why(found)
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         why = f"NOT AS IT SHOULD BE: {type(error).__name__} {error}"
-    alone = len(found[each.step].submissions()) == 1  # nobody has resumed it
+    by_hand = [one for one in found[each.step].submissions() if not one.continues]
+    alone = len(by_hand) == 1  # nobody has resumed it
     good = state == "succeeded" and alone and not why.startswith("NOT")
     facts = {"pathology": each.name, "saw": each.saw, "how": each.how, "ended": state}
     return {**facts, "why": why, "good": good}
