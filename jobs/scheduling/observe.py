@@ -172,9 +172,8 @@ def view(run: Run, queue: Queue, *, thorough: bool = False) -> View:
     records = {name: _read_ends(record, left) for name, record in first.items()}
     queue.note_failed({name for name, record in records.items() if record.has_own_failure})
     evidence = {name: record.evidence(needs[name]) for name, record in records.items()}
-    if (
-        thorough
-    ):  # a result may be gone because `resume` has set it aside; a worker finds a late one
+    if thorough:
+        # a result may be gone because `resume` has set it aside; a worker finds a late one
         evidence = {name: each._replace(finished=False) for name, each in evidence.items()}
     observed = observe_all(evidence, answer, queue.asked, busy)
     rest = run.following()

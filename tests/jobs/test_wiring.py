@@ -20,12 +20,13 @@ import pytest
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.local import LocalBackend
 from jobs.cli import main
-from jobs.errors import ClusterError, SubmitRefused, UserError
+from jobs.errors import ClusterError, SubmitRefused, Unreachable, UserError
 from jobs.pipeline import Resources
-from jobs.scheduling import cancel, recover, submit
+from jobs.scheduling import cancel, patience, recover, submit
 from jobs.scheduling.observe import Queue, view
+from jobs.scheduling.plan import FOLLOWS, GRACE, Submit
 from jobs.step_folder import StepDir
-from jobs.store import Run, RunStore, user
+from jobs.store import Following, Run, RunStore, user
 from tests.conftest import REPOSITORY
 from tests.jobs.test_worker import COMPLETE, events, make_step
 from tests.slurm.cluster import PATIENCE
@@ -423,6 +424,88 @@ def test_a_worker_that_began_after_the_queue_was_asked_is_running(tmp_path):
     assert view(run, asker).observed["one"].state.value == "queued"
     run.step("one").add_event("started", {"job": "100", "host": "n1", "time": time.time() + 5})
     assert view(run, asker).observed["one"].state.value == "running"
+
+
+WITH_BESIDE: dict[str, list[str]] = {**NOTHING, "beside": []}
+
+
+def left_to_jobs(tmp_path: Path) -> tuple[Run, Paper]:
+    """A run whose first job is in the queue; it submits the rest, `three` but for `two`."""
+    run = make_run(tmp_path, WITH_BESIDE)
+    run.step("one").add_submission("one.t1", job="100")
+    queue = Paper(run)
+    queue.state["100"], queue.token["100"] = QueueState.RUNNING, "one.t1"
+    run.write_following(Following(("two", "three", "beside"), {"A": "b"}))
+    return run, queue
+
+
+def test_cancel_takes_its_steps_from_those_that_jobs_of_the_run_submit(tmp_path):
+    run, queue = left_to_jobs(tmp_path)
+    assert cancel.cancel(run, queue, ["two"]) == ([], [], "", ("two", "three"))
+    assert run.following() == Following(("beside",), {"A": "b"})
+    assert queue.ended == [], "what runs is not among them"
+    assert cancel.cancel(run, queue).unsubmitted == ("beside",)
+    assert run.following() is None
+
+
+def test_what_is_left_to_the_jobs_of_a_run_is_said_while_one_of_them_is_there(tmp_path):
+    run, queue = left_to_jobs(tmp_path)
+    seen = view(run, Queue(queue))
+    assert seen.follows == {"two", "three", "beside"}
+    assert [seen.observed[name] for name in seen.follows] == [FOLLOWS] * 3
+    assert seen.observed["one"].state.value == "running"
+
+
+@pytest.mark.parametrize(
+    ("ago", "stopped", "said"),
+    [
+        (5.0, "", FOLLOWS.reason),
+        (5.0, "Slurm refused it: no such account", "Slurm refused it: no such account"),
+        (GRACE + 5.0, "", "nobody has submitted it since"),
+    ],
+)
+def test_what_is_left_is_for_a_person_where_no_job_is_there_to_submit_it(
+    tmp_path, ago, stopped, said
+):
+    run, queue = left_to_jobs(tmp_path)
+    run.write_following(run.following()._replace(stopped=stopped))
+    run.step("one").add_event("finished", {"job": "100", "time": time.time() - ago})
+    run.step("one").write_result({})
+    seen = view(run, Queue(queue))
+    if said != FOLLOWS.reason:
+        said = f"it did not fit into the queue, and {said}: launch.py resume"
+    assert seen.observed["two"].reason == said and seen.observed["two"].state.value == "new"
+    assert ("two" in seen.follows) is (said == FOLLOWS.reason)
+
+
+@pytest.mark.parametrize(
+    "trouble", [Unreachable("Unable to contact"), ClusterError("a word that means nothing")]
+)
+def test_a_silence_that_may_pass_is_told_from_one_that_does_not(tmp_path, trouble):
+    """The first is waited for by `submit_patiently`."""
+    run, queue = dying(tmp_path)
+    queue.trouble["states"] = trouble
+    with pytest.raises(ClusterError) as raised:
+        submitted(run, queue)
+    assert type(raised.value) is type(trouble)
+
+
+def test_what_a_patient_submission_returns_is_what_it_has_submitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(patience, "_PAUSES", (0.0, 0.0))
+    run = make_run(tmp_path, WITH_BESIDE)
+    run.step("one").write_result({})
+    queue, questions = Paper(run), iter([Unreachable("Socket timed out")])
+
+    def once() -> None:
+        for trouble in questions:
+            raise trouble
+
+    queue.before_answer = once
+    run.step("beside").add_submission("beside.t1", job="100")
+    queue.state["100"], queue.token["100"] = QueueState.RUNNING, "beside.t1"
+    assert submit.submit_patiently(run, queue) == [Submit("two", ()), Submit("three", ("two",))]
+    assert "Socket timed out\ntrying again in 0 s" in capsys.readouterr().out
+    assert submit.submit_patiently(run, queue) == []
 
 
 def test_who_submits_at_this_moment_is_named(tmp_path):
