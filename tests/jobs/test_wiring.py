@@ -20,9 +20,9 @@ import pytest
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.local import LocalBackend
 from jobs.cli import main
-from jobs.errors import ClusterError, SubmitRefused, Unreachable, UserError
+from jobs.errors import ClusterError, LimitReached, SubmitRefused, Unreachable, UserError
 from jobs.pipeline import Resources
-from jobs.scheduling import cancel, patience, recover, submit
+from jobs.scheduling import cancel, environment, patience, recover, submit
 from jobs.scheduling.observe import Queue, view
 from jobs.scheduling.plan import FOLLOWS, GRACE, Submit
 from jobs.step_folder import StepDir
@@ -437,6 +437,46 @@ def left_to_jobs(tmp_path: Path) -> tuple[Run, Paper]:
     queue.state["100"], queue.token["100"] = QueueState.RUNNING, "one.t1"
     run.write_following(Following(("two", "three", "beside"), {"A": "b"}))
     return run, queue
+
+
+def test_what_a_limit_keeps_out_is_left_to_the_jobs_before_the_first_of_them_can_end(tmp_path):
+    run = make_run(tmp_path, WITH_BESIDE)
+    queue, on_disk = Paper(run), list[Following | None]()
+    of_paper = queue.submit
+
+    def seen(*job: Any) -> str:
+        on_disk.append(run.following())
+        return of_paper(*job)
+
+    queue.submit = seen
+    queue.trouble["three"] = LimitReached("QOSMaxSubmitJobPerUserLimit")
+    here = environment.present()
+    assert submitted(run, queue) == ["one", "two", "beside"]
+    assert on_disk == [Following((), here)] * 4, "whoever ends early finds the launcher at work"
+    assert run.following() == Following(("three",), here)
+    del queue.trouble["three"]
+    assert submitted(run, queue) == ["three"]
+    assert on_disk[4:] == [Following(("three",), here)]
+    assert run.following() is None
+
+
+def test_a_limit_is_waited_for_by_jobs_that_were_there_before(tmp_path):
+    run, queue = left_to_jobs(tmp_path)
+    queue.trouble |= {name: LimitReached("no more") for name in ("two", "beside")}
+    assert submitted(run, queue) == []
+    assert run.following().steps == ("two", "three", "beside")
+    assert not run.following().stopped
+
+
+@pytest.mark.parametrize("before", [None, Following(("one",), {"A": "b"}, "refused")])
+def test_a_limit_that_no_job_of_the_run_can_wait_for_is_said_and_all_is_as_it_was(tmp_path, before):
+    run = make_run(tmp_path, {"one": []})
+    run.write_following(before)
+    queue = Paper(run)
+    queue.trouble["one"] = LimitReached("no more")
+    with pytest.raises(ClusterError, match="one: Slurm refused it: no more"):
+        submitted(run, queue)
+    assert run.following() == before
 
 
 def test_cancel_takes_its_steps_from_those_that_jobs_of_the_run_submit(tmp_path):
