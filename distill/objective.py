@@ -234,11 +234,9 @@ class DistillObjective(SpeechObjective):
         firsts, shares = ([parts[f"{kind}_{n}"] for n in names] for kind in ("first", "share"))
         router.observe(firsts)
         if step % LOOK == 0:
-            wrong, used = (
-                router.warn_of_collapse(firsts, shares),
-                dict(zip(names, shares, strict=True)),
-            )
-            collapse = Finding("router_collapse", wrong, used) if wrong else None
+            wrong = router.warn_of_collapse(firsts, shares)
+            used = dict(zip(names, shares, strict=True))
+            collapse = Finding(wrong, used) if wrong else None
             logger.judge(step, {"router_collapse": collapse})
 
     def _teacher_unlearned(self, outcome: Outcome) -> Finding | None:
@@ -247,7 +245,6 @@ class DistillObjective(SpeechObjective):
         if expected is None or expected >= LEAST:
             return None
         return Finding(
-            "teacher_unlearned",
             f"the teacher finds all symbols about equally likely (kd {expected:.2g} to a student "
             "that knows nothing): train it first, or name another checkpoint as teacher",
             {"kd_expected": expected},

@@ -53,9 +53,8 @@ FEW_LABELS = 200  # heard for each symbol of the vocabulary
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with a training."""
+    """Something that is wrong with a training; its word is the key that it is judged under."""
 
-    word: str
     sentence: str
     numbers: Mapping[str, float] = field(default_factory=dict)
     ids: tuple[str, ...] = ()  # utterances that have to do with it
@@ -210,7 +209,7 @@ def _not_finite(vitals: Vitals, outcome: Outcome) -> Finding | None:
     if outcome.finite:
         return None
     said = f"the loss or gradient of step {vitals.step} was not finite: the step was dropped"
-    return Finding("not_finite", said, ids=tuple(outcome.suspects))
+    return Finding(said, ids=tuple(outcome.suspects))
 
 
 def _bad_start(vitals: Vitals) -> Finding | None:
@@ -218,7 +217,6 @@ def _bad_start(vitals: Vitals) -> Finding | None:
     if apart.count < START or apart.value <= APART or vitals.level.count > WARM:
         return None
     return Finding(
-        "bad_start",
         f"the loss begins at {apart.value:.1f} times what a model pays that finds all symbols "
         "equally likely: it, or a projector, is far too sure; start it smaller, or raise "
         "distill.temperature",
@@ -232,7 +230,7 @@ def _loss_rising(vitals: Vitals, scale: Scale, rate: float) -> Finding | None:
         return None
     said = f"the loss has risen to {loss:.3g} from {lowest:.3g}: lower the learning rate"
     numbers = {"loss": loss, "lowest": lowest, "learning_rate": rate}
-    return Finding("loss_rising", f"{said}, now {rate:.2g}", numbers)
+    return Finding(f"{said}, now {rate:.2g}", numbers)
 
 
 def _gradient_rising(vitals: Vitals, scale: Scale, rate: float) -> Finding | None:
@@ -241,7 +239,7 @@ def _gradient_rising(vitals: Vitals, scale: Scale, rate: float) -> Finding | Non
         return None
     said = f"the gradient norm is {norm:.3g} where {usual:.3g} is usual: lower the learning rate"
     numbers = {"grad_norm": norm, "usual": usual, "learning_rate": rate}
-    return Finding("gradient_rising", f"{said}, now {rate:.2g}", numbers)
+    return Finding(f"{said}, now {rate:.2g}", numbers)
 
 
 def _oscillation(vitals: Vitals, scale: Scale, rate: float) -> Finding | None:
@@ -249,7 +247,6 @@ def _oscillation(vitals: Vitals, scale: Scale, rate: float) -> Finding | None:
     if swing <= max(SWING * level, scale.margin):
         return None
     return Finding(
-        "oscillation",
         f"the loss swings by {swing:.3g} from step to step around {level:.3g}: lower the learning "
         f"rate, now {rate:.2g}, or put more into a step (accumulate)",
         {"swing": swing, "loss": level, "learning_rate": rate},
@@ -262,7 +259,6 @@ def _plateau(vitals: Vitals, scale: Scale, rate: float) -> Finding | None:
     if since <= patience or rate <= vitals.peak_rate / 2 or level <= scale.margin:
         return None
     return Finding(
-        "plateau",
         f"the loss has not fallen for {since} steps, from {vitals.mark:.3g}: change the learning "
         f"rate, now {rate:.2g}, or stop early (stopping)",
         {"loss": level, "steps": since, "learning_rate": rate},
@@ -274,7 +270,6 @@ def _nothing_learned(vitals: Vitals, scale: Scale, rate: float) -> Finding | Non
     if vitals.step <= max(FEWEST, EARLY * scale.total_steps) or level <= scale.uniform:
         return None
     return Finding(
-        "nothing_learned",
         f"after {vitals.step} steps a label costs {level:.3g} nats, and {scale.uniform:.3g} where "
         f"all {scale.symbols} symbols are equally likely: do texts and audio belong together? If "
         f"so, change the learning rate, now {rate:.2g}",
@@ -292,7 +287,6 @@ def of_pace(pace: Pace) -> dict[str, Finding | None]:
 def _slow(pace: Pace) -> Finding:
     seconds, usual = pace.seconds.value, pace.usual.value
     return Finding(
-        "slow",
         f"a step takes {seconds:.3g} s where {usual:.3g} s is usual: look at what else runs on the "
         "node, and at the disk that the audio lies on",
         {"seconds_per_step": seconds, "usual": usual},
@@ -327,7 +321,6 @@ def _drift(vitals: Vitals, loss: float) -> Finding | None:
     if vitals.drifts < DRIFTS:
         return None
     return Finding(
-        "drift",
         f"the dev loss has risen from {vitals.best_dev:.3g} to {loss:.3g} in {vitals.drifts} "
         "validations in a row while the training loss fell: more data, augmentation or dropout, or "
         "stop early (stopping)",
@@ -343,7 +336,6 @@ def _blank_collapse(
     if not vitals.mute or not (late or vitals.spoke):
         return None
     return Finding(
-        "blank_collapse",
         f"{signs['blank_share']:.0%} of the frames are blank and {signs['empty_share']:.0%} of the "
         f"texts empty; likely cause: {likely_cause(vitals, scale, signs)}",
         {**signs, "labels_per_symbol": vitals.labels / scale.symbols},

@@ -195,6 +195,31 @@ def test_a_student_is_judged_by_its_inner_blocks_too_like_one_that_is_trained_al
     torch.testing.assert_close(loss.total, total)
 
 
+def test_utterances_too_short_for_their_text_are_counted_like_those_of_a_student_alone():
+    taught, spoken = objective(tiny_baseline()), noise()
+    spoken = replace(spoken, wave_lengths=spoken.wave_lengths // 40)
+    taught.begin_step([spoken], sum_of_one_rank)
+    counts = taught(spoken, 0.0).counts
+    assert counts == CTCObjective(taught.model)(spoken, 0.0).counts and counts["zeroed"] > 0
+
+
+def test_the_source_is_asked_at_the_temperature_of_the_settings():
+    """A cache keeps more of a distribution for a higher one."""
+    asked = []
+
+    class Asked(Live):
+        def __call__(self, batch: Batch, temperature: float) -> Any:
+            asked.append(temperature)
+            return super().__call__(batch, temperature)
+
+    source = Asked(tiny_teacher(**SMALL), VOCABULARY)
+    settings = DistillConfig(temperature=3.0)
+    taught = DistillObjective(tiny_baseline(), source, settings, vocabulary=VOCABULARY)
+    taught.begin_step([noise()], sum_of_one_rank)
+    taught(noise(), 0.5)
+    assert asked == [3.0]
+
+
 @pytest.mark.parametrize("kd", ["frames", "guided", "sequence"])
 def test_of_two_views_of_an_utterance_both_are_taught_and_the_teacher_hears_it_once(kd):
     changes = {"kd": kd, "feature_weight": 0.5, "curriculum": "all_on"}

@@ -306,4 +306,5 @@ def test_the_page_about_health_has_every_word_of_the_code() -> None:
     told = set(re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "docs/health.md").read_text(), re.M))
     sources = [Path(health.__file__), REPOSITORY / "distill/objective.py"]
     code = "\n".join(path.read_text() for path in sources)
-    assert told == set(re.findall(r'Finding\(\s*"(\w+)"', code))
+    judged = re.findall(r'"(\w+)"\]?(?::| =) _\1\(|judge\(step, {"(\w+)"', code)
+    assert told == {"".join(word) for word in judged}
