@@ -13,7 +13,10 @@ from distill.losses.projector import LogitProjector
 from distill.objective import DistillObjective
 from distill.teachers import Live
 from lact_asr.data.batch import Batch
+from lact_asr.decoding.greedy import collapse
 from lact_asr.decoding.metrics import score
+from lact_asr.model.ctc_loss import ctc_losses
+from lact_asr.model.forward import forward_batch
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 from tests.distill.tiny_models import (
@@ -143,3 +146,25 @@ def test_a_transcript_is_written_anew_in_the_students_symbols(speech):
     objective.begin_step([spoken], lambda sums: sums)
     loss = objective(spoken, 0.5)
     torch.testing.assert_close(loss.parts["kd"].value, loss.parts["ctc"].value)
+
+
+def test_transcripts_behind_a_projector_are_in_the_students_symbols_already(speech):
+    spoken, teacher = batch(speech, 2), tiny_teacher(blocks=1).eval()
+    config = DistillConfig(kd="sequence", target="projector")
+    objective = DistillObjective(
+        tiny_baseline().eval(), Live(teacher, SHUFFLED), config, vocabulary=VOCABULARY
+    )
+    projector = objective.trainable["logit_projector"]
+    nn.init.normal_(projector.map.weight)  # it writes something
+    with torch.no_grad():
+        shown = forward_batch(teacher, spoken)
+        written = collapse(projector(shown.hidden[-1]).argmax(-1), shown.lengths)
+        assert all(written)
+        said = forward_batch(objective.model, spoken)
+        targets = torch.tensor([label for row in written for label in row])
+        texts = replace(
+            spoken, targets=targets, target_lengths=torch.tensor(list(map(len, written)))
+        )
+        expected = ctc_losses(said.log_probs, said.lengths, texts).sum()
+    objective.begin_step([spoken], lambda sums: sums)
+    torch.testing.assert_close(objective(spoken, 0.5).parts["kd"].value, expected)
