@@ -329,6 +329,9 @@ def test_filling_a_cache_uses_its_precision_its_budget_its_fence_and_stops_when_
     assert [rows for rows, _ in heard] == [1] * 4 and done.records == 4
     assert max(size for _, size in heard) == pytest.approx(longest / 0.9 * 16_000, rel=1e-3)
     seen.clear()
+    filled(tmp_path / "pairs", model, said, batch_seconds=2.1 * longest)
+    assert [rows for _, (rows, size) in seen if size > 1600] == [2, 2]
+    seen.clear()
     with pytest.raises(Interrupted) as stopped:
         filled(tmp_path / "stop", model, said, batch_seconds=longest, should_stop=lambda: True)
     assert stopped.value.position == 1
@@ -350,10 +353,11 @@ def test_a_cache_step_reports_how_far_it_is_and_names_what_it_could_not_read(tmp
     said[1].audio.write_bytes(b"")
     shortest = min(each.duration for each in said)
     done, _ = filled(
-        tmp_path / "c", tiny(seed=1), said, report=lines.append, batch_seconds=shortest
-    )
-    assert lines == [{"utterances": n, "total": 3} for n in (1, 2)]
-    assert done.unreadable.keys() == {said[1].id} and done.records == 2
+        tmp_path / "c", tiny(seed=1), said, report=lines.append, batch_seconds=shortest,
+        speeds=[0.9, 1.0],
+    )  # fmt: skip
+    assert lines == [{"utterances": n, "total": 6} for n in (1, 2, 3, 4)]
+    assert done.unreadable.keys() == {said[1].id} and done.records == 4
 
 
 def job(folder: Path, **more: Any) -> tuple[Job, RecordedEvents]:
