@@ -7,7 +7,8 @@
 All arms have the same student, recipe and batches, three seeds each. The distilled one also learns
 from what the teacher says, read from a cache (`distill.cache.format`) that is filled first. `alone`
 takes as many steps; `alone_longer` as many as fit into the time that the teacher's training, the
-cache and the distilled student took together: the teacher is charged. Its schedule is that of its
+cache and the distilled student took together: the teacher is charged. `distilled_longer` takes as
+many as that beside the same teacher: where it is there anyway. The schedule of each is that of its
 own number of steps. Times are those of the runs' own metrics: run the arms beside the same load.
 
 The speakers whose error rates are shown have been heard by nobody, the teacher neither. Started
@@ -68,7 +69,13 @@ ARMS = {
     "alone": "texts only",
     "distilled": "texts and teacher",
     "alone_longer": "texts only, in the time of teacher, cache and student",
+    "distilled_longer": "texts and teacher, in as many steps as that",
 }
+PAIRS = (  # what is compared with what
+    ("distilled", "alone"),
+    ("distilled", "alone_longer"),
+    ("distilled_longer", "alone_longer"),
+)
 STUDENT = ModelConfig(
     hidden=96, layers=3, attention_heads=4, lact_heads=2, mlp=256, conv_layers=2, dropout=0.0
 )
@@ -196,14 +203,14 @@ def longer(steps: int, teacher: Mapping[str, float], distilled: Numbers, alone: 
 
 
 def planned(given: argparse.Namespace, arm: str, seed: int) -> int:
-    """Steps of an arm; those of `alone_longer` are decided once, when the two others have ended."""
-    if arm != "alone_longer":
+    """Steps of an arm; how many are longer is decided once, when the two short ones have ended."""
+    if not arm.endswith("longer"):
         return given.steps
-    kept = given.work / f"{arm}-{seed}.json"
+    kept = given.work / f"longer-{seed}.json"
     if not kept.exists():
         two = [curve(given.work / f"{other}-{seed}") for other in ("distilled", "alone")]
         if not all("wer" in each.get(given.steps, {}) for each in two):
-            raise SystemExit(f"alone_longer wants `alone` and `distilled` of seed {seed} first")
+            raise SystemExit(f"{arm} wants `alone` and `distilled` of seed {seed} first")
         teacher = read_json(given.work / "teacher.json")
         write_json(kept, {"steps": longer(given.steps, teacher, *two)})
     return read_json(kept)["steps"]
@@ -231,9 +238,9 @@ def compared(curves: Mapping[str, list[Numbers]]) -> list[Row]:
     """The distilled students against the others after the last step of each, seed by seed."""
     at_end = lambda arm, key: [round(each[max(each)][key], 4) for each in curves[arm]]
     return [
-        Row(f"{key} on unseen speakers, distilled beside {ARMS[arm]}", unit=key, goal_ratio=1.0,
-            ours=at_end("distilled", key), theirs=at_end(arm, key))
-        for arm in ("alone", "alone_longer")
+        Row(f"{key} on unseen speakers, {taught.replace('_', ' ')} beside {ARMS[alone]}", unit=key,
+            goal_ratio=1.0, ours=at_end(taught, key), theirs=at_end(alone, key))
+        for taught, alone in PAIRS
         for key in ("wer", "cer", "valid_loss")
     ]  # fmt: skip
 
@@ -255,10 +262,11 @@ def main() -> None:
     student = SMALLEST if given.tiny else STUDENT
     unseen, seen = hold_out(scan(given.data), SPEAKERS, 1)
     arms = [] if given.report else given.arm or list(ARMS)
-    builds: dict[str, Build] = dict.fromkeys(("alone", "alone_longer"), CTCObjective)
-    if "distilled" in arms:
+    builds: dict[str, Build] = dict.fromkeys(ARMS, CTCObjective)
+    if taught := [arm for arm in arms if arm.startswith("distilled")]:
         given.work.mkdir(parents=True, exist_ok=True)
-        builds["distilled"] = cached(given.work, given.teacher, (seen, unseen))
+        source = cached(given.work, given.teacher, (seen, unseen))
+        builds |= dict.fromkeys(taught, source)
     for seed in given.seed or SEEDS:
         for arm in arms:
             print(f"--- {ARMS[arm]}, seed {seed}", flush=True)
@@ -277,7 +285,7 @@ def main() -> None:
 
 def _ended(given: argparse.Namespace, arm: str, seed: int) -> bool:
     """Whether a student has been validated at its last step."""
-    if arm == "alone_longer" and not (given.work / f"{arm}-{seed}.json").exists():
+    if arm.endswith("longer") and not (given.work / f"longer-{seed}.json").exists():
         return False
     last = planned(given, arm, seed)
     return "wer" in curve(given.work / f"{arm}-{seed}").get(last, {})

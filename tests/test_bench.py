@@ -260,11 +260,13 @@ def test_the_student_alone_gets_the_time_that_teacher_cache_and_student_took(
     work = ["--teacher", tmp_path / "learn" / "off-0-2", "--work", tmp_path / "work", "--seed", 0]
     said = bench("distillation", *small, *work)
     assert "wer on unseen speakers, distilled beside texts only, in the time of teacher" in said
+    assert "wer on unseen speakers, distilled longer beside texts only, in the time" in said
     teacher = json.loads((tmp_path / "work" / "teacher.json").read_text())
-    decided = json.loads((tmp_path / "work" / "alone_longer-0.json").read_text())["steps"]
+    decided = json.loads((tmp_path / "work" / "longer-0.json").read_text())["steps"]
     two = [curve(tmp_path / "work" / f"{arm}-0") for arm in ("distilled", "alone")]
     assert decided == longer(2, teacher, *two) > 2
-    assert max(curve(tmp_path / "work" / "alone_longer-0")) == decided
+    for arm in ("alone_longer", "distilled_longer"):
+        assert max(curve(tmp_path / "work" / f"{arm}-0")) == decided
 
 
 def test_time_is_that_of_steps_and_a_teacher_is_charged_up_to_its_checkpoint() -> None:
