@@ -12,8 +12,8 @@ many as that beside the same teacher: where it is there anyway. The schedule of 
 own number of steps. Times are those of the runs' own metrics: run the arms beside the same load.
 
 The speakers whose error rates are shown have been heard by nobody, the teacher neither. Started
-again it goes on where it was stopped. Writes bench/results/NAME.json and .svg once all have
-finished; `--report` only writes them.
+again it goes on where it was stopped. Writes bench/results/NAME.json and .svg of those that have
+ended; `--report` only writes them.
 
 What came of it on 4.6 h of speech (medians of 3 seeds, distilled / alone; the teachers are those of
 bench.learn without updates at step 1,826 and with them at the end; no seed differs in a sign):
@@ -41,7 +41,7 @@ from time import monotonic
 from torch import manual_seed, nn
 
 from bench.curves import svg
-from bench.harness import Row, argument_parser, show, write
+from bench.harness import Row, argument_parser, commit, show, write
 from bench.learn import SPEAKERS, Numbers, curve
 from bench.machine import device, machine, precision
 from distill.cache.filling import fill, form_of, identity
@@ -83,6 +83,7 @@ SMALLEST = STUDENT.model_copy(update={"hidden": 32, "layers": 1, "mlp": 48})
 DISTILL = DistillConfig()  # the product's defaults
 Parts = tuple[list[Utterance], list[Utterance]]
 Build = Callable[[Recognizer], SpeechObjective]
+Curves = Mapping[tuple[str, int], Numbers]  # (arm, seed): of those that have ended
 
 
 def settings(steps: int, batch_seconds: float, rate: float, seed: int) -> TrainingConfig:
@@ -228,19 +229,27 @@ def errors(folder: Path, steps: int, unseen: list[Utterance]) -> dict[str, int]:
     return read_json(path)
 
 
-def averaged(curves: list[Numbers], key: str) -> list[tuple[float, float]]:
-    """(step, mean over seeds) where all have been validated."""
-    steps = sorted(set.intersection(*({s for s, n in c.items() if key in n} for c in curves)))
-    return [(step, mean(each[step][key] for each in curves)) for step in steps]
+def averaged(curves: Curves, arm: str, key: str) -> list[tuple[float, float]]:
+    """(step, mean over seeds) of an arm where all of its students have been validated."""
+    group = [each for (name, _), each in curves.items() if name == arm]
+    validated = [{step for step, numbers in each.items() if key in numbers} for each in group]
+    steps = sorted(set.intersection(*validated)) if validated else []
+    return [(step, mean(each[step][key] for each in group)) for step in steps]
 
 
-def compared(curves: Mapping[str, list[Numbers]]) -> list[Row]:
-    """The distilled students against the others after the last step of each, seed by seed."""
-    at_end = lambda arm, key: [round(each[max(each)][key], 4) for each in curves[arm]]
+def compared(curves: Curves) -> list[Row]:
+    """The distilled students against the others after the last step of each, over the seeds that
+    both have.
+    """
+    both = lambda pair: [seed for seed in SEEDS if all((arm, seed) in curves for arm in pair)]
+    at_end = lambda arm, key, seeds: [
+        round(each[max(each)][key], 4) for each in (curves[arm, seed] for seed in seeds)
+    ]
     return [
         Row(f"{key} on unseen speakers, {taught.replace('_', ' ')} beside {ARMS[alone]}", unit=key,
-            goal_ratio=1.0, ours=at_end(taught, key), theirs=at_end(alone, key))
+            goal_ratio=1.0, ours=at_end(taught, key, seeds), theirs=at_end(alone, key, seeds))
         for taught, alone in PAIRS
+        if (seeds := both((taught, alone)))
         for key in ("wer", "cer", "valid_loss")
     ]  # fmt: skip
 
@@ -272,14 +281,15 @@ def main() -> None:
             print(f"--- {ARMS[arm]}, seed {seed}", flush=True)
             config = settings(planned(given, arm, seed), given.batch_seconds, given.rate, seed)
             train(builds[arm], student, (seen, unseen), config, given.work / f"{arm}-{seed}")
-    seeds = given.seed if given.tiny else SEEDS
-    folders = {arm: [given.work / f"{arm}-{seed}" for seed in seeds] for arm in ARMS}
-    if not all(_ended(given, arm, seed) for arm in ARMS for seed in seeds):
-        return
-    curves = {arm: [curve(folder) for folder in folders[arm]] for arm in ARMS}
+    curves = {
+        (arm, seed): curve(given.work / f"{arm}-{seed}")
+        for arm in ARMS
+        for seed in SEEDS
+        if _ended(given, arm, seed)
+    }
     rows = compared(curves)
-    show(f"{len(seeds)} students each, {given.steps} steps", rows)
-    if not given.tiny:
+    show(f"students of {given.steps} steps and more", rows)
+    if not given.tiny and rows:
         _write(given, rows, curves, (seen, unseen))
 
 
@@ -294,7 +304,7 @@ def _ended(given: argparse.Namespace, arm: str, seed: int) -> bool:
 def _write(
     given: argparse.Namespace,
     rows: list[Row],
-    curves: Mapping[str, list[Numbers]],
+    curves: Curves,
     parts: Parts,
 ) -> None:
     """The results as JSON and a picture."""
@@ -305,18 +315,17 @@ def _write(
                               if key in ("loss", "kd", "ctc", "valid_loss", "wer", "cer")}}
             for step, numbers in each.items()
         ]
-        for arm, group in curves.items()
-        for seed, each in zip(SEEDS, group, strict=True)
+        for (arm, seed), each in curves.items()
     }  # fmt: skip
     words = {
         f"{arm}-{seed}": errors(given.work / f"{arm}-{seed}", planned(given, arm, seed), parts[1])
-        for arm in ARMS
-        for seed in SEEDS
+        for arm, seed in curves
     }
     path = write(
         given.name,
         rows,
         ran_on=machine(),
+        reported_at=commit(),
         hours={"heard": hours[0], "unseen": hours[1]},
         teacher=read_json(given.work / "teacher.json"),
         student={
@@ -329,7 +338,7 @@ def _write(
         students=students,
     )
     lines = {
-        f"{ARMS[arm]}, {key.upper()}": [(s, 100 * v) for s, v in averaged(curves[arm], key)]
+        f"{ARMS[arm]}, {key.upper()}": [(s, 100 * v) for s, v in averaged(curves, arm, key)]
         for key in ("wer", "cer")
         for arm in ARMS
     }
