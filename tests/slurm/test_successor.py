@@ -260,7 +260,7 @@ def test_a_job_that_asks_after_cancel_or_resume_had_the_lock_gets_no_successor(
 
     def refused(name: str) -> str:
         launcher.environment.update(SLURM_JOB_ID=job(launcher), SLURM_JOB_NAME=name)
-        return launcher("relay", str(step), code=2)
+        return launcher("relay", str(step), code=1)
 
     assert "not the one on record as the newest" in refused("train.an-older-job")
     StepDir(step).add_submission(token, cancel_requested=True)
