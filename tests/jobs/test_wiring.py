@@ -548,6 +548,29 @@ def test_what_a_patient_submission_returns_is_what_it_has_submitted(tmp_path, mo
     assert submit.submit_patiently(run, queue) == []
 
 
+def test_the_failure_of_an_earlier_job_says_nothing_of_the_one_that_waits(tmp_path):
+    run = make_run(tmp_path, {"one": []})
+    run.step("one").decide_failure({"cause": "error", "message": "it broke", "job": "7"})
+    queue = Paper(run)
+    submitted(run, queue)
+    queue.state["100"] = QueueState.PENDING
+    seen = view(run, Queue(queue)).observed["one"]
+    assert seen.state.value == "queued" and "it broke" not in seen.reason
+
+
+def test_a_result_that_is_said_to_be_there_and_is_not_is_made_again_by_whoever_holds_the_lock(
+    tmp_path,
+):
+    """`resume` may have set it aside. Others wait for it: a file may be seen late."""
+    run = make_run(tmp_path, {"one": []})
+    queue = Paper(run)
+    submitted(run, queue)
+    queue.state["100"] = QueueState.SUCCEEDED
+    run.step("one").add_event("finished", {"job": "100", "time": time.time()})
+    assert view(run, Queue(queue)).observed["one"].state.value == "running"
+    assert submitted(run, queue) == ["one"]
+
+
 def test_who_submits_at_this_moment_is_named(tmp_path):
     run = make_run(tmp_path, {"one": []})
     with run.lock():
