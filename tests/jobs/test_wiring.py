@@ -516,6 +516,9 @@ def test_what_is_left_is_for_a_person_where_no_job_is_there_to_submit_it(
         said = f"it did not fit into the queue, and {said}: launch.py resume"
     assert seen.observed["two"].reason == said and seen.observed["two"].state.value == "new"
     assert ("two" in seen.follows) is (said == FOLLOWS.reason)
+    with run.lock():
+        seen = view(run, Queue(queue))
+    assert ("two" in seen.follows) is (not stopped), "a launcher is at it"
 
 
 @pytest.mark.parametrize(
