@@ -20,7 +20,7 @@ import pytest
 from jobs.backends.base import JobState, QueueState, StepJob, SubmitUnclear
 from jobs.backends.local import LocalBackend
 from jobs.cli import main
-from jobs.errors import ClusterError, LimitReached, SubmitRefused, Unreachable, UserError
+from jobs.errors import ClusterError, Elsewhere, LimitReached, SubmitRefused, Unreachable, UserError
 from jobs.pipeline import Resources
 from jobs.scheduling import cancel, environment, patience, recover, submit
 from jobs.scheduling.observe import Queue, view
@@ -522,15 +522,20 @@ def test_what_is_left_is_for_a_person_where_no_job_is_there_to_submit_it(
 
 
 @pytest.mark.parametrize(
-    "trouble", [Unreachable("Unable to contact"), ClusterError("a word that means nothing")]
+    ("trouble", "raised"),
+    [
+        (Unreachable("Unable to contact"), Unreachable),
+        (ClusterError("a word that means nothing"), ClusterError),
+        (Elsewhere("this run is another machine's"), ClusterError),
+    ],
 )
-def test_a_silence_that_may_pass_is_told_from_one_that_does_not(tmp_path, trouble):
+def test_a_silence_that_may_pass_is_told_from_one_that_does_not(tmp_path, trouble, raised):
     """The first is waited for by `submit_patiently`."""
     run, queue = dying(tmp_path)
     queue.trouble["states"] = trouble
-    with pytest.raises(ClusterError) as raised:
+    with pytest.raises(ClusterError) as met:
         submitted(run, queue)
-    assert type(raised.value) is type(trouble)
+    assert type(met.value) is raised
 
 
 def test_what_a_patient_submission_returns_is_what_it_has_submitted(tmp_path, monkeypatch, capsys):
