@@ -114,11 +114,16 @@ def test_a_teacher_that_has_learned_nothing_is_found_and_is_no_measure(tmp_path,
         tiny(), Live(silent, VOCABULARY), DistillConfig(**AT_ONCE), vocabulary=VOCABULARY
     )
     _, recorded = run(tmp_path, tones(tmp_path, 2), objective, max_steps=2)
-    assert [each["word"] for each in recorded.named("finding")] == ["teacher_unlearned"]
+    (found,) = recorded.named("finding")
+    assert found["word"] == "teacher_unlearned" and found["numbers"].keys() == {"kd_expected"}
     assert all("kd_relative" not in line for line in steps(recorded))
     said = capsys.readouterr().out
     assert "the teacher finds all symbols about equally likely" in said
     assert "[RELATIVE]" in said and "kd=" not in said.split("[RELATIVE]")[1].splitlines()[0]
+    _, recorded = run(
+        tmp_path / "sure", tones(tmp_path, 2), taught_by(sure(tiny(seed=1))), max_steps=2
+    )
+    assert not recorded.named("finding"), "a false alarm"
 
 
 BALANCED = {"balance": "ema", "feature_weight": 0.5, **AT_ONCE}
