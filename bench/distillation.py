@@ -15,20 +15,7 @@ The speakers whose error rates are shown have been heard by nobody, the teacher 
 again it goes on where it was stopped. Writes bench/results/NAME.json and .svg of those that have
 ended; `--report` only writes them.
 
-What came of it on 4.6 h of speech (medians of 3 seeds, distilled / alone; the teachers are those of
-bench.learn without updates at step 1,826 and with them at the end; no seed differs in a sign):
-
-    steps  teacher's WER  WER            CER            valid loss    file
-      600  92 %           1.103 / 1.038  0.557 / 0.593  2.11 / 2.27   distillation_600
-      600  81 %           1.080 / 1.038  0.535 / 0.593  2.06 / 2.27   distillation_600_late_teacher
-    1,200  92 %           0.947 / 1.002  0.434 / 0.484  1.62 / 1.86   distillation
-    1,200  81 %           0.962 / 1.002  0.451 / 0.484  1.70 / 1.86   distillation_late_teacher
-
-The teacher helps, in loss and CER from the beginning. It loses on WER while WER is above 100 %:
-there a student that hears more writes more fragments of words, each an insertion (970 against 430
-of 7,451 words at 600 steps, and 70 deletions against 270), and saying less would be better. With
-twice the steps the distilled ones win on WER too. The better recognizer teaches more in 600 steps,
-and less in 1,200; why is not known.
+What came of it stands in docs/recipes.md.
 """
 
 import argparse
