@@ -1,7 +1,7 @@
 """Does a recipe learn, what is each of its parts worth, and do live updates help?
 
     python -m bench.learn --data mini_librispeech/train-clean-5 --work DIR [--seed N ...]
-        [--recipe NAME ...] [--arms main|losses|rates] [--steps N]
+        [--recipe NAME ...] [--arms main|losses|ablation|rates] [--steps N]
 
 Trains recipes of `bench.recipes` through `lact_asr.training.trainer.fit`, one after the other and
 seed by seed, each with the order of batches of its seed: those named, or a named list of them, as
@@ -12,10 +12,11 @@ again), so that they may also run beside each other by name.
 
 A run that ends writes bench/results/learn/NAME-SEED.json (NAME-SEED-STEPS.json where it was made
 shorter than its recipe says) with its commit, its recipe and the processor time of its training
-steps, which validations are no part of. `--report` trains nothing: it compares what is there at
-equal processor time, with the intervals that come of drawing speakers, and writes learn.json and
-learn.svg into bench/results; so does a call that names no recipe, no list and no steps. On a GPU
-the arithmetic is bf16, and the time is wall time.
+steps, which validations are no part of. `--report` trains nothing: it compares what is there of a
+list with the list's first recipe, at equal processor time, and at the end with the intervals that
+come of drawing speakers; it writes learn.json and learn.svg into bench/results, of another list
+than main learn_LIST.json and .svg. So does a call that names no recipe and no steps. On a GPU the
+arithmetic is bf16, and the time is wall time.
 """
 
 import argparse
@@ -198,14 +199,16 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     The goal is for those that are to be better than it: a fifth fewer errors in characters.
     """
     rows = []
+    first = next(iter(runs))
     for name, each in runs.items():
-        seconds = min(_measured(run) for run in [*each, *runs["ours"]])
-        found, before = at(each, seconds), at(runs["ours"], seconds)
+        seconds = min(_measured(run) for run in [*each, *runs[first]])
+        found, before = at(each, seconds), at(runs[first], seconds)
         for key in found:
             what = f"{key.upper()} on unseen speakers after {seconds:.0f} s, {RECIPES[name].what}"
-            goal = 0.8 if name in JUDGED and key == "cer" else None
-            theirs = [] if name == "ours" else before[key]
-            rows.append(Row(what, key, None, goal, found[key], theirs))
+            goal = 0.8 if name in JUDGED and name != first and key == "cer" else None
+            rows.append(
+                Row(what, key, None, goal, found[key], [] if name == first else before[key])
+            )
     return rows
 
 
@@ -224,11 +227,12 @@ def differences(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, di
         for name, each in runs.items()
     }
     found = {}
+    first = next(iter(kept))
     for name, theirs in kept.items():
-        seeds = kept["ours"].keys() & theirs.keys()
-        if name != "ours" and seeds:
-            ours, others = (_over_seeds(each, seeds) for each in (kept["ours"], theirs))
-            found[name] = {**difference(others, ours), "seeds": len(seeds)}
+        seeds = kept[first].keys() & theirs.keys()
+        if name != first and seeds:
+            before, others = (_over_seeds(each, seeds) for each in (kept[first], theirs))
+            found[name] = {**difference(others, before), "seeds": len(seeds)}
     return found
 
 
@@ -238,12 +242,13 @@ def _over_seeds(runs: Mapping[int, Mapping[str, Sequence[int]]], seeds: Any) -> 
     return np.array([[runs[seed][name] for name in speakers] for seed in sorted(seeds)]).sum(0)
 
 
-def stored(folder: Path = RUNS) -> dict[str, list[dict[str, Any]]]:
-    """Runs that have ended, by recipe: the longest of each."""
-    every: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
+def stored(names: Sequence[str], folder: Path = RUNS) -> dict[str, list[dict[str, Any]]]:
+    """Runs of these recipes that have ended, by recipe: the longest of each."""
+    every: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for path in sorted(folder.glob("*.json")):
         run = read_json(path)
-        every[run["recipe"]].append(run)
+        if run["recipe"] in every:
+            every[run["recipe"]].append(run)
     longest = {name: max(run["steps"] for run in each) for name, each in every.items() if each}
     return {
         name: [run for run in every[name] if run["steps"] == steps]
@@ -251,14 +256,17 @@ def stored(folder: Path = RUNS) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def conclude() -> None:
-    """Print the comparison; write bench/results/learn.json and learn.svg."""
-    runs = stored()
+def conclude(arms: str) -> None:
+    """Print the comparison of a list of recipes; write it and its curves into bench/results."""
+    runs = stored(ARMS[arms])
+    if (first := ARMS[arms][0]) not in runs:
+        raise SystemExit(f"no run of {first} has ended, with which the others are compared")
+    title = "learn" if arms == "main" else f"learn_{arms}"
     rows, apart = compared(runs), differences(runs)
     show("unseen speakers, at equal time", rows)
     for name, each in apart.items():
         most = f"{each['low']:+.1%} to {each['high']:+.1%} in 95 % of draws of speakers"
-        print(f"WER of {name} less that of ours: {each['difference']:+.1%}, {most}")
+        print(f"WER of {name} less that of {first}: {each['difference']:+.1%}, {most}")
     models = {
         name: {
             "what": RECIPES[name].what,
@@ -270,7 +278,7 @@ def conclude() -> None:
         }
         for name, each in runs.items()
     }
-    path = write("learn", rows, models=models, wer_less_that_of_ours=apart)
+    path = write(title, rows, models=models, **{f"wer_less_that_of_{first}": apart})
     lines = {
         f"{name} {run['seed']} CER": [
             (point["seconds"] / 60, 100 * point["cer"]) for point in run["curve"] if "cer" in point
@@ -278,9 +286,9 @@ def conclude() -> None:
         for name, each in runs.items()
         for run in each
     }
-    title = "Character error rate on unseen speakers, %"
-    write_atomic(RESULTS / "learn.svg", svg(title, "minutes of one core", lines))
-    print(f"written to {path} and learn.svg beside it")
+    caption = "Character error rate on unseen speakers, %"
+    write_atomic(RESULTS / f"{title}.svg", svg(caption, "minutes of one core", lines))
+    print(f"written to {path} and {title}.svg beside it")
 
 
 def run(name: str, seed: int, parts: Parts, given: argparse.Namespace) -> None:
@@ -322,8 +330,8 @@ def main() -> None:
                     run(name, seed, (seen, unseen), given)
         except Interrupted:
             return
-    if given.report or not (given.recipe or given.arms or given.steps):
-        conclude()
+    if given.report or not (given.recipe or given.steps):
+        conclude(given.arms or "main")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The models we are compared with: a plain transformer and torchaudio's Conformer.
+"""The models we are compared with: a plain transformer, torchaudio's Conformer, linear attention.
 
-Both have our front end (log-mel, convolutions to 25 tokens a second) and our head, so that only
+All have our front end (log-mel, convolutions to 25 tokens a second) and our head, so that only
 the blocks differ. `transformer` is pre-norm with rotary positions, SwiGLU and full attention under
 a padding mask; `conformer` is torchaudio's as it ships, which has no positions. Parameters are made
 equal to one of our models by the width of the transformer's MLP, and of the Conformer as a whole.
+`Linear` is our model whose fast weights are learned linear attention instead.
 For comparison only: no checkpoint of the project holds one of these.
 
 Legend: B utterances, L tokens, D width, w width of a head.
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 
 from lact_asr.config.base import Frozen
 from lact_asr.config.model import HOP, ModelConfig
-from lact_asr.model.fast_weights import wide
+from lact_asr.model.fast_weights import State, wide
 from lact_asr.model.features import LogMel
-from lact_asr.model.interface import Count, CTCModel, CTCOutput
-from lact_asr.model.lact_layer import RMSNorm
+from lact_asr.model.interface import Count, CTCModel, CTCOutput, Gate
+from lact_asr.model.lact_layer import LaCTLayer, RMSNorm
 from lact_asr.model.masks import length_mask
 from lact_asr.model.recognizer import EPS, Encoder, Recognizer, SwiGLU
 from lact_asr.model.window_attention import ROTARY_BASE, rotate
@@ -155,6 +156,52 @@ class Conformer(Peer):
     def mixed(self, x: Tensor, lengths: Tensor) -> Tensor:
         """The blocks; the batch is as long as its longest utterance."""
         return self.blocks(x, lengths)[0]
+
+
+class LinearAttention(LaCTLayer):
+    """The LaCT layer with learned linear attention in place of its fast weights.
+
+    That is what fast weights come to (arXiv:2602.21204) where the last matrix alone learns and no
+    row is given its norm back: (w1 + sum_t lr_t v_t phi(k_t)^T) phi(q), with phi(x) = silu(w0 x) *
+    (w2 x).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.lr_proj = Gate(config.hidden, config.lact_heads)
+        nn.init.normal_(self.lr_proj.weight, std=0.02)
+        nn.init.zeros_(self.lr_proj.bias)
+
+    def _read(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: Tensor | None,
+        state: State | None,
+    ) -> tuple[Tensor, State | None]:
+        """On rows [B*H,L,d], of whole utterances."""
+        w0, w1, w2 = (w.repeat(len(x), 1, 1) for w in (self.w0, self.w1, self.w2))
+        features = lambda rows: F.silu(rows @ w0.mT) * (rows @ w2.mT)
+        steps = self._step_sizes(x)  # [B*H,L,1]
+        if lengths is not None:
+            inside = length_mask(lengths, x.shape[1])
+            steps = steps * inside.repeat_interleave(self.config.lact_heads, 0)[..., None]
+        return features(q) @ (w1 + (steps * v).mT @ features(k)).mT, None
+
+
+class Linear(Recognizer):
+    """Our model with learned linear attention for fast weights; its schedule is `off`."""
+
+    family = "linear"
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__(config, vocabulary_size)
+        for block in self.blocks:
+            layer = LinearAttention(config)
+            layer.load_state_dict(block.mix.state_dict(), strict=False)  # it adds lr_proj
+            block.mix = layer
 
 
 FAMILIES: dict[str, Callable[[PeerConfig, int], Peer]] = {

@@ -1,7 +1,9 @@
 """Every benchmark runs in its tiny form and prints its table; the peers are what they claim."""
 
 import argparse
+import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench import gpu, gpu_parts, harness
 from bench.bootstrap import by_speaker, difference, word_errors
@@ -19,8 +22,8 @@ from bench.curves import svg
 from bench.distillation import longer, seconds
 from bench.learn import Timed, at, compared, curve, differences, stored
 from bench.long_speech import WAYS, pieces, scale
-from bench.peers import equal, parameters
-from bench.recipes import RECIPES
+from bench.peers import Linear, LinearAttention, equal, parameters
+from bench.recipes import ARMS, RECIPES
 from bench.steps import noise
 from bench.train_step import NAMES, stepper
 from bench.ttt_op import cases
@@ -319,6 +322,46 @@ def test_padding_does_not_reach_a_valid_place_of_the_transformer() -> None:
     torch.testing.assert_close(both.log_probs[1, :length], alone.log_probs[0], atol=1e-5, rtol=0)
 
 
+def test_linear_attention_is_the_sum_over_all_valid_tokens() -> None:
+    torch.manual_seed(0)
+    layer = LinearAttention(TINY.model_copy(update={"schedule": "off", "lact_heads": 2})).double()
+    x, (q, k, v) = torch.randn(2, 5, 64).double(), torch.randn(3, 4, 5, 32).double()
+    lengths = torch.tensor([5, 3])
+
+    def phi(rows: torch.Tensor, head: int) -> torch.Tensor:
+        return F.silu(rows @ layer.w0[head].T) * (rows @ layer.w2[head].T)
+
+    with torch.no_grad():
+        found, state = layer._read(x, q, k, v, lengths, None)
+        rates = F.softplus(layer.lr_proj(x) + math.log(math.expm1(0.01)))
+        for row, place in itertools.product(range(4), range(5)):
+            whose, head = divmod(row, 2)
+            heard = layer.w1[head] @ phi(q[row, place], head)
+            for t in range(int(lengths[whose])):
+                alike = phi(k[row, t], head) @ phi(q[row, place], head)
+                heard = heard + rates[whose, t, head] * alike * v[row, t]
+            torch.testing.assert_close(found[row, place], heard, atol=1e-12, rtol=1e-9)
+    assert state is None
+
+
+def test_our_model_with_linear_attention_hears_no_padding_and_learns_its_rates() -> None:
+    shape = TINY.model_copy(update={"schedule": "off"})
+    torch.manual_seed(0)
+    model = Linear(shape, 29).eval()
+    torch.manual_seed(0)
+    ours = Recognizer(shape, 29)
+    gates = sum(p.numel() for block in model.blocks for p in block.mix.lr_proj.parameters())
+    assert parameters(model) == parameters(ours) + gates
+    torch.testing.assert_close(model.blocks[0].mix.w0, ours.blocks[0].mix.w0)
+    waves = torch.randn(2, 16_000)
+    both = model(waves, torch.tensor([16_000, 9_000]))
+    alone = model(waves[1:, :9_000], torch.tensor([9_000]))
+    length = int(alone.lengths[0])
+    torch.testing.assert_close(both.log_probs[1, :length], alone.log_probs[0], atol=1e-5, rtol=0)
+    both.log_probs.exp()[0, :, 1].sum().backward()
+    assert all(block.mix.lr_proj.weight.grad.abs().max() > 0 for block in model.blocks)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_the_benchmark_moves_the_weights(name: str) -> None:
     step = stepper(name, "smallest", noise(1.0, 2.0))
@@ -362,6 +405,16 @@ def test_a_recipe_that_is_to_be_better_has_a_goal_and_it_is_a_fifth_below_the_fi
     points = [(1.0, 0.5)]
     runs = {name: [ended(name, 0, points)] for name in ("ours", "muon", "shipped")}
     assert [row.goal_ratio for row in compared(runs)] == [None] * 4 + [0.8, None]
+
+
+def test_the_first_of_a_list_is_what_its_others_are_compared_with() -> None:
+    runs = {
+        name: [ended(name, 0, [(1.0, rate)], A=[int(100 * rate), 100])]
+        for name, rate in (("shipped", 0.5), ("inter", 0.4))
+    }
+    found = [(row.ours, row.theirs, row.goal_ratio) for row in compared(runs)]
+    assert found[::2] == [([0.5], [], None), ([0.4], [0.5], None)]
+    assert differences(runs)["inter"]["difference"] == pytest.approx(-0.1)
 
 
 def test_recipes_are_paired_by_speaker_over_the_seeds_that_both_have() -> None:
@@ -430,14 +483,17 @@ def test_a_curve_is_a_picture_with_every_line_named() -> None:
     assert drawn == svg("rates", "steps", {"a & b": [(0, 100), (10, 50)], "c": []})
 
 
-def test_the_learning_curves_are_committed_with_what_they_were_measured_with() -> None:
+@pytest.mark.parametrize(("arms", "name"), [("main", "learn")])
+def test_the_learning_curves_are_committed_with_what_they_were_measured_with(
+    arms: str, name: str
+) -> None:
     results = REPOSITORY / "bench" / "results"
-    runs, described = stored(), json.loads((results / "learn.json").read_text())
-    assert set(described["models"]) == set(runs) >= {"ours", "off", "transformer"}
+    runs, described = stored(ARMS[arms]), json.loads((results / f"{name}.json").read_text())
+    assert set(described["models"]) == set(runs) >= set(ARMS[arms][:3])
     for run in (run for each in runs.values() for run in each):
         assert run["commit"] and run["training"] and run["model"] and run["seconds"] > 0
         assert max(point["step"] for point in run["curve"]) == run["steps"]
         assert max(point["seconds"] for point in run["curve"]) == pytest.approx(
             run["seconds"], 1e-3
         )
-    assert (results / "learn.svg").exists()
+    assert (results / f"{name}.svg").exists()
