@@ -72,6 +72,8 @@ _WORDS = (
     ("import_error", r"^(ModuleNotFound|Import)Error: "),
     ("missing_file", r"execve\(\): .*No such file or directory"),
 )
+# What srun says in the moment between the end of a job, a scancel's, and that of its batch script.
+_JOB_ENDED = r"srun: error: .*(Slurm job \d+ has expired|already completing or completed)"
 # A rank that fails in one of these ways may have died of another one's death.
 SECONDARY = ("collective_timeout", "killed")
 
@@ -110,6 +112,11 @@ def cause_of_end(status: int, log: str) -> tuple[str, str]:
     if number in set(signal.Signals):
         return "crashed", f"{CAUSES['crashed'].meaning} ({name})"
     return "error", f"it ended with {name}, and without a word of its own"
+
+
+def job_had_ended(log: str) -> bool:
+    """Whether srun found the job ended: its step never began, and Slurm knows who ended the job."""
+    return re.search(_JOB_ENDED, log) is not None
 
 
 def present_name(cause: str) -> str:

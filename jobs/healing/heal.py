@@ -16,7 +16,7 @@ from jobs.causes import CAUSES
 from jobs.errors import Superseded
 from jobs.fence import Attempt, Fence
 from jobs.healing import nodes, remedies
-from jobs.healing.cause import SECONDARY, cause_of_end, failure_record
+from jobs.healing.cause import SECONDARY, cause_of_end, failure_record, job_had_ended
 from jobs.healing.leaving import hand_over
 from jobs.healing.remedies import GivenUp, Remedy
 from jobs.job import SAVED
@@ -44,7 +44,11 @@ def heal(step: StepDir, attempt: Attempt, status: int) -> int:
         Fence(step, attempt).check()
     except Superseded:
         return status
-    failure = _failure(step, attempt, status)
+    words = _words(step, attempt)
+    if job_had_ended(words):
+        print(f"{step.name}: its job was ended before it began", flush=True)
+        return status
+    failure = _failure(step, attempt, status, words)
     if failure["cause"] == "node_failed":
         nodes.note_own(step, attempt)
     events = step.events()
@@ -108,7 +112,7 @@ def _own(
     return [event for event in events if event.get("job") in jobs]
 
 
-def _failure(step: StepDir, attempt: Attempt, status: int) -> dict[str, Any]:
+def _failure(step: StepDir, attempt: Attempt, status: int, words: str) -> dict[str, Any]:
     """The failure that a rank has recorded, unless it died of another one's death; else the one
     that the end of the processes tells of, which is recorded now.
     """
@@ -116,7 +120,7 @@ def _failure(step: StepDir, attempt: Attempt, status: int) -> dict[str, Any]:
     own = recorded is not None and recorded["job"] == attempt.job
     if recorded is not None and own and recorded["cause"] not in SECONDARY:
         return recorded
-    cause, message = cause_of_end(status, _words(step, attempt))
+    cause, message = cause_of_end(status, words)
     if recorded is not None and own and cause in ("error", recorded["cause"]):
         return recorded
     step.add_event("failed", {"job": attempt.job, "cause": cause, "message": message})

@@ -177,6 +177,19 @@ def test_a_chain_cancelled_from_outside_is_no_success(launcher: Launcher) -> Non
     launcher("resume", "--wait")
 
 
+def test_a_job_cancelled_before_its_step_began_is_cancelled_and_no_error(
+    launcher: Launcher,
+) -> None:
+    """Its batch script lives for a moment longer than the job that it belongs to."""
+    site = launcher.folder / "site.yaml"
+    site.write_text("""setup: ["trap '' TERM", "scancel $SLURM_JOB_ID", sleep 1]\n""")
+    launcher("run", launcher.write(chain(one="")), "--cluster", str(site), "--wait", code=1)
+    log = launcher("logs", "/one")
+    assert "has expired" in log or "already completing" in log, "srun was called, and refused"
+    assert launcher.states() == {"one": "cancelled"}
+    assert "without a word" not in log and not launcher.ran()
+
+
 def test_the_end_of_a_killed_worker_is_told(launcher: Launcher) -> None:
     step = sh("echo begun >&2; kill -KILL $PPID")
     launcher("run", launcher.write({"one": step}), "--wait", code=1)

@@ -109,6 +109,19 @@ def test_drained_nodes_are_no_problem_since_sbatch_would_queue_the_job(
 
 
 @pytest.mark.usefixtures("slurm")
+def test_nodes_that_are_back_since_the_refusal_are_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = "sbatch: error: allocation failure: Requested node configuration is not available"
+    first = (
+        f'test -e {tmp_path}/asked || {{ touch {tmp_path}/asked; echo "{refusal}" >&2; exit 1; }}'
+    )
+    put_on_path(tmp_path / "bin", "sbatch", f'{first}; exec $real "$@"', monkeypatch)
+    assert ask(tmp_path, {}, train={}) == []
+    assert (tmp_path / "asked").exists()
+
+
+@pytest.mark.usefixtures("slurm")
 def test_equal_requests_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = tmp_path / "calls"
     put_on_path(tmp_path / "bin", "sbatch", f'echo x >> {calls}; exec $real "$@"', monkeypatch)

@@ -217,7 +217,8 @@ class _Controller:
     def _of_nodes(self, resources: Resources, wanted: Mapping[str, Any], said: str) -> list[str]:
         """What the nodes do not have, number by number, or else what the controller said.
 
-        --test-only refuses what needs nodes that are drained at the moment; sbatch takes it.
+        --test-only refuses what needs nodes that are drained at the moment; sbatch takes it. A node
+        that was away when it was asked may be back when the nodes are: then it is asked again.
         """
         chosen = ",".join(self._partitions_of(wanted))
         lines = call("sinfo", "-h", "-p", chosen, "-o", "%D|%c|%m|%G|%T").splitlines()
@@ -225,7 +226,9 @@ class _Controller:
         found = _too_large(resources, f"partition {chosen}", nodes, cpus, memory, gpus)
         absent = "configuration" in said and not all(_IN_SERVICE.fullmatch(word) for word in states)
         absent = absent or "inactive or drain" in said  # which partition, says _closed
-        return found or ([] if absent else [f"Slurm would refuse it: {said}"])
+        if found or absent or not (again := _test_only(wanted)):
+            return found
+        return [f"Slurm would refuse it: {again}"]
 
 
 def _too_large(resources: Resources, where: str, *columns: Sequence[str]) -> list[str]:

@@ -90,6 +90,25 @@ def test_what_no_rank_could_record_is_named_by_the_end_of_the_processes(step: St
     assert remedies(step)[-1]["cause"] == "killed"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "srun: error: Slurm job 7 has expired",
+        "srun: error: Unable to create step for job 7: Job/step already completing or completed",
+    ],
+)
+def test_a_job_that_was_ended_before_its_step_began_has_not_failed(
+    step: StepDir, said: str
+) -> None:
+    log = step.logs / "7_0_log.err"
+    log.write_text(f"{said}\n")
+    assert heal(step, ATTEMPT, 1) == 1
+    assert step.failure() is None and not step.events(), "the queue knows who has ended it"
+    step.write_claim({**ATTEMPT._asdict(), "host": "n1", "log_sizes": {log.name: 999}})
+    assert heal(step, ATTEMPT, 1) == 1
+    assert step.failure()["cause"] == "error", "those words were of an earlier start"
+
+
 def test_the_rank_that_died_first_is_named_and_not_the_one_that_died_of_it(step: StepDir) -> None:
     failed(step, "collective_timeout", "Connection closed by peer")
     (step.logs / "7_0_log.err").write_text("srun: error: n1: task 1: Killed\n")
