@@ -60,7 +60,12 @@ def test_only_the_last_thousand_steps_count_as_recent():
 
 def test_a_run_says_which_limit_stopped_it_and_learns_with_a_relative_one(tmp_path):
     train = tones(tmp_path, 4)
-    with pytest.raises(Failed, match=r"20 steps in a row.*above 0\.5.*skip_ratio: 10"):
+    advice = (
+        r"A fixed guard\.skip_above may lie below what a sound model needs: write guard: {skip_"
+    )
+    with pytest.raises(
+        Failed, match=rf"20 steps in a row.*above 0\.5 while \S+ is usual\. {advice}"
+    ):
         run(tmp_path / "fixed", train, max_steps=30, guard={"skip_above": 0.5})
     result, recorded = run(tmp_path / "own", train, max_steps=30, guard={"skip_ratio": 10.0})
     assert result.steps_skipped == 0

@@ -1,6 +1,7 @@
 """Checkpoints as often as loses least time, chosen from what they cost, and said."""
 
 import math
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -52,8 +53,16 @@ def test_a_run_chooses_says_and_keeps_to_its_interval(tmp_path, monkeypatch, cap
     chosen = told[0]["steps"]
     assert saved[:2] == [4, min(30, (4 // chosen + 1) * chosen)]
     assert told[0]["failure_every_hours"] == 1e-9
-    assert min(told[0][f"{what}_seconds"] for what in ("save", "step")) > 0
-    assert f"A checkpoint every {told[0]['steps']} steps" in capsys.readouterr().out
+    took = {what: told[0][f"{what}_seconds"] for what in ("save", "write", "step")}
+    assert min(took["save"], took["step"]) > 0 and took["write"] >= 0
+    assert all(round(each, 4) == each for each in took.values())
+    said = re.search(
+        r"A checkpoint every (\S+) steps, (\S+) s: one holds training up for (\S+) s, and a run is "
+        r"taken to be cut every 1e-09 h",
+        capsys.readouterr().out,
+    )
+    expected = [chosen, chosen * took["step"], took["save"]]
+    assert [*map(float, said.groups())] == pytest.approx(expected, rel=0.05, abs=1e-4 * chosen)
     _, recorded = run(
         tmp_path / "rare", tones(tmp_path, 2), checkpoint_every="auto", failure_every=1e6, **changes
     )
