@@ -129,7 +129,11 @@ class PrivateSlurm:
         with contextlib.suppress(RuntimeError):  # one of them has just ended
             self.run(*mine, "--signal=HUP", "--full")
         self.run(*mine)
-        self.wait_for(lambda: not self.run("squeue", "-h").strip())
+        self.wait_for(lambda: not self.run("squeue", "-h").strip() and self._nodes_are_idle())
+
+    def _nodes_are_idle(self) -> bool:
+        """No job on any node, and all of them answer: one that was resumed may take seconds."""
+        return self.run("sinfo", "-h", "-N", "-p", "gpu", "-o", "%t") == "idle\n" * self.nodes
 
 
 @contextlib.contextmanager
