@@ -34,8 +34,10 @@ class Overflowing(CTCObjective):
     def __init__(self, model, loud: str) -> None:
         super().__init__(model)
         self.loud = loud
+        self.progress = []  # of every call
 
     def __call__(self, batch: Batch, progress: float) -> Loss:
+        self.progress.append(progress)
         gain = torch.tensor([1e30 if name == self.loud else 1.0 for name in batch.ids])
         return super().__call__(replace(batch, waves=batch.waves * gain[:, None]), progress)
 
@@ -53,7 +55,8 @@ def test_an_utterance_without_a_finite_loss_is_left_out_and_its_neighbours_train
     train = tones(tmp_path, 10)
     loud = train[4].id
     fresh = lambda: tiny(dropout=0.2)
-    result, recorded = run(tmp_path / "loud", train, Overflowing(fresh(), loud), **SHORT)
+    objective = Overflowing(fresh(), loud)
+    result, recorded = run(tmp_path / "loud", train, objective, **SHORT)
     run(tmp_path / "absent", unread(tmp_path, train, loud), CTCObjective(fresh()), **SHORT)
     assert_same_bits(tmp_path / "loud", tmp_path / "absent", "00000008")
     assert [facts["id"] for facts in recorded.named("quarantined")] == [loud]
@@ -61,6 +64,9 @@ def test_an_utterance_without_a_finite_loss_is_left_out_and_its_neighbours_train
     assert result.steps_skipped == 0
     step = recorded.named("quarantined")[0]["step"]
     assert [facts["step"] for facts in recorded.named("step_retried")] == [step]
+    assert sorted(set(objective.progress)) == [n / 8 for n in range(8)], (
+        "also while it is looked for"
+    )
 
 
 def test_an_utterance_in_quarantine_stays_there_after_resumption(tmp_path):
