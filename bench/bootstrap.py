@@ -3,10 +3,19 @@
 A speaker's utterances are alike: drawn one by one they make an interval narrower than it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jiwer
 import numpy as np
+
+from bench.machine import device
+from lact_asr.data.manifest import Utterance
+from lact_asr.decoding.transcribe import transcribe
+from lact_asr.model.interface import CTCModel
+from lact_asr.text.normalize import in_normal_form
+from lact_asr.text.vocabulary import Vocabulary
+
+Errors = dict[str, list[int]]  # by speaker: errors in words, and words
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
@@ -23,6 +32,21 @@ def by_speaker(counts: np.ndarray, speakers: Sequence[str]) -> dict[str, np.ndar
     """Errors and words [utterances, 2] added up for each speaker."""
     names = np.array(speakers)
     return {name: counts[names == name].sum(0) for name in sorted(set(speakers))}
+
+
+def of_speakers(model: CTCModel, vocabulary: Vocabulary, utterances: Sequence[Utterance]) -> Errors:
+    """How a model hears each speaker, greedy."""
+    heard = transcribe(model, vocabulary, utterances, device=device()).hypotheses
+    true = [in_normal_form(each.text) for each in utterances]
+    counts = word_errors(true, [each.text for each in heard])
+    sums = by_speaker(counts, [each.speaker for each in utterances])
+    return {name: row.astype(int).tolist() for name, row in sums.items()}
+
+
+def over_seeds(runs: Mapping[int, Errors], seeds: Collection[int]) -> np.ndarray:
+    """Errors and words of each speaker, added up over runs: [speakers, 2]."""
+    speakers = sorted(runs[min(seeds)])
+    return np.array([[runs[seed][name] for name in speakers] for seed in sorted(seeds)]).sum(0)
 
 
 def difference(

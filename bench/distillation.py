@@ -24,9 +24,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from time import monotonic
+from typing import Any
 
 from torch import manual_seed, nn
 
+from bench.bootstrap import difference, of_speakers, over_seeds
 from bench.curves import svg
 from bench.harness import Row, argument_parser, commit, show, write
 from bench.learn import SPEAKERS, Numbers, curve
@@ -204,16 +206,33 @@ def planned(given: argparse.Namespace, arm: str, seed: int) -> int:
     return read_json(kept)["steps"]
 
 
-def errors(folder: Path, steps: int, unseen: list[Utterance]) -> dict[str, int]:
-    """What the word errors of a student's last weights consist of."""
+def errors(folder: Path, steps: int, unseen: list[Utterance]) -> dict[str, Any]:
+    """What the word errors of a student's last weights consist of, and whose they are."""
     path = folder / "errors.json"
     if not path.exists():
         last = folder / "checkpoints" / f"{steps:08d}"
         model, vocabulary, _ = checkpoint.load_model(last, FAMILIES)
         scores = _heard(model, vocabulary, unseen).scores
         names = ("words", "substitutions", "deletions", "insertions")
-        write_json(path, {name: getattr(scores, name) for name in names})
+        counts = {name: getattr(scores, name) for name in names}
+        write_json(path, {**counts, "speakers": of_speakers(model, vocabulary, unseen)})
     return read_json(path)
+
+
+def differences(words: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
+    """WER of the distilled students less that of the others, paired by speaker, over the seeds that
+    both have; `words` are the errors by arm and seed.
+    """
+    by_arm = {
+        arm: {seed: each["speakers"] for (name, seed), each in words.items() if name == arm}
+        for arm in ARMS
+    }
+    found = {}
+    for taught, alone in PAIRS:
+        if seeds := by_arm[taught].keys() & by_arm[alone].keys():
+            pair = (over_seeds(by_arm[arm], seeds) for arm in (taught, alone))
+            found[f"{taught} less {alone}"] = {**difference(*pair), "seeds": len(seeds)}
+    return found
 
 
 def averaged(curves: Curves, arm: str, key: str) -> list[tuple[float, float]]:
@@ -305,9 +324,13 @@ def _write(
         for (arm, seed), each in curves.items()
     }  # fmt: skip
     words = {
-        f"{arm}-{seed}": errors(given.work / f"{arm}-{seed}", planned(given, arm, seed), parts[1])
+        (arm, seed): errors(given.work / f"{arm}-{seed}", planned(given, arm, seed), parts[1])
         for arm, seed in curves
     }
+    apart = differences(words)
+    for pair, each in apart.items():
+        most = f"{each['low']:+.1%} to {each['high']:+.1%} in 95 % of draws of speakers"
+        print(f"WER, {pair}: {each['difference']:+.1%}, {most}")
     path = write(
         given.name,
         rows,
@@ -321,7 +344,8 @@ def _write(
         },
         distill=DISTILL.model_dump(mode="json"),
         recipe=settings(given.steps, given.batch_seconds, given.rate, 0).model_dump(mode="json"),
-        word_errors=words,
+        word_errors={f"{arm}-{seed}": each for (arm, seed), each in words.items()},
+        wer_apart=apart,
         students=students,
     )
     lines = {

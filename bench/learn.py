@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.bootstrap import by_speaker, difference, word_errors
+from bench.bootstrap import difference, of_speakers, over_seeds
 from bench.curves import svg
 from bench.harness import RESULTS, Row, argument_parser, commit, show, write
 from bench.machine import clock, device, machine
@@ -35,10 +35,7 @@ from bench.peers import parameters
 from bench.recipes import ARMS, RECIPES, Recipe
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
-from lact_asr.decoding.transcribe import transcribe
-from lact_asr.model.interface import CTCModel
 from lact_asr.text.normalize import in_normal_form
-from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
@@ -154,7 +151,7 @@ def result(recipe: Recipe, name: str, parts: Parts, folder: Path, seed: int) -> 
         "symbols": len(vocabulary),
         "train": {"utterances": len(seen), "hours": hours(seen)},
         "unseen": {"utterances": len(unseen), "hours": hours(unseen)},
-        "speakers": _errors(model, vocabulary, unseen),
+        "speakers": of_speakers(model, vocabulary, unseen),
         "curve": points(folder),
     }
 
@@ -165,17 +162,6 @@ def points(folder: Path) -> list[dict[str, float]]:
         {"step": step, **{key: round(n[key], 4) for key in KEYS if key in n}}
         for step, n in curve(folder).items()
     ]
-
-
-def _errors(
-    model: CTCModel, vocabulary: Vocabulary, unseen: Sequence[Utterance]
-) -> dict[str, list[int]]:
-    """Errors in words, and words, of each speaker."""
-    heard = transcribe(model, vocabulary, unseen, device=device()).hypotheses
-    true = [in_normal_form(each.text) for each in unseen]
-    counts = word_errors(true, [each.text for each in heard])
-    sums = by_speaker(counts, [each.speaker for each in unseen])
-    return {name: row.astype(int).tolist() for name, row in sums.items()}
 
 
 def at(runs: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, list[float]]:
@@ -231,15 +217,9 @@ def differences(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, di
     for name, theirs in kept.items():
         seeds = kept[first].keys() & theirs.keys()
         if name != first and seeds:
-            before, others = (_over_seeds(each, seeds) for each in (kept[first], theirs))
+            before, others = (over_seeds(each, seeds) for each in (kept[first], theirs))
             found[name] = {**difference(others, before), "seeds": len(seeds)}
     return found
-
-
-def _over_seeds(runs: Mapping[int, Mapping[str, Sequence[int]]], seeds: Any) -> np.ndarray:
-    """Errors and words of each speaker, added up: [speakers, 2]."""
-    speakers = sorted(runs[min(seeds)])
-    return np.array([[runs[seed][name] for name in speakers] for seed in sorted(seeds)]).sum(0)
 
 
 def stored(names: Sequence[str], folder: Path = RUNS) -> dict[str, list[dict[str, Any]]]:

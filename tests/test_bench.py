@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from bench import gpu, gpu_parts, harness
 from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
+from bench.distillation import differences as students_apart
 from bench.distillation import longer, seconds
 from bench.learn import Timed, at, compared, curve, differences, stored
 from bench.long_speech import WAYS, pieces, scale
@@ -425,6 +426,19 @@ def test_recipes_are_paired_by_speaker_over_the_seeds_that_both_have() -> None:
     }
     (found,) = differences(runs).items()
     assert found == ("muon", {"difference": -0.3, "low": -0.5, "high": -0.1, "seeds": 1})
+
+
+def test_students_are_paired_by_speaker_over_the_seeds_that_both_have() -> None:
+    words = {
+        ("distilled", 0): {"speakers": {"A": [4, 10], "B": [3, 10]}},
+        ("distilled", 1): {"speakers": {"A": [0, 10], "B": [0, 10]}},
+        ("alone", 0): {"speakers": {"B": [5, 10], "A": [9, 10]}},
+        ("alone_longer", 1): {"speakers": {"A": [1, 10], "B": [1, 10]}},
+    }
+    assert students_apart(words) == {
+        "distilled less alone": {"difference": -0.35, "low": -0.5, "high": -0.2, "seeds": 1},
+        "distilled less alone_longer": {"difference": -0.1, "low": -0.1, "high": -0.1, "seeds": 1},
+    }
 
 
 def test_the_time_of_a_step_leaves_out_what_was_measured_before_it(
