@@ -497,7 +497,7 @@ def test_a_curve_is_a_picture_with_every_line_named() -> None:
     assert drawn == svg("rates", "steps", {"a & b": [(0, 100), (10, 50)], "c": []})
 
 
-@pytest.mark.parametrize(("arms", "name"), [("main", "learn")])
+@pytest.mark.parametrize(("arms", "name"), [("main", "learn"), ("ablation", "learn_ablation")])
 def test_the_learning_curves_are_committed_with_what_they_were_measured_with(
     arms: str, name: str
 ) -> None:
