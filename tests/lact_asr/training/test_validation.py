@@ -62,6 +62,30 @@ def test_every_utterance_is_heard_whatever_its_length(tmp_path, model):
     assert validation.scores == score([each.text for each in dev], heard)
 
 
+def test_an_utterance_known_by_heart_counts_with_the_little_that_it_costs(tmp_path, model):
+    dev = [replace(each, text="A") for each in tones(tmp_path, 2)]
+    torch.nn.init.zeros_(model.head.weight)
+    model.head.bias.data[VOCABULARY.encode("A")] = 8.0
+    frames = [int(model.output_lengths(round(each.duration * 16_000))) for each in dev]
+    said = math.exp(8.0) / (math.exp(8.0) + len(VOCABULARY) - 1)
+    assert 0 < -max(frames) * math.log(said) < 1
+    found = check(model, dev)
+    assert found.scores.wer == 0
+    assert found.loss == pytest.approx(-sum(frames) / 2 * math.log(said), rel=0.02), (
+        "almost: A only"
+    )
+
+
+def test_blanks_are_counted_where_there_is_speech_and_not_behind_it(tmp_path, model):
+    short = tones(tmp_path, 2)
+    dev = [*short, joined(tmp_path, short)]
+    together, alone = check(model, dev), [check(model, [each]) for each in dev]
+    frames = [int(model.output_lengths(round(each.duration * 16_000))) for each in dev]
+    blanks = sum(n * each.signs["blank_share"] for n, each in zip(frames, alone, strict=True))
+    assert len({*frames}) > 1 and 0 < blanks < sum(frames)
+    assert together.signs["blank_share"] == pytest.approx(blanks / sum(frames), abs=1e-3)
+
+
 def test_a_file_that_cannot_be_read_counts_as_nothing_heard(tmp_path, model):
     dev = tones(tmp_path, 3)
     dev[1].audio.unlink()
