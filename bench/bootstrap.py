@@ -60,3 +60,9 @@ def difference(
     low, high = np.quantile(apart, (0.025, 0.975))
     exact = (one[:, 0] - other[:, 0]).sum() / one[:, 1].sum()
     return {"difference": round(exact, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def in_words(apart: Mapping[str, float]) -> str:
+    """A difference by speaker as a benchmark prints it."""
+    sure = f"{apart['low']:+.1%} to {apart['high']:+.1%} in 95 % of draws of speakers"
+    return f"{apart['difference']:+.1%}, {sure}"

@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import manual_seed, nn
 
-from bench.bootstrap import difference, of_speakers, over_seeds
+from bench.bootstrap import difference, in_words, of_speakers, over_seeds
 from bench.curves import svg
 from bench.harness import Row, argument_parser, commit, show, write
 from bench.learn import SPEAKERS, Numbers, curve
@@ -329,8 +329,7 @@ def _write(
     }
     apart = differences(words)
     for pair, each in apart.items():
-        most = f"{each['low']:+.1%} to {each['high']:+.1%} in 95 % of draws of speakers"
-        print(f"WER, {pair}: {each['difference']:+.1%}, {most}")
+        print(f"WER, {pair}: {in_words(each)}")
     path = write(
         given.name,
         rows,

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.bootstrap import difference, of_speakers, over_seeds
+from bench.bootstrap import difference, in_words, of_speakers, over_seeds
 from bench.curves import svg
 from bench.harness import RESULTS, Row, argument_parser, commit, show, write
 from bench.machine import clock, device, machine
@@ -245,8 +245,7 @@ def conclude(arms: str) -> None:
     rows, apart = compared(runs), differences(runs)
     show("unseen speakers, at equal time", rows)
     for name, each in apart.items():
-        most = f"{each['low']:+.1%} to {each['high']:+.1%} in 95 % of draws of speakers"
-        print(f"WER of {name} less that of {first}: {each['difference']:+.1%}, {most}")
+        print(f"WER of {name} less that of {first}: {in_words(each)}")
     models = {
         name: {
             "what": RECIPES[name].what,

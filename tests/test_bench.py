@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import gpu, gpu_parts, harness
+from bench import gpu, gpu_parts, harness, learn
 from bench.bootstrap import by_speaker, difference, word_errors
 from bench.curves import svg
 from bench.distillation import differences as students_apart
@@ -416,6 +416,26 @@ def test_the_first_of_a_list_is_what_its_others_are_compared_with() -> None:
     found = [(row.ours, row.theirs, row.goal_ratio) for row in compared(runs)]
     assert found[::2] == [([0.5], [], None), ([0.4], [0.5], None)]
     assert differences(runs)["inter"]["difference"] == pytest.approx(-0.1)
+
+
+def test_a_report_is_of_the_list_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.learn", "--report", "--arms", "rates"])
+    with pytest.raises(SystemExit, match=r"no run of adamw-0\.001 has ended"):
+        learn.main()
+
+
+def test_what_is_said_of_speakers_is_what_the_stored_errors_say() -> None:
+    path = REPOSITORY / "bench" / "results" / "distillation_charged.json"
+    found = json.loads(path.read_text())
+    words = {(arm, int(n)): each for name, each in found["word_errors"].items()
+             for arm, n in [name.rsplit("-", 1)]}  # fmt: skip
+    assert found["wer_apart"] == students_apart(words)
+    assert {each["seeds"] for each in found["wer_apart"].values()} == {3}
+    for each in words.values():
+        made = each["substitutions"] + each["deletions"] + each["insertions"]
+        assert [made, each["words"]] == [
+            sum(n) for n in zip(*each["speakers"].values(), strict=True)
+        ]
 
 
 def test_recipes_are_paired_by_speaker_over_the_seeds_that_both_have() -> None:

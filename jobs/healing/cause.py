@@ -73,7 +73,7 @@ _WORDS = (
     ("missing_file", r"execve\(\): .*No such file or directory"),
 )
 # What srun says in the moment between the end of a job, a scancel's, and that of its batch script.
-_JOB_ENDED = r"srun: error: .*(Slurm job \d+ has expired|already completing or completed)"
+_JOB_ENDED = r"srun: error: .*\bjob {}\b.*(has expired|already completing or completed)"
 # A rank that fails in one of these ways may have died of another one's death.
 SECONDARY = ("collective_timeout", "killed")
 
@@ -114,9 +114,9 @@ def cause_of_end(status: int, log: str) -> tuple[str, str]:
     return "error", f"it ended with {name}, and without a word of its own"
 
 
-def job_had_ended(log: str) -> bool:
+def job_had_ended(job: str, log: str) -> bool:
     """Whether srun found the job ended: its step never began, and Slurm knows who ended the job."""
-    return re.search(_JOB_ENDED, log) is not None
+    return re.search(_JOB_ENDED.format(re.escape(job)), log) is not None
 
 
 def present_name(cause: str) -> str:

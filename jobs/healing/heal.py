@@ -45,7 +45,7 @@ def heal(step: StepDir, attempt: Attempt, status: int) -> int:
     except Superseded:
         return status
     words = _words(step, attempt)
-    if job_had_ended(words):
+    if job_had_ended(attempt.job, words):
         print(f"{step.name}: its job was ended before it began", flush=True)
         return status
     failure = _failure(step, attempt, status, words)

@@ -17,8 +17,13 @@ from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.normalize import CHARACTERS
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint, checksums
+from lact_asr.training.health import Scale
+from lact_asr.training.logger import TrainingLogger
+from lact_asr.training.material import Terms
 from lact_asr.training.objective import CTCObjective, SpeechObjective
+from lact_asr.training.speech import TERMS
 from lact_asr.training.trainer import FitResult, fit
+from lact_asr.training.utilization import Utilization
 from lact_asr.utils.errors import Interrupted
 from lact_asr.utils.files import write_json
 from lact_asr.utils.locks import no_fence
@@ -66,6 +71,14 @@ def settings(**changes: object) -> TrainingConfig:
     short = {"max_steps": 6, "batch_seconds": 8.0, "valid_every": 3, "checkpoint_every": 3}
     quiet = {"log_every": 1, "samples": 1, "optim": OptimConfig.model_validate(optim)}
     return TrainingConfig.model_validate(short | quiet | changes)
+
+
+def quiet_logger(device: torch.device | None = None, terms: Terms = TERMS) -> TrainingLogger:
+    """A logger of 50 steps that prints nothing and reports to nobody."""
+    ignored = lambda *given, **facts: None
+    scale = Scale(len(VOCABULARY), 50, 1.0, "8")
+    use = Utilization(1.0, None, device or torch.device("cpu"))
+    return TrainingLogger(ignored, ignored, scale, terms, use, loud=False)
 
 
 class RecordedEvents:

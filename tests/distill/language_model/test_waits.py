@@ -9,12 +9,10 @@ from distill.language_model.across import Across
 from distill.language_model.batch import TextBatch
 from distill.language_model.model import LanguageModel, LMObjective, likelihood
 from distill.language_model.trainer import TERMS
-from lact_asr.training.health import Scale
-from lact_asr.training.logger import TrainingLogger
-from lact_asr.training.utilization import Utilization
 from tests.distill.language_model.test_across import PIECES, by_pieces
 from tests.distill.language_model.test_inside import AT_ONCE
 from tests.distill.language_model.test_language_model import VOCABULARY, batch, model
+from tests.lact_asr.tiny_runs import quiet_logger
 from tests.waits import DEVICE, Waits, step, without_autocast
 
 CHUNK = 16
@@ -41,8 +39,7 @@ def texts() -> list[TextBatch]:
 def test_a_step_reads_one_tensor_and_sends_nothing_that_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], LMObjective]
 ) -> None:
-    scale, use = Scale(len(VOCABULARY), 50, 1.0, "8"), Utilization(1.0, None, DEVICE)
-    logger = TrainingLogger(print, print, scale, TERMS, use, loud=False)
+    logger = quiet_logger(DEVICE, TERMS)
     config = LMTrainingConfig(max_steps=9)
     seen = step(make(), texts(), config, logger, monkeypatch, lambda each: each.to(DEVICE))
     assert seen.reads == ["copied to the CPU"]

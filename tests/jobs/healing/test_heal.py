@@ -104,6 +104,11 @@ def test_a_job_that_was_ended_before_its_step_began_has_not_failed(
     log.write_text(f"{said}\n")
     assert heal(step, ATTEMPT, 1) == 1
     assert step.failure() is None and not step.events(), "the queue knows who has ended it"
+    log.write_text(f"{said}\n".replace("job 7", "job 17"))
+    assert heal(step, ATTEMPT, 1) == 1
+    assert step.failure()["cause"] == "error", "a step that calls srun itself, for another job"
+    step.forget_failure()
+    log.write_text(f"{said}\n")
     step.write_claim({**ATTEMPT._asdict(), "host": "n1", "log_sizes": {log.name: 999}})
     assert heal(step, ATTEMPT, 1) == 1
     assert step.failure()["cause"] == "error", "those words were of an earlier start"

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 from torch import nn
 
 from lact_asr.config.training import GuardConfig
@@ -18,13 +17,10 @@ from lact_asr.training.guard import (
     start_of_rise,
     update_mean_norm,
 )
-from lact_asr.training.health import Scale
-from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Outcome
 from lact_asr.training.resume import State
-from lact_asr.training.utilization import Utilization
 from lact_asr.utils.errors import Failed
-from tests.lact_asr.tiny_runs import run, settings, tones
+from tests.lact_asr.tiny_runs import quiet_logger, run, settings, tones
 
 RELATIVE = GuardConfig(skip_ratio=10.0)
 
@@ -89,12 +85,6 @@ def test_a_dropped_spike_moves_no_weight_and_is_named_with_its_norm(tmp_path, ca
     assert "is above 0.5, with 0-" in norms[0]
 
 
-def silent_logger() -> TrainingLogger:
-    ignored = lambda *given, **facts: None
-    scale, use = Scale(29, 9, 1.0, "8"), Utilization(1.0, None, torch.device("cpu"))
-    return TrainingLogger(ignored, ignored, scale, None, use, loud=False)
-
-
 def outcome(loss: float, norm: float, highest: float = math.inf) -> Outcome:
     suspects = ["u1", "u2"]
     return Outcome(loss, 9.0, {}, {}, norm, 8.0, False, {}, highest, suspects)
@@ -103,7 +93,7 @@ def outcome(loss: float, norm: float, highest: float = math.inf) -> Outcome:
 def given_up(state: State, step: Outcome, model: nn.Module) -> str:
     """Why a run ends with a step that is not taken."""
     with pytest.raises(Failed) as caught:
-        note_step(state, settings(), silent_logger(), step, model)
+        note_step(state, settings(), quiet_logger(), step, model)
     assert caught.value.cause == "diverged"
     return str(caught.value)
 
@@ -119,7 +109,7 @@ def test_a_run_that_ends_says_how_often_by_what_and_what_to_change():
     for name in "bcde":
         model[name].weight.data.fill_(math.inf)
     state = State(step=900, dropped=[*range(700, 749)])
-    note_step(state, settings(), silent_logger(), outcome(1.0, math.inf), model)
+    note_step(state, settings(), quiet_logger(), outcome(1.0, math.inf), model)
     assert len(state.dropped) == SHARE * WINDOW, "so many may be dropped"
     state.step += 1
     broken = endless.format("b.weight, c.weight, d.weight")
@@ -141,11 +131,11 @@ def test_a_step_that_is_taken_ends_the_row_and_moves_the_usual_numbers():
     state = State(
         step=7, in_a_row=3, skipped=3, typical_norm=2.0, typical_loss=4.0, lowest_loss=4.0
     )
-    note_step(state, settings(), silent_logger(), outcome(3.0, 1.0), nn.Linear(1, 1))
+    note_step(state, settings(), quiet_logger(), outcome(3.0, 1.0), nn.Linear(1, 1))
     assert (state.in_a_row, state.skipped, state.dropped) == (0, 3, [])
     assert state.typical_norm == pytest.approx(0.98 * 2.0 + 0.02 * 1.0)
     assert state.typical_loss == state.lowest_loss == pytest.approx(0.98 * 4.0 + 0.02 * 3.0)
-    note_step(state, settings(), silent_logger(), outcome(6.0, 1.0), nn.Linear(1, 1))
+    note_step(state, settings(), quiet_logger(), outcome(6.0, 1.0), nn.Linear(1, 1))
     assert state.lowest_loss < state.typical_loss
 
 

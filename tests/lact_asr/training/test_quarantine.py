@@ -12,15 +12,20 @@ from lact_asr.data.manifest import Utterance, read_manifest
 from lact_asr.distributed import fsdp, processes
 from lact_asr.training import checkpoint
 from lact_asr.training.guard import note_quarantined
-from lact_asr.training.health import Scale
-from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Loss
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.quarantine import NOT_FINITE, SPOILED, halve, without
 from lact_asr.training.resume import State
-from lact_asr.training.utilization import Utilization
 from lact_asr.utils.errors import Failed
-from tests.lact_asr.tiny_runs import VOCABULARY, RecordedEvents, manifest, run, tiny, tones
+from tests.lact_asr.tiny_runs import (
+    VOCABULARY,
+    RecordedEvents,
+    manifest,
+    quiet_logger,
+    run,
+    tiny,
+    tones,
+)
 from tests.lact_asr.training.test_resume import assert_same_bits
 from tests.lact_asr.training.test_trainer import Poisoned
 from tests.ranks import in_ranks
@@ -92,10 +97,7 @@ def test_more_utterances_in_quarantine_than_allowed_are_bad_data(tmp_path):
 
 
 def test_utterances_found_later_join_the_earlier_ones_and_as_many_as_allowed_are_no_failure():
-    ignored = lambda *given, **facts: None
-    scale, use = Scale(29, 8, 1.0, "8"), Utilization(1.0, None, torch.device("cpu"))
-    logger = TrainingLogger(ignored, ignored, scale, None, use, loud=False)
-    state = State()
+    logger, state = quiet_logger(), State()
     for found in range(5):
         note_quarantined(state, 6, logger, {f"u{found}": "loud"})
     note_quarantined(state, 6, logger, {"u5": "silent"})

@@ -11,11 +11,8 @@ from lact_asr.config.training import CTCConfig
 from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.distributed.device import made, sent
-from lact_asr.training.health import Scale
-from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.objective import CTCObjective
-from lact_asr.training.utilization import Utilization
-from tests.lact_asr.tiny_runs import VOCABULARY, settings, tiny, tones
+from tests.lact_asr.tiny_runs import VOCABULARY, quiet_logger, settings, tiny, tones
 from tests.waits import DEVICE, Waits, step
 
 CAUSAL = {"schedule": "apply_then_update", "chunk": 8, "window": 8, "momentum": True}
@@ -33,11 +30,6 @@ def batches(folder: Path) -> list[Batch]:
     return [reader[rows] for rows in ([0, 1], [2, 3])]
 
 
-def logger() -> TrainingLogger:
-    scale, use = Scale(len(VOCABULARY), 50, 1.0, "8"), Utilization(1.0, None, DEVICE)
-    return TrainingLogger(print, print, scale, None, use, loud=False)
-
-
 @pytest.mark.parametrize("method", ["adamw", "muon"])
 @pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 def test_a_step_reads_one_tensor_and_sends_nothing_that_is_waited_for(
@@ -47,7 +39,7 @@ def test_a_step_reads_one_tensor_and_sends_nothing_that_is_waited_for(
     method: str,
 ) -> None:
     config = settings(optim={"method": method})
-    seen = step(make(), batches(tmp_path), config, logger(), monkeypatch)
+    seen = step(make(), batches(tmp_path), config, quiet_logger(DEVICE), monkeypatch)
     assert seen.reads == ["copied to the CPU"]
     assert seen.sent == []
 
@@ -57,7 +49,7 @@ def test_ctc_at_several_blocks_is_one_call_for_each_micro_batch(
 ) -> None:
     """Each call waits for all that the device is at: PyTorch's kernels copy the lengths."""
     objective = OBJECTIVES["intermediate CTC and consistency"]()
-    seen = step(objective, batches(tmp_path), settings(), logger(), monkeypatch)
+    seen = step(objective, batches(tmp_path), settings(), quiet_logger(DEVICE), monkeypatch)
     assert seen.losses == [3 * 2 * 2] * 2, "outputs x views x utterances, of two micro-batches"
 
 
