@@ -418,7 +418,25 @@ def test_the_first_of_a_list_is_what_its_others_are_compared_with() -> None:
     assert differences(runs)["inter"]["difference"] == pytest.approx(-0.1)
 
 
-def test_a_report_is_of_the_list_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("arms", "name"), [("main", "learn"), ("ablation", "learn_ablation")])
+def test_a_report_of_a_list_says_again_what_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arms: str, name: str
+) -> None:
+    for module in (learn, harness):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench.learn", "--report", "--arms", arms])
+    learn.main()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.json", f"{name}.svg"]
+    committed = REPOSITORY / "bench" / "results" / f"{name}.json"
+    said, before = (json.loads(path.read_text()) for path in (tmp_path / committed.name, committed))
+    for each in (said, before):
+        del each["machine"]
+    assert said == before
+
+
+def test_a_report_of_a_list_whose_first_has_not_run_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "argv", ["bench.learn", "--report", "--arms", "rates"])
     with pytest.raises(SystemExit, match=r"no run of adamw-0\.001 has ended"):
         learn.main()
