@@ -266,7 +266,9 @@ def conclude(arms: str) -> None:
         for run in each
     }
     caption = "Character error rate on unseen speakers, %"
-    write_atomic(RESULTS / f"{title}.svg", svg(caption, "minutes of one core", lines))
+    recipe_of = lambda name: name.split()[0]
+    drawn = svg(caption, "minutes of one core", lines, recipe_of)
+    write_atomic(RESULTS / f"{title}.svg", drawn)
     print(f"written to {path} and {title}.svg beside it")
 
 

@@ -442,6 +442,13 @@ def test_a_report_of_a_list_whose_first_has_not_run_says_so(
         learn.main()
 
 
+def test_lines_of_one_kind_have_one_color() -> None:
+    lines = {name: [(0, 9), (1, 8)] for name in ("set 0", "set 1", "still 0")}
+    colors = lambda drawn: re.findall(r"stroke: (#[0-9a-f]{6}); stroke-width: 1\.5", drawn)
+    apart, seeds = svg("t", "x", lines), svg("t", "x", lines, lambda name: name.split()[0])
+    assert [len(set(colors(drawn))) for drawn in (apart, seeds)] == [3, 2]
+
+
 def test_what_is_said_of_speakers_is_what_the_stored_errors_say() -> None:
     path = REPOSITORY / "bench" / "results" / "distillation_charged.json"
     found = json.loads(path.read_text())
