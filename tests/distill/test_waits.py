@@ -12,8 +12,8 @@ from lact_asr.config.training import CTCConfig
 from lact_asr.model.interface import CTCModel
 from lact_asr.training.objective import CTCObjective, SpeechObjective
 from tests.distill.tiny_models import tiny_baseline, tiny_teacher
-from tests.lact_asr.tiny_runs import VOCABULARY, settings, tiny
-from tests.lact_asr.training.test_waits import batches, logger
+from tests.lact_asr.tiny_runs import VOCABULARY, quiet_logger, settings, tiny
+from tests.lact_asr.training.test_waits import batches
 from tests.waits import DEVICE, step
 
 
@@ -48,6 +48,6 @@ OBJECTIVES: dict[str, Callable[[], SpeechObjective]] = {
 def test_a_step_reads_one_tensor_and_sends_nothing_that_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], SpeechObjective]
 ) -> None:
-    seen = step(make(), batches(tmp_path), settings(), logger(), monkeypatch)
+    seen = step(make(), batches(tmp_path), settings(), quiet_logger(DEVICE), monkeypatch)
     assert seen.reads == ["copied to the CPU"]
     assert seen.sent == []
