@@ -2,9 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
+from typing import Any
 
 # the same curves give the same bytes, and words stay words that can be searched for
-STYLE = {"svg.hashsalt": "trainyard", "svg.fonttype": "none", "font.family": "sans-serif"}
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "trainyard",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+}
 
 Points = Sequence[tuple[float, float]]
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import soundfile
 import torch
-from torch import nn
 
 from bench.harness import Row, argument_parser, show, write
 from bench.machine import device, machine, precision, seconds
@@ -37,7 +36,7 @@ from lact_asr.data.audio import RATE
 from lact_asr.data.batch import Batch
 from lact_asr.data.manifest import Utterance
 from lact_asr.distributed.processes import World
-from lact_asr.model.interface import count_parameters
+from lact_asr.model.interface import CTCModel, count_parameters
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 
@@ -68,7 +67,7 @@ PAIRS = {
 }
 
 
-def teacher(pair: Pair) -> nn.Module:
+def teacher(pair: Pair) -> CTCModel:
     """The teacher with its first weights."""
     torch.manual_seed(0)
     return FAMILIES["teacher"](pair.teacher.model_dump(), len(VOCABULARY)).eval()

@@ -26,7 +26,7 @@ from statistics import mean
 from time import monotonic
 from typing import Any
 
-from torch import manual_seed, nn
+from torch import manual_seed
 
 from bench.bootstrap import difference, in_words, of_speakers, over_seeds
 from bench.curves import svg
@@ -44,7 +44,7 @@ from lact_asr.data.dataset import whole_corpus
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.distributed.processes import World
-from lact_asr.model.interface import count_parameters
+from lact_asr.model.interface import CTCModel, count_parameters
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training import checkpoint
@@ -120,7 +120,7 @@ def cached(work: Path, teacher: Path, parts: Parts) -> Build:
 def _describe(
     work: Path,
     path: Path,
-    model: nn.Module,
+    model: CTCModel,
     vocabulary: Vocabulary,
     unseen: list[Utterance],
     took: float,
@@ -141,7 +141,7 @@ def _describe(
     write_json(work / "teacher.json", {key: round(value, 4) for key, value in facts.items()})
 
 
-def _heard(model: nn.Module, vocabulary: Vocabulary, unseen: list[Utterance]) -> Validation:
+def _heard(model: CTCModel, vocabulary: Vocabulary, unseen: list[Utterance]) -> Validation:
     """How well a model hears the unseen speakers."""
     corpus, config = whole_corpus(unseen, vocabulary), settings(1, 120.0, 1e-3, 0)
     dev = Dev.of(corpus, config, World(), 0)
@@ -230,8 +230,8 @@ def differences(words: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str,
     found = {}
     for taught, alone in PAIRS:
         if seeds := by_arm[taught].keys() & by_arm[alone].keys():
-            pair = (over_seeds(by_arm[arm], seeds) for arm in (taught, alone))
-            found[f"{taught} less {alone}"] = {**difference(*pair), "seeds": len(seeds)}
+            one, other = (over_seeds(by_arm[arm], seeds) for arm in (taught, alone))
+            found[f"{taught} less {alone}"] = {**difference(one, other), "seeds": len(seeds)}
     return found
 
 

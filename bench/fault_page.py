@@ -6,8 +6,20 @@ from typing import Any
 from bench.harness import RESULTS
 from lact_asr.utils.files import read_json, write_atomic, write_json
 
-HEADS = ("fault", "how", "cause named", "right", "ended", "behind ran", "seconds to recover")
-HEADS += ("steps lost", "weights", "what the run did", "a person", "commit")
+HEADS = (
+    "fault",
+    "how",
+    "cause named",
+    "right",
+    "ended",
+    "behind ran",
+    "seconds to recover",
+    "steps lost",
+    "weights",
+    "what the run did",
+    "a person",
+    "commit",
+)
 _ABOUT = """\
 # The fault matrix
 

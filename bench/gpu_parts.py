@@ -28,7 +28,7 @@ from lact_asr.data.batch import Batch
 from lact_asr.data.librispeech import hold_out, scan
 from lact_asr.data.manifest import Utterance
 from lact_asr.decoding.transcribe import transcribe
-from lact_asr.model.interface import Model
+from lact_asr.model.interface import CTCModel
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.objective import CTCObjective
@@ -221,7 +221,7 @@ def _judged(what: str, ours: list[float], fast: float, busy: float) -> Iterator[
         yield Row(f"{what}, beside {goal}", "s", None, 1.0, ours, [seconds])
 
 
-def needs(model: Model, batch: Batch) -> float:
+def needs(model: CTCModel, batch: Batch) -> float:
     """Operations of a step without its padding; a peer looks at all pairs of tokens."""
     tokens = model.config.tokens(batch.wave_lengths).double()
     total = operations(model) * float(tokens.sum())

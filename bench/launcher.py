@@ -109,7 +109,7 @@ class Bench:
     def turns(self, rows: Sequence[Row], one: Callable[[Rival, Row], None]) -> list[Any]:
         """What each rival does in a round."""
         return [
-            lambda rival=rival, row=row: one(rival, row)  # type: ignore[misc]
+            lambda rival=rival, row=row: one(rival, row)
             for rival, row in zip(self.rivals, rows, strict=True)
         ]
 

@@ -56,6 +56,7 @@ class Contest:
 
     def __init__(self, size: str, speech: Sequence[Utterance], steps: int, audio: float) -> None:
         self.size, self.speech, self.steps, self.audio = size, list(speech), steps, audio
+        self.last = WARM + steps + 1
         self.took: dict[str, list[float]] = {"bare": [], "watched": [], "whole": []}
         self.inside: dict[str, list[float]] = {"watched": [], "whole": []}
         self.spent = 0.0  # seconds in data and steps
@@ -63,7 +64,7 @@ class Contest:
     def config(self, every: int) -> TrainingConfig:
         """A checkpoint every so many steps, no validation before the end."""
         return TrainingConfig(
-            max_steps=WARM + self.steps + 1,
+            max_steps=self.last,
             batch_seconds=self.audio,
             valid_every=10**9,
             checkpoint_every=every,
@@ -91,7 +92,7 @@ class Contest:
         for step in range(WARM + self.steps):
             if step == WARM:
                 watch()
-            optim.set_rate(optimizer, optim.rate_factor(config.optim, step, config.max_steps))
+            optim.set_rate(optimizer, optim.rate_factor(config.optim, step, self.last))
             torch.manual_seed(step_seed(config.seed, step, 0))
             batch = speech.prepared(feed.take())
             train_step.take_step(module, optimizer, [batch], 0.0, setting, False, {})

@@ -61,7 +61,7 @@ class Pathology:
 
 def training(kind: str = "train", *faults: Any, **more: Any) -> dict[str, Any]:
     """A step that trains on the speech."""
-    settings = {"train": "few.jsonl", "dev": "few.jsonl", "preset": "plain"}
+    settings: dict[str, Any] = {"train": "few.jsonl", "dev": "few.jsonl", "preset": "plain"}
     if kind != "teacher":
         settings |= {"model": SMALL}
     given = {**TRAINING, **QUICK, **more.pop("training", {})}
@@ -69,7 +69,9 @@ def training(kind: str = "train", *faults: Any, **more: Any) -> dict[str, Any]:
     return {**step, "faults": list(faults), **SIZE}
 
 
-SIZE = {"resources": {"time": "1h", "cpus": 1, "memory_gb": 5}}  # three at once on a node
+SIZE: dict[str, Any] = {
+    "resources": {"time": "1h", "cpus": 1, "memory_gb": 5}
+}  # three at once on a node
 
 
 def distill(teacher: str, learned: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -122,8 +124,9 @@ def teachers(trained: Path, few: Path, folder: Path) -> None:
     save("untrained", type(model)(model.config, len(vocabulary)).state_dict())
     shortest = read_manifest(few)[:8]
     heard = Reader(whole_corpus(shortest, vocabulary))[list(range(len(shortest)))]
-    for name, wanted in (("quiet", None), ("loud", RMS_OF_SCALES), ("louder", RMS_OF_KL)):
-        for _ in range(8 if wanted else 0):
+    save("quiet", model.state_dict())
+    for name, wanted in (("loud", RMS_OF_SCALES), ("louder", RMS_OF_KL)):
+        for _ in range(8):
             _grow(model, wanted / _rms(model, heard))
         save(name, model.state_dict())
 

@@ -200,7 +200,9 @@ class Linear(Recognizer):
         super().__init__(config, vocabulary_size)
         for block in self.blocks:
             layer = LinearAttention(config)
-            layer.load_state_dict(block.mix.state_dict(), strict=False)  # it adds lr_proj
+            layer.load_state_dict(
+                block.get_submodule("mix").state_dict(), strict=False
+            )  # it adds lr_proj
             block.mix = layer
 
 

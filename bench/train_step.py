@@ -16,7 +16,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench.harness import Row, argument_parser, show, write
 from bench.machine import device, machine, matmul_peak
@@ -24,6 +23,7 @@ from bench.peers import equal, parameters
 from bench.steps import SYMBOLS, Stepper, in_turns, noise, peak_memory
 from lact_asr.config.model import SIZES, ModelConfig
 from lact_asr.data.batch import Batch
+from lact_asr.model.interface import CTCModel
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training.objective import CTCObjective
 
@@ -37,7 +37,7 @@ PEAK = 790e12  # FLOP/s of large products in bf16 on an H200, as measured; its d
 SHARE = 0.35 * PEAK  # that `improved` should reach
 
 
-def model(name: str, size: str) -> nn.Module:
+def model(name: str, size: str) -> CTCModel:
     """A contestant with its first weights."""
     torch.manual_seed(0)
     ours = SHAPES[size]

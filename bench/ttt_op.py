@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.harness import Row, argument_parser, rounds, show, write
 from bench.machine import bandwidth, device, machine, matmul_peak, precision, seconds
-from lact_asr.model.ttt import test_time_training
+from lact_asr.model.ttt import Schedule, test_time_training
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Case:
     """One way to call the operator."""
 
     name: str
-    schedule: str
+    schedule: Schedule
     chunk: int | None = None
     orthogonalize: str | None = None
 

@@ -157,7 +157,7 @@ def halves(model: nn.Module, spoken: Batch, count: int, stuck: bool) -> list[Ten
     `stuck` is the original loop: an infinite norm skips the batch, and with it the scaler's turn.
     """
     optimizer = torch.optim.Adam(model.parameters(), 2e-4)
-    scaler, objective, norms = torch.amp.GradScaler("cpu"), CTCObjective(model), []
+    scaler, objective, norms = torch.amp.grad_scaler.GradScaler("cpu"), CTCObjective(model), []
     for _ in range(count):
         with torch.autocast("cpu", torch.float16):
             loss = objective(spoken, 0.0)

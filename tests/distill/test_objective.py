@@ -24,6 +24,7 @@ from lact_asr.data.specaugment import Masks, SpecAugment
 from lact_asr.distributed import processes
 from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.forward import autocast
+from lact_asr.model.interface import CTCModel
 from lact_asr.model.masks import length_mask
 from lact_asr.text.ctc import uniform_ctc_loss
 from lact_asr.text.vocabulary import Vocabulary
@@ -67,6 +68,12 @@ def objective(
     )
 
 
+def teacher_of(taught: DistillObjective) -> CTCModel:
+    """The model that says what its student is taught."""
+    assert isinstance(taught.source, Live)
+    return taught.source.teacher
+
+
 def noise(count: int = 4) -> Batch:
     """Utterances of different lengths and texts, of noise."""
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +107,7 @@ def test_a_student_that_knows_nothing_costs_what_is_expected_of_it(changes):
 def even_attention(taught: DistillObjective, spoken: Batch) -> float:
     """The attention loss over ln K - H of the teacher, K the keys that both look at."""
     mine = taught.model(spoken.waves, spoken.wave_lengths, attention=True)
-    theirs = taught.source.teacher(spoken.waves, spoken.wave_lengths, attention=True)
+    theirs = teacher_of(taught)(spoken.waves, spoken.wave_lengths, attention=True)
     seen = length_mask(mine.lengths, mine.log_probs.shape[1])
     mean = theirs.attention.detach().exp().mean(1)  # heads differ in number; the window is wide
     keys = mine.lengths[:, None].expand(seen.shape)
@@ -130,7 +137,7 @@ def test_the_total_is_the_formula_per_label_and_per_frame(progress):
     taught.begin_step([spoken], sum_of_one_rank)
     loss = taught(spoken, progress)
     student = taught.model(spoken.waves, spoken.wave_lengths)
-    teacher = taught.source.teacher(spoken.waves, spoken.wave_lengths)
+    teacher = teacher_of(taught)(spoken.waves, spoken.wave_lengths)
     mask = length_mask(student.lengths, student.log_probs.shape[1])
     ctc = ctc_losses(student.log_probs, student.lengths, spoken).sum() / loss.weight
     p, q = ((x.log_probs[mask] / 2).softmax(-1) for x in (teacher, student))
@@ -226,7 +233,7 @@ def test_of_two_views_of_an_utterance_both_are_taught_and_the_teacher_hears_it_o
     taught = objective(ctc=CTCConfig(consistency=0.2), **changes)
     once, spoken, heard = objective(**changes), noise(), []
     once.trainable.load_state_dict(taught.trainable.state_dict())
-    taught.source.teacher.register_forward_pre_hook(lambda _, given: heard.append(len(given[0])))
+    teacher_of(taught).register_forward_pre_hook(lambda _, given: heard.append(len(given[0])))
     for each in (taught, once):
         each.trainable.eval()
         each.begin_step([spoken], sum_of_one_rank)
@@ -294,7 +301,7 @@ def test_each_way_of_teaching_costs_what_it_says(way):
     taught.begin_step([spoken], sum_of_one_rank)
     loss = taught(spoken, 0.0)
     student = taught.model(spoken.waves, spoken.wave_lengths)
-    teacher = taught.source.teacher(spoken.waves, spoken.wave_lengths)
+    teacher = teacher_of(taught)(spoken.waves, spoken.wave_lengths)
     mask = length_mask(student.lengths, student.log_probs.shape[1])
     total = losses.masked_sum(cost(student.log_probs, teacher.log_probs), mask)
     expected = total / (mask.sum() if unit == "frames" else loss.weight)
@@ -399,9 +406,9 @@ def test_the_teacher_is_frozen_and_stays_in_evaluation_mode():
     first, second = (taught(spoken, 0.0).total for _ in range(2))
     second.backward()
     assert first.equal(second), "a teacher with live dropout says something else each time"
-    assert all(p.grad is None and not p.requires_grad for p in taught.source.teacher.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in teacher_of(taught).parameters())
     inside = {id(p) for p in taught.trainable.parameters()}
-    assert not inside & {id(p) for p in taught.source.teacher.parameters()}
+    assert not inside & {id(p) for p in teacher_of(taught).parameters()}
 
 
 def test_the_projector_learns_five_times_as_fast_and_every_parameter_once():
@@ -517,7 +524,7 @@ def test_the_student_hears_masked_features_and_the_teacher_clean_ones():
     loss = taught(masked, 1.0)
     torch.manual_seed(5)
     student = taught.model(spoken.waves, spoken.wave_lengths, masked.augment)
-    teacher = taught.source.teacher(spoken.waves, spoken.wave_lengths)
+    teacher = teacher_of(taught)(spoken.waves, spoken.wave_lengths)
     mask = length_mask(student.lengths, student.log_probs.shape[1])
     kd = losses.masked_sum(losses.frame_kd(student.log_probs, teacher.log_probs, 2.0), mask)
     expected = taught.labels_per_frame * kd

@@ -12,7 +12,8 @@ from lact_asr.distributed.processes import World
 from lact_asr.training import train_step
 from lact_asr.training.objective import CTCObjective
 from lact_asr.utils.files import read_json, write_json
-from tests.distill.test_bad_data import batch, emergency
+from tests.distill.test_bad_data import emergency
+from tests.distill.tiny_models import batch
 from tests.lact_asr.tiny_runs import settings
 from tests.ranks import in_ranks
 

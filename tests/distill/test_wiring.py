@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from distill.cache import filling
+from distill.cache.format import Form, read_index
 from distill.cache.teacher import Cached
 from distill.config.distillation import DistillConfig
 from distill.objective import DistillObjective
@@ -294,7 +295,7 @@ def test_losses_are_float32_where_the_forward_pass_is_bfloat16(tmp_path):
 
 def filled(
     folder: Path, model: Recognizer, said: Sequence[Utterance], **given: Any
-) -> tuple[filling.Filled, filling.Form]:
+) -> tuple[filling.Filled, Form]:
     form = filling.form_of(
         model, VOCABULARY, kept=8, temperatures=[], hidden="last",
         precision=given.pop("precision", "fp32"),
@@ -456,7 +457,7 @@ def test_a_cache_step_keeps_what_it_is_told_to_keep(files, tmp_path):
     form = Cached(made.cache, filling.identity(model, many)).form
     assert (form.kept, form.temperatures, form.hidden) == (7, [1.0, 1.5], "all")
     assert form.precision == "bf16"
-    assert len(filling.read_index(made.cache)) == 8, "each utterance at each speed"
+    assert len(read_index(made.cache)) == 8, "each utterance at each speed"
 
 
 def texts(folder: Path, count: int = 12) -> dict[str, Path]:

@@ -195,7 +195,7 @@ def test_a_program_whose_step_is_taken_over_is_ended(
 ) -> None:
     monkeypatch.setattr(_external, "_CHECK", 0.05)
     started: list[subprocess.Popen[bytes]] = []
-    monkeypatch.setattr(_external.subprocess, "Popen", _noting(started))
+    monkeypatch.setattr(subprocess, "Popen", _noting(started))
 
     def fence() -> None:
         raise Superseded("goes on elsewhere")

@@ -214,7 +214,7 @@ def test_at_most_four_submissions_are_under_way_at_once(tmp_path):
 
 def test_a_submission_that_nobody_finds_again_says_what_to_do(tmp_path, monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr(submit.time, "sleep", slept.append)
+    monkeypatch.setattr(time, "sleep", slept.append)
     run = make_run(tmp_path, {"one": []})
     queue = Paper(run)
     monkeypatch.setattr(queue, "find", lambda job: None)
@@ -274,7 +274,7 @@ def test_an_end_that_nobody_has_asked_for_is_not_noted_as_one(tmp_path):
     queue = Paper(run)
     submitted(run, queue)
     queue.state["100"] = QueueState.CANCELLED
-    submit.look_closely(run, queue)
+    recover.look_closely(run, queue)
     assert not run.step("one").latest().ended
 
 

@@ -132,7 +132,7 @@ def test_a_rank_that_is_told_to_end_waits_for_nobody_s_record(
     monkeypatch.setenv("TRAINYARD_JOB", "7")
     process = worker._Process(step)
     process.world_size, process.received = 2, signal.SIGTERM
-    monkeypatch.setattr(worker.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
     process._record_failure("collective_timeout", "Connection closed by peer")
     assert step.failure()["cause"] == "collective_timeout"
 

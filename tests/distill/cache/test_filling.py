@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from distill.cache import filling
-from distill.cache.format import read_form, read_index
+from distill.cache.format import Form, open_cache, read_form, read_index
 from distill.cache.teacher import Cached
 from distill.models.pitch import PitchAndCepstra
 from distill.teachers import Live
@@ -57,7 +58,7 @@ def test_a_teacher_that_watches_is_kept_with_what_it_saw(speech, tmp_path):
 LETTERS = tiny_runs.VOCABULARY
 
 
-def form(model: Recognizer, **changes: Any) -> filling.Form:
+def form(model: Recognizer, **changes: Any) -> Form:
     plain: dict[str, Any] = {
         "kept": 8, "temperatures": [], "hidden": "none", "precision": "fp32",
     }  # fmt: skip
@@ -127,7 +128,7 @@ def test_features_have_the_version_that_caches_carry():
 def test_what_a_kill_may_cost_is_written_as_often_as_reports_are_made(tmp_path, monkeypatch):
     """The clock goes on by one second at each look: a flush after 3, a report after 5 of them."""
     seconds = iter(range(1000))
-    monkeypatch.setattr(filling.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
     monkeypatch.setattr(filling, "FLUSH", 3.0)
     monkeypatch.setattr(filling, "TELL", 5.0)
     said, told = tiny_runs.tones(tmp_path, 9), []
@@ -188,12 +189,12 @@ class Second(processes.World):
 def test_a_share_of_the_work_is_filled_and_what_nobody_could_read_is_told_everybody(tmp_path):
     said, model = tiny_runs.tones(tmp_path, 4), tiny_runs.tiny()
     given: dict[str, Any] = {"world": Second(), "batch_seconds": 0.1}
-    filling.open_cache(tmp_path / "whole", form(model))
+    open_cache(tmp_path / "whole", form(model))
     assert fill(tmp_path / "whole", model, said, **given).records == 2
     mine = sorted(name for name, _ in read_index(tmp_path / "whole"))
     assert [path.name for path in (tmp_path / "whole").glob("*.bin")] == ["001-00000.bin"]
     next(each for each in said if each.id == mine[0]).audio.unlink()
-    filling.open_cache(tmp_path / "torn", form(model))
+    open_cache(tmp_path / "torn", form(model))
     done = fill(tmp_path / "torn", model, said, **given)
     assert done.records == 1 and done.unreadable.keys() == {"first", mine[0]}
 

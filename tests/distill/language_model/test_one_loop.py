@@ -13,7 +13,7 @@ from lact_asr.data.batch_plan import Position
 from lact_asr.distributed import processes
 from lact_asr.distributed.processes import World
 from lact_asr.training import checkpoint
-from lact_asr.training.objective import Loss
+from lact_asr.training.loss import Loss
 from lact_asr.utils.errors import Failed, Misfit
 from lact_asr.utils.files import read_json
 from tests.distill.language_model.test_language_model import (

@@ -15,7 +15,7 @@ from distill.teachers import Live
 from lact_asr.distributed import fsdp, processes
 from lact_asr.model.window_attention import Layout
 from lact_asr.utils.errors import DataError
-from tests.distill.test_objective import assert_close, gradients, noise, sum_of_one_rank
+from tests.distill.test_objective import assert_close, gradients, noise, sum_of_one_rank, teacher_of
 from tests.distill.tiny_models import VOCABULARY, part, tiny_baseline, tiny_teacher
 from tests.lact_asr.tiny_runs import tiny
 from tests.ranks import in_ranks
@@ -109,7 +109,7 @@ def test_the_objective_pays_for_the_last_blocks_by_the_curriculum():
     taught.begin_step([spoken], sum_of_one_rank)
     loss = taught(spoken, 1.0)
     mine = taught.model(spoken.waves, spoken.wave_lengths, attention=True)
-    theirs = taught.source.teacher(spoken.waves, spoken.wave_lengths, attention=True)
+    theirs = teacher_of(taught)(spoken.waves, spoken.wave_lengths, attention=True)
     seen = mine.lengths[:, None] > torch.arange(mine.log_probs.shape[1])
     expected = losses.attention(mine.attention, theirs.attention, seen)[seen].mean().detach()
     assert float(loss.parts["attention"].value / loss.weight) == pytest.approx(

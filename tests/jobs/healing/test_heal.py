@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from jobs.fence import Attempt
-from jobs.healing.heal import AGAIN, SAVED, heal, main
+from jobs.healing.heal import AGAIN, heal, main
 from jobs.healing.nodes import nodes_to_exclude
+from jobs.job import SAVED
 from jobs.step_folder import StepDir
 from tests.jobs.launcher import Launcher
 from tests.jobs.test_status import make_run

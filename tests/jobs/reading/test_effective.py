@@ -169,11 +169,11 @@ def kept_for_backward(objective: CTCObjective, batch: Batch, half: bool) -> int:
 def test_the_memory_reckoned_is_what_autograd_keeps(
     changes: dict, ctc: dict, seconds: float, count: int, half: bool
 ) -> None:
-    config, ctc = SHAPE.model_copy(update=changes), CTCConfig.model_validate(ctc)
-    objective = CTCObjective(Recognizer(config, 100).train(), ctc)
+    config, taught = SHAPE.model_copy(update=changes), CTCConfig.model_validate(ctc)
+    objective = CTCObjective(Recognizer(config, 100).train(), taught)
     kept = kept_for_backward(objective, clips(seconds, count, 100), half)
-    heard = Heard(ctc.views * count * seconds, seconds, 100)
-    assert activation_bytes(config, ctc, heard, half) == pytest.approx(kept, rel=0.1)
+    heard = Heard(taught.views * count * seconds, seconds, 100)
+    assert activation_bytes(config, taught, heard, half) == pytest.approx(kept, rel=0.1)
 
 
 def test_blocks_that_are_computed_again_keep_their_inputs_and_one_of_them_the_rest() -> None:

@@ -41,7 +41,7 @@ def split_gradient(folder: Path) -> None:
     world = processes.start()
     mine = [[0, 1, 2], [3]] if world.main else [[4, 5], [6, 7]]
     found, outcome, model = gradient_of(mine, folder, world, sharded=True)
-    held = sum(p.to_local().numel() for p in model.parameters())
+    held = sum(fsdp.local(p).numel() for p in model.parameters())
     total = sum(p.numel() for p in model.parameters())
     torch.save((found, outcome.loss, outcome.grad_norm, held / total), folder / f"{world.rank}.pt")
 
@@ -125,7 +125,7 @@ def looks(folder: Path) -> None:
     world, model = processes.start(), tiny()
     fsdp.shard(model, model, model.blocks)
     if not world.main:
-        model.head.weight.data.to_local()[-1] = float("nan")
+        fsdp.local(model.head.weight.data)[-1] = float("nan")
     write_json(folder / f"{world.rank}.json", non_finite(model))
 
 
@@ -161,7 +161,7 @@ def hybrid(folder: Path) -> None:
     run(folder / "cut", train, student(), stop_at=4, sharded="node", **GIVEN)
     run(folder / "cut", train, student(), sharded="node", **GIVEN)
     _, plain = run(folder / "split", train, student(), sharded=True, **GIVEN)
-    held = sum(p.to_local().numel() for p in objective.model.parameters())
+    held = sum(fsdp.local(p).numel() for p in objective.model.parameters())
     total = sum(p.numel() for p in objective.model.parameters())
     losses = [recorded.losses(), plain.losses()]
     write_json(folder / f"{rank}.json", {"held": held / total, "losses": losses})

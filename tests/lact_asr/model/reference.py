@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from lact_asr.config.model import ModelConfig
+
 STAGES = {
     "five_stage": [
         (4.0848, -6.8946, 2.9270),
@@ -155,7 +157,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, window: int, causal: 
     return torch.stack(rows)
 
 
-def mix(x: Tensor, parameters: dict[str, Tensor], config: object) -> Tensor:
+def mix(x: Tensor, parameters: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """The LaCT layer on one utterance x [L,D], from the published description, step by step."""
     p, heads, fast = parameters, config.attention_heads, config.lact_heads
     qkv = [p["qkv.weight"] @ token for token in x]
@@ -163,8 +165,8 @@ def mix(x: Tensor, parameters: dict[str, Tensor], config: object) -> Tensor:
     if config.qk_norm:
         q = torch.stack([rms(token, p["q_norm.weight"], 1e-5) for token in q])
         k = torch.stack([rms(token, p["k_norm.weight"], 1e-5) for token in k])
-    turned = [torch.stack([rotated(t, i, heads) for i, t in enumerate(y)]) for y in (q, k)]
-    near = attention(*turned, v, heads, config.window, config.causal)
+    turn = lambda y: torch.stack([rotated(t, i, heads) for i, t in enumerate(y)])
+    near = attention(turn(q), turn(k), v, heads, config.window, config.causal)
     far = []
     for h in range(fast):
         size = x.shape[1] // fast

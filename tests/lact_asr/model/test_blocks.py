@@ -14,6 +14,7 @@ from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import fsdp, processes
 from lact_asr.model import blocks, lact_layer
 from lact_asr.model.recognizer import Recognizer
+from lact_asr.model.window_attention import attend
 from lact_asr.training.objective import CTCObjective
 from lact_asr.training.train_step import ObjectiveModule
 from lact_asr.utils.errors import DataError
@@ -104,7 +105,6 @@ def test_flex_attention_is_used_in_training_alone_where_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[bool] = []
-    attend = lact_layer.attend
     spy = lambda q, k, v, layout, dropout: (
         seen.append(bool(layout.flex)) or attend(q, k, v, layout, dropout)
     )

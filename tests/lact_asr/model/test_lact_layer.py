@@ -69,8 +69,8 @@ def test_attention_in_blocks_equals_attention_in_a_loop(changes, size):
     config = small_config(changes)
     q, k, v = torch.randn(3, 1, size, 4, 6, dtype=torch.float64)
     layout = Layout.of(config, q.flatten(2), torch.tensor([size]))
-    flat = (x[0].flatten(1) for x in (q, k, v))
-    expected = reference.attention(*flat, 4, config.window, config.causal)
+    rows = lambda x: x[0].flatten(1)
+    expected = reference.attention(rows(q), rows(k), rows(v), 4, config.window, config.causal)
     assert distance(attend(q, k, v, layout)[0], expected) < 1e-12
 
 

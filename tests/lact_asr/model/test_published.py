@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from lact_asr.config.model import named_size
+from lact_asr.model import ttt
 from lact_asr.model.fast_weights import Weights, fast_mlp, newton_schulz
 from lact_asr.model.lact_layer import LaCTLayer
-from lact_asr.model.ttt import test_time_training
 from lact_asr.model.window_attention import Layout
 from tests.conftest import SHARED
 from tests.lact_asr.model.reference import distance
 from tests.lact_asr.model.test_ttt import NAMES, run
-
-test_time_training.__test__ = False  # a function under test, not a test
 
 ORACLE = SHARED / "oracle" / "lact"
 OP_CASES = [
@@ -174,7 +172,7 @@ def test_the_published_set_layer_comes_out_of_our_operator(kind):
     q, k = (y / (y.norm(dim=-1, keepdim=True) + 1e-5) for y in (q, k))
     start = torch.tensor(meta["base_lr"], dtype=torch.float64).expm1().log().to(kind)
     steps = torch.nn.functional.softplus(x @ p["lr_proj.weight"].T + start)
-    y, _ = test_time_training(
+    y, _ = ttt.test_time_training(
         *(p[name].repeat(len(x), 1, 1) for name in ("w0", "w1", "w2")),
         *(q, k, v),
         *rows(steps).split(1, -1),

@@ -181,7 +181,7 @@ def test_the_convolution_equals_a_loop_over_tokens_that_knows_no_padding(changes
     x = torch.randn(2, 11, 24, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
     found, before = module(x, lengths), 4 if config.causal else 2
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for row, length in enumerate(lengths.tolist()):
         gate, up = (y[row, :length] @ module.gate_up.weight.T).chunk(2, -1)
         heard = gate.sigmoid() * up

@@ -11,6 +11,7 @@ from lact_asr.config.training import OptimConfig
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import fsdp, processes
 from lact_asr.distributed.processes import World
+from lact_asr.model.fast_weights import newton_schulz
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import muon, optim
 from lact_asr.training.muon import Muon, assign, orthogonal
@@ -23,14 +24,22 @@ GIVEN = OptimConfig(method="muon", learning_rate=0.01)
 
 
 class Counted:
-    """`newton_schulz`, which counts the matrices that it is given."""
+    """Muon's `newton_schulz` until the block ends, which counts the matrices that it is given."""
 
     def __init__(self) -> None:
-        self.matrices, self._real = 0, muon.newton_schulz
+        self.matrices = 0
+
+    def __enter__(self) -> "Counted":
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(muon, "newton_schulz", self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
 
     def __call__(self, stack: Tensor, coefficients: str) -> Tensor:
         self.matrices += len(stack)
-        return self._real(stack, coefficients)
+        return newton_schulz(stack, coefficients)
 
 
 def moved(world: World, steps: int = 3, split: bool = False) -> tuple[dict, list[Tensor], int]:
@@ -39,13 +48,12 @@ def moved(world: World, steps: int = 3, split: bool = False) -> tuple[dict, list
     if split:
         fsdp.shard(model, model, model.blocks)
     optimizer = optim.build(CTCObjective(model), GIVEN, world)
-    muon.newton_schulz = counted = Counted()
-    for number in range(steps):
-        torch.manual_seed(number)
-        for parameter in model.parameters():
-            parameter.grad = fsdp.like(torch.randn(parameter.shape), parameter)
-        optimizer.step()
-    muon.newton_schulz = counted._real
+    with Counted() as counted:
+        for number in range(steps):
+            torch.manual_seed(number)
+            for parameter in model.parameters():
+                parameter.grad = fsdp.like(torch.randn(parameter.shape), parameter)
+            optimizer.step()
     sums = [fsdp.whole(state["sum"]) for state in optimizer.state.values() if "sum" in state]
     return fsdp.whole(model.state_dict()), sums, counted.matrices
 
@@ -86,10 +94,10 @@ def test_shared_over_three_ranks_the_weights_are_those_of_one_bit_for_bit(tmp_pa
 
 def trains(folder: Path) -> None:
     """A rank of a training of two steps: what it has made orthogonal."""
-    muon.newton_schulz = counted = Counted()
     train = read_manifest(folder / "tones.jsonl")
     given = {"max_steps": 2, "optim": {"method": "muon"}}
-    run(folder / "run", train, CTCObjective(tiny(layers=2)), **given)
+    with Counted() as counted:
+        run(folder / "run", train, CTCObjective(tiny(layers=2)), **given)
     write_json(folder / f"{processes.start().rank}.json", counted.matrices)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -208,7 +209,7 @@ def test_checkpoints_of_a_later_step_wait_for_those_of_an_earlier_one():
 
 def test_a_copy_shares_no_memory_at_any_depth():
     weights = torch.ones(3)
-    given = {"a": [weights, (weights[:1], 5)], "b": {"c": weights.t()}, "d": "word"}
+    given: dict[str, Any] = {"a": [weights, (weights[:1], 5)], "b": {"c": weights.t()}, "d": "word"}
     copy = copied(given)
     weights.zero_()
     assert copy["a"][0].tolist() == copy["b"]["c"].tolist() == [1, 1, 1]

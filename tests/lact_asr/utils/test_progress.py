@@ -5,10 +5,10 @@ import os
 import pty
 import subprocess
 import sys
+import time
 
 import pytest
 
-from lact_asr.utils import progress
 from lact_asr.utils.progress import Progress, clock, size
 from tests.slurm.cluster import PATIENCE
 
@@ -38,7 +38,7 @@ def test_a_log_file_gets_a_line_now_and_then_and_one_at_the_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = itertools.count()  # every question for the time takes a second
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
     with Progress("x", 12) as bar:
         for _ in range(12):
             bar.advance()
