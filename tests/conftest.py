@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +13,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
-# about half of the time that tests/slurm takes
-SECOND_SLURM = (
-    "test_exactly_once",
-    "test_fence",
-    "test_hostile_cancel",
-    "test_hostile_resume",
-    "test_successor",
+# a third each of the time that tests/slurm takes; what is not named shares a third Slurm
+SLURMS = {
+    "slurm of successors": ("test_ledger", "test_self_driving", "test_successor"),
+    "slurm of once": (
+        "test_exactly_once",
+        "test_fence",
+        "test_hostile_cancel",
+        "test_hostile_resume",
+        "test_looking",
+    ),
+}
+# what of it begins last would end last: it takes half a minute and more
+FIRST = (
+    *SLURMS,
+    "slurm",
+    "tests/test_bench.py",
+    "tests/lact_asr/model/test_blocks.py",
+    "tests/lact_asr/distributed/test_fsdp.py",
+    "tests/lact_asr/diagnosis/test_overfit.py",
+    "tests/lact_asr/training/test_recovery.py",
+    "tests/lact_asr/training/test_killed.py",
 )
 
 
@@ -34,28 +49,47 @@ def pytest_configure(config: pytest.Config) -> None:
         "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("patient")
-    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs")
     if not all("tests/gpu" in word for word in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` starts: one worker more than there are cores, since two of them mostly wait
-    for Slurm.
+    """What `-n auto` starts: four more than there are cores, since three mostly wait for Slurm and
+    others for what they have started.
     """
-    return min(len(os.sched_getaffinity(0)) + 1, 8)
+    return min(len(os.sched_getaffinity(0)) + 4, 8)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With `pytest -n auto` there are three private Slurms, whose tests mostly wait, and beside
+    them the others run, a file in one worker. `--dist loadgroup` does nothing under pytest 9.2:
+    https://github.com/pytest-dev/pytest-xdist/issues/1386
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByGroup(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(super()._split_scope(nodeid))
+
+    config.option.loadscopereorder = False  # the order is ours
+    return ByGroup(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n auto --dist loadgroup` there are two private Slurms, whose tests mostly wait,
-    and beside them the others run, a file in one worker.
-    """
-    for item in items:
-        group = str(item.path.relative_to(REPOSITORY))
-        if group.startswith("tests/slurm"):
-            group = "second slurm" if item.path.stem in SECOND_SLURM else "slurm"
-        item.add_marker(pytest.mark.xdist_group(group))
+    """What takes longest begins first."""
+    items.sort(key=lambda item: _place(_group(item.nodeid.split("::")[0])))
+
+
+def _group(file: str) -> str:
+    if not file.startswith("tests/slurm/"):
+        return file
+    return next((name for name, files in SLURMS.items() if Path(file).stem in files), "slurm")
+
+
+def _place(group: str) -> int:
+    return FIRST.index(group) if group in FIRST else len(FIRST)
 
 
 def shared(relative: str) -> Path:

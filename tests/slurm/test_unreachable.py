@@ -17,6 +17,7 @@ from tests.slurm.cluster import PATIENCE, PrivateSlurm, new_slurm
 from tests.slurm.launcher import UNTIL_GO, Launcher, chain
 
 STEPS = ("one", "two", "three", "four")
+BEGUN = "until test -e begun; do sleep 0.1; done"  # Slurm may lose a job that is just starting
 
 
 class Controller:
@@ -109,8 +110,7 @@ def test_a_controller_that_goes_away_between_two_submissions_has_each_step_once(
     launcher: Launcher, controller: Controller, queued: bool
 ) -> None:
     """sbatch then answers that it could not connect, or that its answer got lost."""
-    wait = "until test -e begun; do sleep 0.1; done"  # Slurm may lose a job that is just starting
-    stop = f"{wait}; kill $(cat {controller.slurm.directory}/run/slurmctld.pid); sleep 2"
+    stop = f"{BEGUN}; kill $(cat {controller.slurm.directory}/run/slurmctld.pid); sleep 2"
     lost = "echo 'sbatch: error: Batch job submission failed: Zero Bytes were transmitted' >&2"
     trouble = f'"$real" "$@" > queued; {stop}; {lost}; exit 1' if queued else stop
     launcher.wrap("sbatch", f'if test $nth = 2; then {trouble}; fi; exec "$real" "$@"')
@@ -132,8 +132,9 @@ def test_a_controller_that_goes_away_between_two_submissions_has_each_step_once(
 def test_ctrl_c_ends_the_waiting_and_says_what_to_do(
     launcher: Launcher, controller: Controller
 ) -> None:
-    file = launcher.write(chain(one=UNTIL_GO, two=""))
-    launcher.wrap("sbatch", 'test $nth = 2 && { touch second; sleep 1; }; exec "$real" "$@"')
+    file = launcher.write(chain(one=f"touch begun; {UNTIL_GO}", two=""))
+    later = f"{BEGUN}; touch second; sleep 1"
+    launcher.wrap("sbatch", f'if test $nth = 2; then {later}; fi; exec "$real" "$@"')
     running = launcher.start("run", file)
     launcher.slurm.wait_for((launcher.folder / "second").exists)
     controller.stop()

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import read_manifest
@@ -30,6 +29,8 @@ WAVES = ((3, 16_000), (2, 24_000), (4, 31_000))  # utterances, samples of the lo
 @pytest.fixture
 def compiler() -> Iterator[Any]:
     """PyTorch's counters, from nothing, and its settings as they were behind the test."""
+    from torch._dynamo.utils import counters  # 1.1 s, in every worker that collects this file
+
     config, names = torch._dynamo.config, ("optimize_ddp", "suppress_errors", "recompile_limit")
     kept = {name: getattr(config, name) for name in names}
     torch._dynamo.reset()
