@@ -117,7 +117,7 @@ def test_memory_that_runs_out_is_a_failure_of_its_own_class(tmp_path):
     assert caught.value.cause == "out_of_memory_gpu"
 
 
-def test_training_stops_early_when_validation_no_longer_improves(tmp_path):
+def test_training_stops_early_when_validation_no_longer_improves(tmp_path, capsys):
     still = {"learning_rate": 1e-30, "weight_decay": 0.0}
     patient = {"patience": 2, "warmup_steps": 0, "not_before": 0.0}
     result, recorded = run(
@@ -125,6 +125,8 @@ def test_training_stops_early_when_validation_no_longer_improves(tmp_path):
     )
     assert result.step == 3  # the best at step 1, then two without gain
     assert read_json(result.checkpoint / "state.json")["step"] == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if "Validation at step" in line]
+    assert [line.endswith("| best so far") for line in said] == [True, False, False]
     again, recorded = run(
         tmp_path, tones(tmp_path, 4), optim=still, max_steps=99, valid_every=1, stopping=patient
     )

@@ -79,7 +79,7 @@ def test_an_utterance_known_by_heart_counts_with_the_little_that_it_costs(tmp_pa
 def test_blanks_are_counted_where_there_is_speech_and_not_behind_it(tmp_path, model):
     short = tones(tmp_path, 2)
     dev = [*short, joined(tmp_path, short)]
-    found = check(model, dev).signs["blank_share"]
+    signs = check(model, dev).signs
     frames = blanks = 0
     for each in dev:
         batch = Reader(whole_corpus([each], VOCABULARY))[[0]]
@@ -88,7 +88,10 @@ def test_blanks_are_counted_where_there_is_speech_and_not_behind_it(tmp_path, mo
         best = output.log_probs[0, : int(output.lengths[0])].argmax(-1)
         frames, blanks = frames + len(best), blanks + int((best == 0).sum())
     assert 0 < blanks < frames / 2
-    assert found == pytest.approx(blanks / frames, abs=1e-3)
+    assert signs["blank_share"] == pytest.approx(blanks / frames, abs=1e-3)
+    labels = sum(len(VOCABULARY.encode(each.text)) for each in dev)
+    assert signs["frames_per_label"] == pytest.approx(frames / labels)
+    assert signs["empty_share"] == 0
 
 
 def test_a_file_that_cannot_be_read_counts_as_nothing_heard(tmp_path, model):
@@ -98,6 +101,7 @@ def test_a_file_that_cannot_be_read_counts_as_nothing_heard(tmp_path, model):
     assert [identity for identity, _ in validation.unreadable] == [dev[1].id]
     preds = [sample.pred for sample in validation.samples]
     assert preds[1] == "" != preds[0]
+    assert validation.signs["empty_share"] == pytest.approx(1 / 3)
     assert validation.scores.words == sum(len(each.text.split()) for each in dev)
 
 
