@@ -4,9 +4,11 @@ A speaker's utterances are alike: drawn one by one they make an interval narrowe
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jiwer
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.machine import device
 from lact_asr.data.manifest import Utterance
@@ -18,7 +20,7 @@ from lact_asr.text.vocabulary import Vocabulary
 Errors = dict[str, list[int]]  # by speaker: errors in words, and words
 
 
-def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> NDArray[Any]:
     """Errors of each utterance, and its words: [utterances, 2]."""
     counts = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
@@ -28,7 +30,7 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndar
     return np.array(counts, dtype=float)
 
 
-def by_speaker(counts: np.ndarray, speakers: Sequence[str]) -> dict[str, np.ndarray]:
+def by_speaker(counts: NDArray[Any], speakers: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Errors and words [utterances, 2] added up for each speaker."""
     names = np.array(speakers)
     return {name: counts[names == name].sum(0) for name in sorted(set(speakers))}
@@ -43,14 +45,14 @@ def of_speakers(model: CTCModel, vocabulary: Vocabulary, utterances: Sequence[Ut
     return {name: row.astype(int).tolist() for name, row in sums.items()}
 
 
-def over_seeds(runs: Mapping[int, Errors], seeds: Collection[int]) -> np.ndarray:
+def over_seeds(runs: Mapping[int, Errors], seeds: Collection[int]) -> NDArray[Any]:
     """Errors and words of each speaker, added up over runs: [speakers, 2]."""
     speakers = sorted(runs[min(seeds)])
     return np.array([[runs[seed][name] for name in speakers] for seed in sorted(seeds)]).sum(0)
 
 
 def difference(
-    one: np.ndarray, other: np.ndarray, draws: int = 10_000, seed: int = 0
+    one: NDArray[Any], other: NDArray[Any], draws: int = 10_000, seed: int = 0
 ) -> dict[str, float]:
     """WER of one less WER of the other on the same rows, utterances or speakers, with the 95 %
     interval that comes of drawing rows.

@@ -20,10 +20,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
+from numpy.typing import NDArray
 
 from bench.harness import Row, argument_parser, rounds, show, write
 from bench.machine import machine
@@ -63,14 +65,14 @@ def ours(corpus: Corpus, batch_seconds: float, workers: int) -> None:
     assert sum(len(batch) for batch in read) == len(corpus)
 
 
-def padding(plan: Plan, durations: np.ndarray) -> float:
+def padding(plan: Plan, durations: NDArray[Any]) -> float:
     """Share of what a plan's batches hold that is no audio."""
     costs = _costs(plan, durations)
     taken = np.concatenate([batch for rank in plan for batch in rank])
     return float(1 - durations[taken].sum() / costs.sum())
 
 
-def waiting(plan: Plan, durations: np.ndarray) -> float:
+def waiting(plan: Plan, durations: NDArray[Any]) -> float:
     """Share of the time that ranks wait for the largest batch of their step."""
     costs = _costs(plan, durations)
     return float(1 - costs.mean() / costs.max(0).mean())
@@ -90,17 +92,17 @@ def met_again(plan: Plan, following: Plan) -> float:
     return again / max(pairs, 1)
 
 
-def _steps(plan: Plan) -> list[np.ndarray]:
+def _steps(plan: Plan) -> list[NDArray[Any]]:
     """The utterances of each step, over all ranks."""
     return [np.concatenate(batches) for batches in zip(*plan, strict=True)]
 
 
-def _costs(plan: Plan, durations: np.ndarray) -> np.ndarray:
+def _costs(plan: Plan, durations: NDArray[Any]) -> NDArray[Any]:
     """[ranks, steps] seconds with their padding."""
     return np.array([[len(batch) * durations[batch].max() for batch in rank] for rank in plan])
 
 
-def show_batches(durations: np.ndarray, batch_seconds: float) -> None:
+def show_batches(durations: NDArray[Any], batch_seconds: float) -> None:
     """One line for each number of ranks."""
     for ranks in (1, 4):
         first, second = (

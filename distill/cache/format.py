@@ -247,7 +247,8 @@ def pack_record(rows: Mapping[str, Array], form: Form) -> bytes:
 
 def unpack_record(data: bytes, frames: int, form: Form) -> dict[str, Array]:
     """The parts of a record, without copying it."""
-    parts, start = {}, 0
+    parts: dict[str, Array] = {}
+    start = 0
     for name, (columns, kind) in form.layout().items():
         count = frames * columns
         parts[name] = np.frombuffer(data, kind, count, start).reshape(frames, columns)

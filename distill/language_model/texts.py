@@ -6,8 +6,10 @@ sequence, shuffled anew for every epoch, from which each step takes one for each
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.language_model.batch import TextBatch, text_batch
 from lact_asr.data.batch_plan import Position, Stretch, by_length
@@ -38,7 +40,7 @@ class Texts:
         self.lengths = np.array([len(text) + 1 for text in self.texts])  # symbols, the end included
         self.plan = by_length(self.lengths, batch_tokens)[::-1]  # shortest first
 
-    def batch(self, rows: Sequence[int] | np.ndarray) -> TextBatch:
+    def batch(self, rows: Sequence[int] | NDArray[Any]) -> TextBatch:
         """These texts."""
         return text_batch([self.texts[i] for i in rows], [self.names[i] for i in rows])
 

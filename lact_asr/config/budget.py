@@ -1,9 +1,9 @@
 """What a micro-batch may hold: seconds of audio with their padding, or a number of utterances."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Budget(NamedTuple):
@@ -24,7 +24,7 @@ class Budget(NamedTuple):
             return self.utterances or 1
         return max(1, int(self.seconds // longest))
 
-    def batches(self, durations: "np.ndarray") -> float:
+    def batches(self, durations: "NDArray[Any]") -> float:
         """About how many make an epoch."""
         if self.seconds is None:
             return len(durations) / (self.utterances or 1)

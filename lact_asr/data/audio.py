@@ -7,9 +7,11 @@ a second and core; torchaudio.load would need FFmpeg and is no faster.
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.utils.errors import DataError
@@ -19,7 +21,7 @@ SUFFIXES = (".flac", ".wav", ".opus", ".ogg")
 _TAIL = 1 << 16  # bytes: an Ogg page is at most 65,307 long
 
 
-def read_audio(path: Path) -> np.ndarray:
+def read_audio(path: Path) -> NDArray[Any]:
     """The recording as float32 [samples] in -1..1, mono, 16 kHz; DataError names the file."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -31,7 +33,7 @@ def read_audio(path: Path) -> np.ndarray:
     return mono if rate == SAMPLE_RATE else resample(mono, rate)
 
 
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+def resample(samples: NDArray[Any], rate: int) -> NDArray[Any]:
     """[samples] at `rate` Hz, float32 or float64, to 16 kHz.
 
     The filter of torchaudio.functional.resample (a sinc of six zero crossings in a Hann window,
@@ -53,7 +55,7 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def resampling_kernel(old: int, new: int) -> tuple[np.ndarray, int]:
+def resampling_kernel(old: int, new: int) -> tuple[NDArray[Any], int]:
     """[new, taps]: the weights of the samples around each new one; how many of them precede it."""
     crossings, cutoff = 6, 0.99 * min(old, new)
     reach = math.ceil(crossings * old / cutoff)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lact_asr.config.budget import Budget
 
@@ -25,12 +26,12 @@ FEWEST = 5  # batches: with fewer the same utterances meet too often
 POOL = 20_000  # utterances sorted together under the old rule
 MANY = 8  # batches from which the first of a pool was cut at random
 
-Plan = list[list[np.ndarray]]  # [rank][step] -> utterance indices of one batch
+Plan = list[list[NDArray[Any]]]  # [rank][step] -> utterance indices of one batch
 Rule = Literal["bands", "pools"]  # pools: of runs that began before there were bands
 
 
 def epoch_plan(
-    durations: np.ndarray,
+    durations: NDArray[Any],
     budget: Budget,
     seed: int,
     epoch: int,
@@ -53,11 +54,11 @@ def epoch_plan(
     return [[group[rank] for group in shuffled] for rank in range(world_size)]
 
 
-def _bands(durations: np.ndarray, budget: Budget, rng: np.random.Generator) -> list[np.ndarray]:
+def _bands(durations: NDArray[Any], budget: Budget, rng: np.random.Generator) -> list[NDArray[Any]]:
     """Batches drawn within bands of neighbouring lengths, in random order."""
     order = np.argsort(durations, kind="stable")
     wide = max(FEWEST, round(budget.batches(durations) / BANDS))  # batches of a band
-    batches: list[np.ndarray] = []
+    batches: list[NDArray[Any]] = []
     end, count = len(order), max(1, round(wide * rng.uniform()))  # of the first band
     while end:
         room = budget.room(durations[order[end - 1]])
@@ -70,10 +71,10 @@ def _bands(durations: np.ndarray, budget: Budget, rng: np.random.Generator) -> l
     return [batches[place] for place in rng.permutation(len(batches))]
 
 
-def _pools(durations: np.ndarray, budget: Budget, rng: np.random.Generator) -> list[np.ndarray]:
+def _pools(durations: NDArray[Any], budget: Budget, rng: np.random.Generator) -> list[NDArray[Any]]:
     """Batches cut from large random pools in the order of length."""
     order = rng.permutation(len(durations))
-    batches: list[np.ndarray] = []
+    batches: list[NDArray[Any]] = []
     for start in range(0, len(order), POOL):
         pool = order[start : start + POOL]
         pool = pool[np.argsort(durations[pool], kind="stable")]
@@ -83,21 +84,21 @@ def _pools(durations: np.ndarray, budget: Budget, rng: np.random.Generator) -> l
     return batches
 
 
-_RULES: dict[Rule, Callable[[np.ndarray, Budget, np.random.Generator], list[np.ndarray]]] = {
+_RULES: dict[Rule, Callable[[NDArray[Any], Budget, np.random.Generator], list[NDArray[Any]]]] = {
     "bands": _bands,
     "pools": _pools,
 }
 
 
-def by_length(durations: np.ndarray, batch_seconds: float) -> list[np.ndarray]:
+def by_length(durations: NDArray[Any], batch_seconds: float) -> list[NDArray[Any]]:
     """Every utterance once, in batches of similar length, longest first: for decoding."""
     order = np.argsort(durations, kind="stable")
     return _cut(order, durations, Budget(batch_seconds))[::-1]
 
 
 def _cut(
-    order: np.ndarray, durations: np.ndarray, whole: Budget, share: float = 1.0
-) -> list[np.ndarray]:
+    order: NDArray[Any], durations: NDArray[Any], whole: Budget, share: float = 1.0
+) -> list[NDArray[Any]]:
     """Cut utterances in ascending length into batches; the first has a share of the budget."""
     cuts, begin, budget = [], 0, whole.part(share)
     for position, duration in enumerate(durations[order].tolist()):
@@ -107,7 +108,7 @@ def _cut(
     return np.split(order, cuts) if len(order) else []
 
 
-def _group_for_ranks(batches: list[np.ndarray], world_size: int) -> list[list[np.ndarray]]:
+def _group_for_ranks(batches: list[NDArray[Any]], world_size: int) -> list[list[NDArray[Any]]]:
     """Neighbouring batches in groups of one per rank; the largest are halved to fill the last."""
     batches = list(batches)
     while len(batches) % world_size:
@@ -162,12 +163,12 @@ class Position:
 
 def batches_from(
     position: Position,
-    durations: np.ndarray,
+    durations: NDArray[Any],
     budget: Budget,
     seed: int,
     rank: int,
     world_size: int,
-) -> Iterator[tuple[np.ndarray, Position]]:
+) -> Iterator[tuple[NDArray[Any], Position]]:
     """The batches of one rank from a position on, epoch after epoch, each with the position behind
     it. With another world size or budget than before, the rest of the epoch is planned anew.
     """
@@ -188,8 +189,8 @@ def batches_from(
 
 
 def _trained_places(
-    left: np.ndarray, stretch: Stretch, durations: np.ndarray, seed: int, position: Position
-) -> np.ndarray:
+    left: NDArray[Any], stretch: Stretch, durations: NDArray[Any], seed: int, position: Position
+) -> NDArray[Any]:
     """Places in `left` of the utterances that a stretch has trained on."""
     plan = epoch_plan(
         durations[left],
@@ -199,5 +200,5 @@ def _trained_places(
         stretch.world_size,
         position.rule,
     )
-    taken: Sequence[np.ndarray] = [batch for rank in plan for batch in rank[: stretch.done]]
+    taken: Sequence[NDArray[Any]] = [batch for rank in plan for batch in rank[: stretch.done]]
     return np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)

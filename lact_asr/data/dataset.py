@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -26,7 +27,7 @@ from lact_asr.text.ctc import frames_needed
 from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 
-Heard = tuple[np.ndarray, np.ndarray | None]  # samples, and video if there is some
+Heard = tuple[NDArray[Any], NDArray[Any] | None]  # samples, and video if there is some
 LOUDEST = 1e12  # of a sample; audio lies in -1..1, and from 1e15 on its power is no float32
 SPARES = 10  # other utterances tried where a whole batch is unreadable
 TOO_LONG = "longer than the limit"
@@ -38,11 +39,11 @@ INFEASIBLE = "more labels than output frames"
 class Rows:
     """Arrays of different lengths, end to end in one."""
 
-    def __init__(self, flat: np.ndarray, lengths: Iterable[int]) -> None:
+    def __init__(self, flat: NDArray[Any], lengths: Iterable[int]) -> None:
         self.flat = flat
         self.ends = np.cumsum([0, *lengths])
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> NDArray[Any]:
         return self.flat[self.ends[index] : self.ends[index + 1]]
 
 
@@ -156,7 +157,7 @@ def _labels(text: str, vocabulary: Vocabulary) -> tuple[list[int], str]:
     return labels, "" if labels else EMPTY
 
 
-def read(corpus: Corpus, index: int) -> np.ndarray:
+def read(corpus: Corpus, index: int) -> NDArray[Any]:
     """The samples of one utterance; DataError if there are none, too many, or not finite."""
     samples = read_audio(Path(corpus.paths.text(index)))
     seconds, promised = len(samples) / RATE, float(corpus.durations[index])
@@ -169,7 +170,7 @@ def read(corpus: Corpus, index: int) -> np.ndarray:
     return samples
 
 
-def _require_audio(path: str, samples: np.ndarray) -> None:
+def _require_audio(path: str, samples: NDArray[Any]) -> None:
     """DataError for samples of which no features can be made."""
     if not np.isfinite(samples).all():
         raise DataError(f"{path} has samples that are NaN or infinite")
@@ -177,7 +178,7 @@ def _require_audio(path: str, samples: np.ndarray) -> None:
         raise DataError(f"{path} has samples up to {peak:.1g}: audio lies between -1 and 1")
 
 
-def read_video_of(corpus: Corpus, index: int) -> np.ndarray | None:
+def read_video_of(corpus: Corpus, index: int) -> NDArray[Any] | None:
     """The video of one utterance, if it has any and somebody looks; DataError as in `read`."""
     if corpus.videos is None or corpus.video_shape is None or not len(corpus.videos[index]):
         return None
@@ -191,7 +192,7 @@ class Reader(Dataset[Batch]):
     def __init__(self, corpus: Corpus, spare: bool = False, cache: bool = False) -> None:
         """`spare`: a batch without any readable utterance gets another one, so none is empty."""
         self.corpus, self.spare = corpus, spare
-        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+        self.cache: dict[int, NDArray[Any]] | None = {} if cache else None
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         found: dict[int, Heard] = {}
@@ -215,7 +216,7 @@ class Reader(Dataset[Batch]):
         except DataError as error:
             unreadable.append((self.corpus.ids.text(index), str(error)))
 
-    def _wave(self, index: int) -> np.ndarray:
+    def _wave(self, index: int) -> NDArray[Any]:
         if self.cache is None:
             return read(self.corpus, index)
         if index not in self.cache:
@@ -240,7 +241,7 @@ class Reader(Dataset[Batch]):
         )
 
 
-def _pad_videos(videos: Sequence[np.ndarray | None]) -> dict[str, Any]:
+def _pad_videos(videos: Sequence[NDArray[Any] | None]) -> dict[str, Any]:
     """The videos of a batch, padded, and their lengths; nothing if there are none."""
     some = [each for each in videos if each is not None]
     if not some:

@@ -5,9 +5,10 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lact_asr.config.training import TrainingConfig
@@ -23,7 +24,7 @@ CACHE = (
 
 def loader(
     corpus: Corpus,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[NDArray[Any]],
     workers: int = 0,
     spare: bool = False,
     again: bool = False,
@@ -79,8 +80,8 @@ class Stream:
 
 
 def _note_positions(
-    order: Iterator[tuple[np.ndarray, Position]], ahead: deque[Position]
-) -> Iterator[np.ndarray]:
+    order: Iterator[tuple[NDArray[Any], Position]], ahead: deque[Position]
+) -> Iterator[NDArray[Any]]:
     """The indices, their positions put aside; no method, so that no cycle keeps workers alive."""
     for indices, position in order:
         ahead.append(position)

@@ -8,8 +8,10 @@ audio is: left out, named and counted, so that nothing is learned from half of w
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lact_asr.utils.errors import DataError
 
@@ -17,7 +19,7 @@ RATE = 25  # frames a second
 APART = (0.2, 0.05)  # from the audio's length: seconds, and share of it; the larger is allowed
 
 
-def read_video(path: Path, shape: tuple[int, ...], seconds: float) -> np.ndarray:
+def read_video(path: Path, shape: tuple[int, ...], seconds: float) -> NDArray[Any]:
     """[T, *shape], float32 or uint8, of an utterance of so many seconds; DataError names the file.
 
     `shape` is that of one frame: (D,) for features, (3, 112, 112) for pictures.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lact_asr.config.training import LoopConfig
@@ -31,7 +32,7 @@ def should_probe(config: LoopConfig, device: torch.device) -> bool:
     return device.type == "cuda" if config.probe is None else config.probe
 
 
-def worst(lengths: np.ndarray, batches: list[np.ndarray]) -> list[np.ndarray]:
+def worst(lengths: NDArray[Any], batches: list[NDArray[Any]]) -> list[NDArray[Any]]:
     """The batches with the longest item, most items, most pairs of places in one; each once."""
     longest = np.array([lengths[batch].max() for batch in batches])
     sizes = np.array([len(batch) for batch in batches])

@@ -15,9 +15,11 @@ import shutil
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.data.audio import resample
@@ -84,12 +86,12 @@ def _speak(recipe: Synthetic, folder: Path) -> None:
                 path.write_text("".join(transcript))
 
 
-def _reading(espeak: Espeak, text: str, voice: str, draw: random.Random) -> np.ndarray:
+def _reading(espeak: Espeak, text: str, voice: str, draw: random.Random) -> NDArray[Any]:
     """int16 [samples] at 16 kHz: the sentence with a drawn speed and pitch, in faint noise."""
     seed = draw.randrange(1, 1 << 31)
     speech = espeak.say(text.lower(), voice, draw.randint(*_SPEED), draw.randint(*_PITCH), seed)
     # float64: rounding to 16 bits then hides the last-bit differences between CPUs
     wave = np.pad(resample(speech / 32768.0, espeak.rate), round(_EDGE * SAMPLE_RATE))
     wave = wave + _NOISE * np.random.default_rng(seed).standard_normal(len(wave))
-    samples: np.ndarray = np.round(np.clip(wave, -1.0, 1.0) * 32767).astype(np.int16)
+    samples: NDArray[Any] = np.round(np.clip(wave, -1.0, 1.0) * 32767).astype(np.int16)
     return samples

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lact_asr.utils.errors import DataError
 
@@ -39,11 +40,11 @@ class Espeak:
         self.rate: int = self._library.espeak_Initialize(_SYNCHRONOUS, 0, path, _DO_NOT_EXIT)
         if self.rate <= 0:
             raise DataError(f"espeak-ng does not find its voices in {data or 'the system folders'}")
-        self._heard: list[np.ndarray] = []
+        self._heard: list[NDArray[Any]] = []
         self._callback = _CALLBACK(self._hear)  # kept: ctypes does not
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def say(self, text: str, voice: str, speed: int, pitch: int, seed: int) -> np.ndarray:
+    def say(self, text: str, voice: str, speed: int, pitch: int, seed: int) -> NDArray[Any]:
         """int16 [samples] at `rate` Hz; `speed` in words a minute, `pitch` 0 to 99."""
         library = self._library
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
