@@ -30,7 +30,7 @@ def read_video(path: Path, shape: tuple[int, ...], seconds: float) -> NDArray[An
         raise DataError(f"cannot read the video file {path}: {error}") from error
     wanted = ("float16", "float32") if len(shape) == 1 else ("uint8",)
     expected = f"the model wants ({', '.join(map(str, ('T', *shape)))}) of {' or '.join(wanted)}"
-    if not isinstance(video, np.ndarray):
+    if not isinstance(video, np.ndarray):  # noqa: TID251
         raise DataError(f"the video file {path} is an archive of arrays: {expected}, in a .npy")
     if video.dtype.name not in wanted or video.ndim != len(shape) + 1 or video.shape[1:] != shape:
         raise DataError(f"the video file {path} has {video.shape} of {video.dtype}: {expected}")

@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from distill.cache.own import OwnCache
 from distill.cache.teacher import Cached
@@ -25,7 +27,7 @@ from tests.distill.tiny_models import VOCABULARY, batch, utterances
 PAGE = (REPOSITORY / "docs" / "own-teacher.md").read_text()
 
 
-def spoken(frames: int, symbols: int = 29) -> np.ndarray:
+def spoken(frames: int, symbols: int = 29) -> NDArray[Any]:
     scores = np.random.default_rng(0).normal(size=(frames, symbols))
     return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from lact_asr.data.batch import Batch
 from lact_asr.data.batch_plan import Position
@@ -56,7 +57,7 @@ def judged(
     return known
 
 
-def noisy(values: Any, share: float = 0.2) -> np.ndarray:
+def noisy(values: Any, share: float = 0.2) -> NDArray[Any]:
     """The values with noise as of batches that differ."""
     return np.asarray(values) * np.random.default_rng(0).lognormal(0, share, np.shape(values))
 

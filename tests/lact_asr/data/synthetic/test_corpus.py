@@ -11,11 +11,13 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from lact_asr.data.audio import read_audio
@@ -106,7 +108,7 @@ def test_killed_in_the_middle_it_leaves_nothing_that_looks_complete(tmp_path: Pa
     assert list(tmp_path.glob("synthetic-*")) == []
 
 
-def _say(voice: str) -> np.ndarray:
+def _say(voice: str) -> NDArray[Any]:
     return espeak.Espeak().say("place red chair seven", voice, 150, 50, 1)
 
 
