@@ -27,6 +27,7 @@ from jobs.commands import (
     run,
     status,
 )
+from jobs.commands.interrupted import heard_everywhere
 from jobs.errors import UserError
 from jobs.program import NAME
 
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         given = parser().parse_args(arguments)
-        code = int(given.act(given))
+        with heard_everywhere():
+            code = int(given.act(given))
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -1,6 +1,8 @@
 """What Ctrl-C means to a command: it says what goes on without it, and the next command."""
 
 import contextlib
+import signal
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -8,6 +10,31 @@ from jobs.program import NAME
 
 if TYPE_CHECKING:
     from jobs.store import Run
+
+
+_MOMENT = 0.1  # seconds
+
+
+@contextlib.contextmanager
+def heard_everywhere() -> Iterator[None]:
+    """Ctrl-C counts in here wherever it arrives. Python throws away what is raised in a destructor,
+    such as that of a `Popen` (seen: `run` went on waiting): there it comes again a moment later.
+    """
+    before = sys.unraisablehook
+
+    def thrown_away(found: "sys.UnraisableHookArgs") -> None:
+        if found.exc_type is KeyboardInterrupt:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, _MOMENT)
+        else:
+            before(found)
+
+    sys.unraisablehook = thrown_away
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

@@ -196,6 +196,36 @@ def test_ctrl_c_while_a_run_is_made_leaves_none(launch: Launcher) -> None:
     assert list(launch.folder.glob("runs/*")) == []
 
 
+DYING = """
+import argparse, os, signal, sys, time
+from jobs import cli
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+class Parser:
+    def parse_args(self, arguments):
+        return argparse.Namespace(act=act)
+
+def act(given):
+    Dying()
+    time.sleep(20)
+    return 0
+
+cli.parser = Parser
+sys.exit(cli.main())
+"""
+
+
+def test_ctrl_c_counts_in_a_destructor_too() -> None:
+    """Python throws away what is raised there, and the command would go on."""
+    program = [sys.executable, "-c", DYING]
+    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
 def test_whoever_calls_trainyard_is_told_of_no_other_command(launch: Launcher) -> None:
     """Whatever a job has written down is told by both names: it names neither."""
     command = launch.folder / "trainyard"
