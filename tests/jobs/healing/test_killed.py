@@ -41,9 +41,13 @@ def near(seconds: float) -> Any:
     return pytest.approx(seconds, rel=0.01, abs=0.05)
 
 
-def kill(launcher: Launcher, step: Path, everything: bool) -> None:
+def keeper_of(step: Path) -> psutil.Process:
+    """The process that watches over the worker, its only child."""
+    return psutil.Process(int(read(step / "submissions.jsonl")[-1]["job"].split(".")[0]))
+
+
+def kill(launcher: Launcher, keeper: psutil.Process, everything: bool) -> None:
     """End the worker, which its keeper starts again; or both, and resume the run."""
-    keeper = psutil.Process(int(read(step / "submissions.jsonl")[-1]["job"].split(".")[0]))
     if everything:
         os.killpg(keeper.pid, signal.SIGKILL)
         done = launcher("resume", "--wait")
@@ -64,9 +68,11 @@ def test_replayed_recovery_and_ettr_are_what_the_metrics_of_a_killed_training_sa
     while not [line for line in read(step / "metrics.jsonl") if line["step"] > EVERY + 1]:
         assert time.monotonic() < deadline, launcher.status()
         time.sleep(0.02)
+    keeper = keeper_of(step)
+    keeper.children()[0].suspend()  # else it has ended before a slow ledger is read
     living = json.loads(launcher("ledger", "--json").stdout)["steps"][0]
     assert living["allocated"] > 0 and living["queued"] < 10
-    kill(launcher, step, everything)
+    kill(launcher, keeper, everything)
 
     ledger = json.loads(launcher("ledger", "--json").stdout)["steps"][0]
     lines, events = read(step / "metrics.jsonl"), read(step / "events.jsonl")
