@@ -55,9 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` starts: three more than there are cores, since three mostly wait for Slurm.
-    With four more, two cores took 13 min 36 s in place of 10 min 14 s.
-    """
+    """What `-n auto` starts: three more than there are cores, since three mostly wait for Slurm."""
     return min(len(os.sched_getaffinity(0)) + 3, 8)
 
 
