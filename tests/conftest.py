@@ -24,7 +24,7 @@ SLURMS = {
         "test_looking",
     ),
 }
-# what of it begins last would end last: it takes half a minute and more
+# each takes half a minute and more: begun last, the others would have ended long before
 FIRST = (
     *SLURMS,
     "slurm",
@@ -60,11 +60,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
     """With `pytest -n auto` there are three private Slurms, whose tests mostly wait, and beside
     them the others run, a file in one worker. `--dist loadgroup` does nothing under pytest 9.2:
     https://github.com/pytest-dev/pytest-xdist/issues/1386
     """
+    if config.getoption("dist") != "load":
+        return None  # whoever asks for another way gets xdist's own
+
     from xdist.scheduler import LoadFileScheduling
 
     class ByGroup(LoadFileScheduling):
