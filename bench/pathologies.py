@@ -69,9 +69,8 @@ def training(kind: str = "train", *faults: Any, **more: Any) -> dict[str, Any]:
     return {**step, "faults": list(faults), **SIZE}
 
 
-SIZE: dict[str, Any] = {
-    "resources": {"time": "1h", "cpus": 1, "memory_gb": 5}
-}  # three at once on a node
+# three at once on a node
+SIZE: dict[str, Any] = {"resources": {"time": "1h", "cpus": 1, "memory_gb": 5}}
 
 
 def distill(teacher: str, learned: Mapping[str, Any], **more: Any) -> dict[str, Any]:
