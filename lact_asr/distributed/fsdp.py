@@ -144,6 +144,17 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if _is_share(value) else value
 
 
+def parts(value: Tensor) -> int:
+    """Over how many neighbouring ranks a tensor is split; 1 for a whole one."""
+    return value.device_mesh.shape[-1] if _is_share(value) else 1
+
+
+def rows(whole: int, parts: int) -> list[int]:
+    """How many rows of so many each of these neighbours holds: `torch.chunk`, as `Shard` has it."""
+    held = [len(each) for each in torch.empty(whole, 0).chunk(parts)]
+    return held + [0] * (parts - len(held))
+
+
 def norm(gradients: Sequence[Tensor]) -> Tensor:
     """The common norm () of all gradients, over all ranks where they are split."""
     return full(torch.nn.utils.get_total_norm(gradients))

@@ -76,6 +76,14 @@ class World:
         torch.distributed.all_gather_into_tensor(rows, values)
         return rows.view(self.world_size, -1)
 
+    def exchange(self, sent: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+        """The vectors that the ranks have for this one, of these lengths; `sent`: one for each."""
+        received = sent[0].new_empty(sum(lengths))
+        torch.distributed.all_to_all_single(
+            received, torch.cat(list(sent)), list(lengths), [len(each) for each in sent]
+        )
+        return list(received.split(list(lengths)))
+
     def all_max(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         if self.world_size == 1:

@@ -5,10 +5,11 @@ RMS sqrt(n) it is as large as an update of AdamW, so both take one learning rate
 (Liu et al. 2025).
 
 The gradients are the same on every rank, so each matrix is orthogonalized by one of them and sent
-to the others: one collective a step. What a matrix becomes does not depend on which others are
-stacked with it, nor on how many ranks there are. Of the work on the 48 matrices of `base` no rank
-of 2, 4, 8, 16, 32 has more than 50, 25, 12.8, 6.4, 3.9 % (`assign`); what they send is padded by
-3 % on 8 and 16, by 23 % on 32.
+to the others: one collective a step. Of a model that is split over the ranks that one gets all
+shares of it first: two collectives (`lact_asr.distributed.owners`). What a matrix becomes does not
+depend on which others are stacked with it, nor on how many ranks there are. Of the work on the 48
+matrices of `base` no rank of 2, 4, 8, 16, 32 has more than 50, 25, 12.8, 6.4, 3.9 % (`assign`);
+what whole copies send is padded by 3 % on 8 and 16, by 23 % on 32.
 """
 
 import math
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lact_asr.distributed.fsdp import full, like
+from lact_asr.distributed.fsdp import local
+from lact_asr.distributed.owners import Owned
 from lact_asr.distributed.processes import World
 from lact_asr.model.fast_weights import newton_schulz
 from lact_asr.model.forward import autocast
@@ -47,17 +49,15 @@ class Muon(torch.optim.AdamW):
 
     def _move(self, group: dict[str, Any]) -> None:
         parameters = [each for each in group["params"] if each.grad is not None]
+        if not parameters:
+            return
         owners = assign([each.shape for each in parameters], self._world.world_size)
-        mine = []
-        for parameter, owner in zip(parameters, owners, strict=True):
-            momentum = full(self._momentum(parameter))  # of a split one all ranks put it together
-            if owner == self._world.rank:
-                mine.append(momentum)
-        updates = self._all_of(orthogonal(mine), parameters, owners)
-        for parameter, update in zip(parameters, updates, strict=True):
-            scale = RMS * math.sqrt(max(parameter.shape))
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(like(update, parameter), alpha=-group["lr"] * scale)
+        owned = Owned(parameters, owners, self._world)
+        mine = owned.gather([self._momentum(each) for each in parameters])
+        for parameter, update in zip(parameters, owned.spread(orthogonal(mine)), strict=True):
+            scale, weights = RMS * math.sqrt(max(parameter.shape)), local(parameter)
+            weights.mul_(1 - group["lr"] * group["weight_decay"])
+            weights.add_(update, alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor:
         """The gradient and the running sum, which it enters first (Nesterov)."""
@@ -68,26 +68,6 @@ class Muon(torch.optim.AdamW):
         state["step"] += 1
         state["sum"].mul_(MOMENTUM).add_(parameter.grad)
         return parameter.grad + MOMENTUM * state["sum"]
-
-    def _all_of(
-        self, mine: list[Tensor], parameters: Sequence[Tensor], owners: Sequence[int]
-    ) -> list[Tensor]:
-        """The updates of all parameters, in their order, from those that this rank has made."""
-        if self._world.world_size == 1 or not parameters:
-            return mine
-        sizes = [0] * self._world.world_size
-        places = []  # of each parameter in what its owner sends
-        for parameter, owner in zip(parameters, owners, strict=True):
-            places.append(sizes[owner])
-            sizes[owner] += parameter.numel()
-        sent = torch.zeros(max(sizes), device=parameters[0].device, dtype=parameters[0].dtype)
-        if mine:
-            torch.cat([each.flatten() for each in mine], out=sent[: sizes[self._world.rank]])
-        received = self._world.all_rows(sent)
-        return [
-            received[owner, place : place + each.numel()].view(each.shape)
-            for each, owner, place in zip(parameters, owners, places, strict=True)
-        ]
 
 
 def assign(shapes: Sequence[Sequence[int]], ranks: int) -> list[int]:
