@@ -4,6 +4,11 @@ An attempt is one start of a step: a job, and how often Slurm has started that j
 that Slurm has given up may live on, with the step on it, while the job is started again elsewhere:
 both would train in one folder. So rank 0 claims the folder for its attempt, and whoever finds the
 claim of a newer attempt before it writes leaves its place.
+
+What it has begun to write when the claim comes still lands, a line or a whole checkpoint: seconds
+before the newer one, which loads its libraries first, looks for any. A lock around every write
+would keep that out too; but a node that dies with it would keep out the newer one wherever locks
+outlive who held them, as over NFS 3.
 """
 
 import os
