@@ -10,7 +10,7 @@ from lact_asr.config.training import OptimConfig
 from lact_asr.data.batch import Batch
 from lact_asr.model.interface import CTCModel
 from lact_asr.training import optim
-from lact_asr.training.loss import Loss, Part, relative, shown
+from lact_asr.training.loss import LEAST, Loss, Part, relative, shown
 from lact_asr.training.objective import CTCObjective, SpeechObjective
 from lact_asr.training.trainer import FitResult
 from tests.conftest import REPOSITORY
@@ -91,6 +91,7 @@ def test_a_part_is_shown_beside_its_share_of_what_is_expected():
     parts = {"kd": Part(1.0, 4.0), "ctc": Part(2.0), "feature": Part(3.0, 0.0)}
     assert shown(parts) == {"kd": 1.0, "ctc": 2.0, "feature": 3.0, "kd_relative": 0.25}
     assert relative(parts) == {"kd": 0.25}
+    assert relative({"kd": Part(0.25, LEAST), "ctc": Part(0.25, LEAST / 2)}) == {"kd": 0.5}
 
 
 class Expecting(CTCObjective):
