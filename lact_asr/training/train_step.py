@@ -63,7 +63,8 @@ class RunningStatistics:
             torch._foreach_copy_(self._present, self._before)
 
     def agree(self, world: World) -> None:
-        """The mean over all ranks, on each of them: what they would have with all that was heard.
+        """The mean over all ranks, on each of them: of running means what they would have with all
+        that was heard, of running variances that without what the ranks' means differ by.
 
         Without it every rank would validate with statistics of its own, and rank 0's be saved.
         """
