@@ -277,9 +277,10 @@ def _die_with_parent() -> None:
 def claimed_ports(count: int) -> Iterator[list[int]]:
     """Ports nobody listens on, which inside the with block no other process of these tests takes.
 
-    A lock on a file says so: a port that was only looked at went to another worker's ranks.
+    A lock on a file says so: a port that was only looked at went to another worker's ranks. It lies
+    where all look, whatever their TMPDIR: the ports are the machine's.
     """
-    folder = Path(tempfile.gettempdir()) / f"trainyard-ports-{os.getuid()}"
+    folder = Path("/tmp") / f"trainyard-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     stretches = (PORTS.stop - PORTS.start) // STRETCH
     for turn in range(stretches):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -77,8 +78,12 @@ def test_a_job_in_preempt_is_requeued_when_gpu_needs_its_nodes(slurm: PrivateSlu
     assert slurm.state(lower) == "PENDING"
 
 
-def test_ports_belong_to_one_who_has_claimed_them_though_nobody_listens_yet() -> None:
-    with claimed_ports(4) as one, claimed_ports(4) as other:
-        assert not {*one} & {*other}
+def test_ports_belong_to_one_who_has_claimed_them_though_nobody_listens_yet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with claimed_ports(4) as one:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # of tests with another TMPDIR
+        with claimed_ports(4) as other:
+            assert not {*one} & {*other}
     with claimed_ports(4) as again:
         assert again == one

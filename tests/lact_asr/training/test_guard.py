@@ -62,7 +62,9 @@ def test_the_original_fixed_limit_never_lets_a_healthy_model_go():
 
 
 def test_only_the_last_thousand_steps_count_as_recent():
-    assert recently_dropped([5, 100, 101, 1100], 1100) == [101, 1100], "1,000 of them, the present one too"
+    assert recently_dropped([5, 100, 101, 1100], 1100) == [101, 1100], (
+        "1,000 of them, the present one too"
+    )
 
 
 def test_a_run_says_which_limit_stopped_it_and_learns_with_a_relative_one(tmp_path):
