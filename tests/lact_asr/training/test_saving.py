@@ -58,10 +58,13 @@ def test_a_checkpoint_is_told_of_once_it_is_there_with_what_it_took(tmp_path):
                 assert checkpoint.complete(tmp_path / f"checkpoints/{facts['step']:08d}")
             super().event(name, **facts)
 
+    began = time.monotonic()
     _, recorded = run(tmp_path, tones(tmp_path, 4), recorded=There())
+    took = time.monotonic() - began
     assert [facts["step"] for facts in recorded.named("checkpoint")] == [3, 6]
     for facts in recorded.named("checkpoint"):
-        assert min(facts[f"{what}_seconds"] for what in ("wait", "copy", "write")) >= 0
+        seconds = [facts[f"{what}_seconds"] for what in ("wait", "copy", "write")]
+        assert min(seconds) >= 0 and sum(seconds) <= took
         assert facts["write_seconds"] > 0
 
 
