@@ -140,10 +140,16 @@ def test_unreadable_files_are_named_and_skipped_up_to_a_stated_number(tmp_path):
     train[4].audio.unlink()
     result, recorded = run(tmp_path / "two", train, max_unreadable=2, batch_seconds=2.0)
     assert isinstance(result, FitResult)
-    named = {identity for facts in recorded.named("unreadable") for identity in facts["files"]}
-    assert named == {train[2].id, train[4].id}
-    with pytest.raises(DataError, match="2 audio files are unreadable, max_unreadable is 1"):
+    events = recorded.named("unreadable")
+    assert {identity for facts in events for identity in facts["files"]} == {
+        train[2].id,
+        train[4].id,
+    }
+    assert {facts["step"] for facts in events} <= {1, 2, 3}, "in the first pass"
+    with pytest.raises(DataError, match="2 audio files are unreadable, max_unreadable is 1") as why:
         run(tmp_path / "one", train, max_unreadable=1)
+    said = str(why.value).splitlines()[1:]
+    assert {line.split(":")[0] for line in said} == {train[2].id, train[4].id}, "a line each"
 
 
 def test_a_run_leaves_its_newest_and_best_checkpoints_and_says_how_it_goes(tmp_path, capsys):
