@@ -149,10 +149,10 @@ def parts(value: Tensor) -> int:
     return value.device_mesh.shape[-1] if _is_share(value) else 1
 
 
-def rows(whole: int, parts: int) -> list[int]:
+def rows(whole: int, ranks: int) -> list[int]:
     """How many rows of so many each of these neighbours holds: `torch.chunk`, as `Shard` has it."""
-    held = [len(each) for each in torch.empty(whole, 0).chunk(parts)]
-    return held + [0] * (parts - len(held))
+    held = [len(each) for each in torch.empty(whole, 0).chunk(ranks)]
+    return held + [0] * (ranks - len(held))
 
 
 def norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from lact_asr.distributed.owners import Owned
 from lact_asr.distributed.processes import World
 from tests.ranks import in_ranks
 
-SHAPES = [(5, 3), (1, 4), (8, 2), (7,), (4, 3, 2), (2, 2)]  # rows that no number of ranks divides
+SHAPES = [(5, 3), (1, 4), (8, 2), (7,), (4, 3, 2), (2, 2)]  # rows that ranks divide, and do not
 OWNERS = [1, 0, 0, 1, 2, 2]  # and a fourth rank would own none
 
 
@@ -78,8 +78,8 @@ def test_an_owner_has_the_whole_tensor_and_each_rank_its_share_of_what_becomes_o
             assert numbers == (sizes if shared else []), f"{way}: no rank is sent more than that"
 
 
-@pytest.mark.parametrize(("whole", "parts"), [(5, 3), (1, 4), (8, 2), (7, 4), (0, 2)])
-def test_rows_are_split_as_the_tensors_are(whole: int, parts: int) -> None:
-    held = fsdp.rows(whole, parts)
-    assert len(held) == parts and sum(held) == whole
-    assert held[0] == -(-whole // parts) and held == sorted(held, reverse=True)
+@pytest.mark.parametrize(("whole", "ranks"), [(5, 3), (1, 4), (8, 2), (7, 4), (0, 2)])
+def test_rows_are_split_as_the_tensors_are(whole: int, ranks: int) -> None:
+    held = fsdp.rows(whole, ranks)
+    assert len(held) == ranks and sum(held) == whole
+    assert held[0] == -(-whole // ranks) and held == sorted(held, reverse=True)

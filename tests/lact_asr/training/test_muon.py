@@ -92,6 +92,12 @@ def test_shared_over_three_ranks_the_weights_are_those_of_one_bit_for_bit(tmp_pa
         assert max(count for name, count in counts if name == way) < 20
 
 
+def test_where_no_matrix_has_a_gradient_none_moves() -> None:
+    weight = torch.nn.Parameter(torch.ones(8, 4))
+    Muon([{"params": [weight], "muon": True, "weight_decay": 0.1, "lr": 0.1}], World()).step()
+    assert torch.equal(weight, torch.ones(8, 4))
+
+
 def trains(folder: Path) -> None:
     """A rank of a training of two steps: what it has made orthogonal."""
     train = read_manifest(folder / "tones.jsonl")
