@@ -1,14 +1,15 @@
 """Does a recipe learn, what is each of its parts worth, and do live updates help?
 
     python -m bench.learn --data mini_librispeech/train-clean-5 --work DIR [--seed N ...]
-        [--recipe NAME ...] [--arms main|losses|ablation|rates] [--steps N]
+        [--recipe NAME ...] [--arms main|losses|parts|ablation|rates] [--steps N]
 
 Trains recipes of `bench.recipes` through `lact_asr.training.trainer.fit`, one after the other and
 seed by seed, each with the order of batches of its seed: those named, or a named list of them, as
-intermediate CTC and CR-CTC beside the shipped recipe (losses) or AdamW and Muon at three rates.
-Four speakers are held out: error rates are those of all their utterances, greedy, by the last
-weights. Each run has a folder in DIR and goes on where it was stopped (interrupt it, or start it
-again), so that they may also run beside each other by name.
+intermediate CTC and CR-CTC beside the shipped recipe (losses), what recipes for more speech have
+beside the best one for five hours (parts), or AdamW and Muon at three rates. Four speakers are held
+out: error rates are those of all their utterances, greedy, by the last weights. Each run has a
+folder in DIR and goes on where it was stopped (interrupt it, or start it again), so that they may
+also run beside each other by name.
 
 A run that ends writes bench/results/learn/NAME-SEED.json (NAME-SEED-STEPS.json where it was made
 shorter than its recipe says) with its commit, its recipe and the processor time of its training

@@ -118,8 +118,17 @@ LOSSES = {
     "masked": replace(_SHIPPED, what="shipped, masked as CR-CTC wants it", training=_MASKED),
     "cr": replace(_SHIPPED, what="shipped, CR-CTC", training=_MASKED, ctc={"consistency": 0.2}),
 }
+_UNMASKED = MAIN["unmasked"]
+PARTS = {  # what pipelines for more speech have, one by one
+    "inner": replace(_UNMASKED, what="intermediate CTC", ctc={"intermediate": [2]}),
+    "dropped": replace(_UNMASKED, what="dropout", model={**CONVOLUTION, "dropout": 0.1}),
+    "speeds": replace(
+        _UNMASKED, what="three speeds", training={"augment": {"speeds": [0.9, 1.0, 1.1]}}
+    ),
+    "pieces": replace(_UNMASKED, what="200 pieces of words", pieces=200),
+}
 _SHORT = replace(
-    MAIN["unmasked"], what="one update per utterance", steps=400, training={"valid_every": 80}
+    _UNMASKED, what="one update per utterance", steps=400, training={"valid_every": 80}
 )
 
 
@@ -137,10 +146,11 @@ ABLATION = {
     "conformer": replace(_SHORT, what="torchaudio's Conformer", family="conformer"),
 }
 GRID = {f"{each}-{rate:g}": _rated(each, rate) for each in ("adamw", "muon") for rate in RATES}
-RECIPES = {**MAIN, **LOSSES, **ABLATION, **GRID}
+RECIPES = {**MAIN, **LOSSES, **PARTS, **ABLATION, **GRID}
 ARMS = {  # lists with a name; the first of each is what the others are compared with
     "main": [*MAIN],
     "losses": ["shipped", *LOSSES],
+    "parts": ["unmasked", *PARTS],
     "ablation": [*ABLATION],
     "rates": [*GRID],
 }
