@@ -102,6 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def speak_utf8() -> None:
+    """Begin again in Python's UTF-8 mode (PEP 540) where the locale writes text in another way.
+
+    Pipeline files, names of files and all that we write are UTF-8: in a locale of ASCII they could
+    not be read, and in one of Latin-1, as old clusters have, `größe` would be another file.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def leave(code: int) -> NoReturn:
     """End the process, for a command that is done: Python's own way out frees, object by object,
     what the imports have made, and takes 60 ms with pydantic and submitit, 10 ms without.

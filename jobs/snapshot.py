@@ -42,14 +42,14 @@ def copy_code(target: Path) -> None:
     temporary.rename(target)
 
 
-def entry(module: str) -> str:
-    """The argument of `python -c` that runs `main()` of a module of ours, from the snapshot.
+def entry(module: str) -> list[str]:
+    """Arguments of Python that run `main()` of a module of ours, from the snapshot, in UTF-8.
 
     `python -m` would look into the working folder first: the checkout in which launch.py was
     called, with whatever has been edited since. PYTHONPATH names the snapshot.
     """
     path = "import sys; sys.path[:] = filter(None, sys.path)"
-    return f"{path}; from {module} import main; main()"
+    return ["-X", "utf8", "-c", f"{path}; from {module} import main; main()"]
 
 
 def provenance(dirty: Path) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from pathlib import Path
 def main() -> None:
     """Run one command and end with its exit code."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from jobs.cli import leave
+    from jobs.cli import leave, speak_utf8
     from jobs.cli import main as command
 
+    speak_utf8()
     leave(command())
 
 

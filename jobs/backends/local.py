@@ -48,7 +48,7 @@ class LocalBackend:
 
     def submit(self, job: StepJob, after: Sequence[str], behind: Sequence[str] = ()) -> str:
         """Start the keeper of a step."""
-        command = [sys.executable, "-c", entry(__name__), str(job.directory)]
+        command = [sys.executable, *entry(__name__), str(job.directory)]
         command += ["--token", job.token, "--cpus", str(job.resources.cpus)]
         command += ["--gpus", str(job.resources.gpus)]
         command += [f"--after={','.join(after)}", f"--behind={','.join(behind)}"]
@@ -180,7 +180,7 @@ def _start(
         "PYTHONUNBUFFERED": "1",
     }
     with (step.logs / f"{job}_{rank}_log.out").open("ab") as log:
-        command = [sys.executable, "-c", entry("jobs.worker"), str(step.path)]
+        command = [sys.executable, *entry("jobs.worker"), str(step.path)]
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )

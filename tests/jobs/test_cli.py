@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,38 @@ def test_no_command_of_the_login_node_imports_torch(launch: Launcher, arguments:
         text=True,
     )
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_text_is_utf8_whatever_the_locale_says(tmp_path: Path, speech: Path) -> None:
+    """In a locale of ASCII: the file, its name, names of files in it, the log and the record."""
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    launch = Launcher(tmp_path, ascii_only)
+    tables = {}
+    for part, audio in zip(("träin", "däv", "tëst"), sorted(speech.rglob("*.flac")), strict=False):
+        shutil.copy(audio, tmp_path / f"{part}.flac")
+        tables[part] = f"{part}.csv"
+        (tmp_path / tables[part]).write_text(f"audio,text\n{part}.flac,a word\n", encoding="utf-8")
+    train, dev, test = (f"[{name}]" for name in tables.values())
+    path = launch.write(
+        f"""
+description: Größe über alles
+steps:
+  corpus:
+    kind: download
+    settings: {{source: table, folder: ., train: {train}, dev: {dev}, test: {test}}}
+  echo:
+    kind: command
+    needs: [corpus]
+    settings: {{argv: [printenv, WORT], environment: {{WORT: größer}}}}
+""",
+        "größe.yaml",
+    )
+    run = launch.run(path, "--cluster", "local", "--wait")
+    assert launch.status()["echo"]["state"] == "succeeded", launch("logs", f"{run.name}/corpus")
+    result = json.loads((run / "steps/corpus/result.json").read_bytes())
+    assert Path(result["train"]).read_text(encoding="utf-8").count("träin.flac") == 1
+    assert launch("logs", f"{run.name}/echo").stdout.strip() == "größer"
+    assert "träin.csv: 1 of 1 recordings are sound" in launch("logs", f"{run.name}/corpus").stdout
 
 
 def test_every_kind_is_read_with_torch_out_of_reach() -> None:

@@ -98,7 +98,12 @@ class PrivateSlurm:
     def run(self, *command: str) -> str:
         """Standard output of a Slurm command; RuntimeError with its stderr if it fails."""
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            errors="replace",  # a job's name may be any bytes
+            timeout=PATIENCE,
         )
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")

@@ -35,7 +35,7 @@ class Orphan:
         self.log = cwd / "orphan.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-c", entry("jobs.worker"), str(step.path)],
+                [sys.executable, "-u", *entry("jobs.worker"), str(step.path)],
                 env={**environment, **job, **place, "PYTHONPATH": str(code)},
                 cwd=cwd,
                 stdout=log,

@@ -3,6 +3,7 @@
 The questions are counted by a shell script before Slurm's own programs; the jobs are real.
 """
 
+import os
 import signal
 import subprocess
 import time
@@ -260,3 +261,11 @@ def test_jobs_in_a_hidden_partition_are_seen_and_ended(launcher: Launcher) -> No
     launcher.wrap("squeue", f'case " $* " in *" -a "*) {REAL};; esac')
     launcher.wait_for_states(one="running", two="waiting")
     assert launcher("cancel", launcher.newest().name) == "cancelled: one, two\n"
+
+
+def test_a_job_with_a_name_that_is_no_text_hides_no_other(launcher: Launcher) -> None:
+    name = os.fsdecode("größe".encode("latin-1"))
+    stranger = launcher.slurm.run("sbatch", "--hold", "--parsable", "-J", name, "--wrap=true")
+    launcher("run", launcher.write(chain(one="")))
+    launcher.wait_for_states(one="succeeded")
+    launcher.slurm.run("scancel", stranger.strip())

@@ -77,7 +77,9 @@ def ask(*command: str) -> Question:
     environment = {name: value for name, value in os.environ.items() if not is_inherited(name)}
     pipe = subprocess.PIPE
     try:
-        process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(  # names that others gave their jobs may be any bytes
+            command, env=environment, stdout=pipe, stderr=pipe, text=True, errors="replace"
+        )
     except FileNotFoundError:
         message = f"{command[0]} is not installed here: log in to the cluster, or --cluster local"
         raise ClusterError(message) from None

@@ -125,7 +125,9 @@ def _setup(cluster: Cluster) -> Iterator[str]:
 
 def _bash_says(lines: Sequence[str]) -> str:
     """What bash finds wrong with the syntax of some lines."""
-    checked = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True)
+    checked = subprocess.run(  # in the words, and the encoding, of the user's locale
+        ["bash", "-n"], input="\n".join(lines), capture_output=True, text=True, errors="replace"
+    )
     return checked.stderr.strip() if checked.returncode else ""
 
 

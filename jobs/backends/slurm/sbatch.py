@@ -101,8 +101,7 @@ def sbatch_text(cluster: Cluster, job: StepJob, after: Sequence[str] = ()) -> st
 
 def step_command(cluster: Cluster, step: Path) -> str:
     """Shell text that runs the worker on a step's folder, with our code from the snapshot."""
-    code = shlex.quote(entry("jobs.worker"))
-    return f"{cluster.interpreter} -u -c {code} {shlex.quote(str(step))}"
+    return f"{cluster.interpreter} -u {shlex.join([*entry('jobs.worker'), str(step)])}"
 
 
 def _srun(cluster: Cluster, job: StepJob) -> str:
@@ -113,7 +112,7 @@ def _srun(cluster: Cluster, job: StepJob) -> str:
     of that.
     """
     step = shlex.quote(str(job.directory))
-    heal = f"{cluster.interpreter} -c {shlex.quote(entry('jobs.healing.heal'))}"
+    heal = f"{cluster.interpreter} {shlex.join(entry('jobs.healing.heal'))}"
     marker = shlex.quote(str(Run(job.directory.parents[1]).follows))
     launch = f"{cluster.interpreter} {shlex.quote(str(job.code / 'launch.py'))}"
     return "\n".join(
