@@ -46,6 +46,11 @@ def create(
             f"{store.root / name} cannot be created: {error.strerror}: make room there, or name "
             "another folder (TRAINYARD_RUNS, or --out of render)"
         ) from None
+    except UnicodeEncodeError:  # nor could run.json be read by others
+        raise UserError(
+            f"{store.root / name} cannot be created from {Path.cwd()}: a name of these folders is "
+            "not UTF-8: rename it, or work in another one"
+        ) from None
     return run
 
 

@@ -35,6 +35,7 @@ COMMANDS = [
 ]  # the contract of DESIGN
 
 
+ONE_STEP = "steps: {a: {kind: command, settings: {argv: [echo]}}}"
 INFER = ["infer", "--checkpoint-dir", ".", "p.yaml", "--cluster", "local"]
 
 
@@ -108,7 +109,7 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
 def test_a_wrong_word_is_answered_with_what_is_right(
     launch: Launcher, arguments: list[str], words: str
 ) -> None:
-    launch.write("steps: {a: {kind: command, settings: {argv: [echo]}}}")
+    launch.write(ONE_STEP)
     done = launch(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
@@ -123,12 +124,12 @@ def test_a_pipeline_that_comes_with_us_needs_no_path_and_a_file_here_comes_first
     assert launch("check", "demo").stdout == "demo: 7 steps, no mistakes\n"
     assert launch("run", "demo", "--dry-run", "--cluster", "local").returncode == 0
     (launch.folder / "demo").rmdir()
-    launch.write("steps: {a: {kind: command, settings: {argv: [echo]}}}", "demo")
+    launch.write(ONE_STEP, "demo")
     assert launch("check", "demo").stdout == "demo: 1 steps, no mistakes\n"
 
 
 def test_a_dry_run_shows_the_plan_and_creates_nothing(launch: Launcher) -> None:
-    path = launch.write("steps: {a: {kind: command, settings: {argv: [echo]}}}")
+    path = launch.write(ONE_STEP)
     done = launch("run", path, "--cluster", "local", "--dry-run")
     assert done.returncode == 0
     assert "a (command) time=1h" in done.stdout
@@ -137,7 +138,7 @@ def test_a_dry_run_shows_the_plan_and_creates_nothing(launch: Launcher) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status"], ["kinds"], ["check", "p.yaml"]])
 def test_no_command_of_the_login_node_imports_torch(launch: Launcher, arguments: list[str]) -> None:
-    path = launch.write("steps: {a: {kind: command, settings: {argv: [echo]}}}")
+    path = launch.write(ONE_STEP)
     launch("run", path, "--cluster", "local", "--wait")
     heavy = {"torch", "torchaudio", "numpy", "soundfile", "submitit"}
     if arguments in (["--help"], ["status"]):
@@ -189,6 +190,17 @@ steps:
     assert Path(result["train"]).read_text(encoding="utf-8").count("träin.flac") == 1
     assert launch("logs", f"{run.name}/echo").stdout.strip() == "größer"
     assert "träin.csv: 1 of 1 recordings are sound" in launch("logs", f"{run.name}/corpus").stdout
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_and_nothing_is_left_in_it(
+    tmp_path: Path,
+) -> None:
+    launch = Launcher(tmp_path / os.fsdecode("größe".encode("latin-1")))
+    launch.folder.mkdir()
+    done = launch("run", launch.write(ONE_STEP), "--cluster", "local")
+    assert done.returncode == 2
+    assert "not UTF-8: rename it" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in launch.folder.iterdir()] == ["p.yaml"]
 
 
 def test_every_kind_is_read_with_torch_out_of_reach() -> None:
