@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs.commands import (
@@ -82,11 +83,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     gc.set_threshold(100_000)  # what imports make stays: looking for garbage in it takes 8 ms
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):  # a log may hold what a terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         given = parser().parse_args(arguments)
+        _expect_folder()
         with heard_everywhere():
             code = int(given.act(given))
         sys.stdout.flush()
@@ -100,6 +103,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130
+
+
+def _open_what_is_closed() -> None:
+    """After `>&-` nobody listens; the next file to be opened would have the output's number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115, as long as the process
+
+
+def _expect_folder() -> None:
+    """UserError where the working folder is no more: all that is read and written begins there."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the folder that you are in has been removed: cd to another one") from None
 
 
 def speak_utf8() -> None:

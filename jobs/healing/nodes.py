@@ -84,8 +84,11 @@ def _of_job(job: str) -> Iterator[Failure]:
 
 def _ask(*command: str) -> list[str]:
     """The lines that a program of Slurm's prints; none where it does not answer."""
+    standard = {**os.environ, "SLURM_TIME_FORMAT": "standard"}  # sites write times in many ways
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        said = subprocess.run(
+            command, env=standard, capture_output=True, text=True, timeout=60
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
     return said.splitlines()

@@ -203,6 +203,22 @@ def test_a_folder_whose_name_is_no_text_is_refused_and_nothing_is_left_in_it(
     assert [path.name for path in launch.folder.iterdir()] == ["p.yaml"]
 
 
+def test_from_a_folder_that_is_no_more_and_without_anybody_who_listens(launch: Launcher) -> None:
+    python, command = sys.executable, REPOSITORY / "launch.py"
+    gone = subprocess.run(
+        ["bash", "-c", f"mkdir gone; cd gone; rmdir ../gone; {python} {command} status"],
+        cwd=launch.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert gone.returncode == 2
+    assert gone.stderr == "the folder that you are in has been removed: cd to another one\n"
+    path = launch.write(ONE_STEP)
+    words = f"{python} {command} run {path} --cluster local --wait <&- >&- 2>&-"
+    subprocess.run(["bash", "-c", words], cwd=launch.folder, env=launch.environment, check=True)
+    assert launch.status()["a"]["state"] == "succeeded"
+
+
 def test_every_kind_is_read_with_torch_out_of_reach() -> None:
     program = (
         "import sys\n"

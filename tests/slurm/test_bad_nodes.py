@@ -44,10 +44,14 @@ def on_record(launcher: Launcher) -> list[tuple[str, str]]:
 def test_a_node_that_fails_twice_under_a_step_is_on_record_and_gets_no_new_one(
     launcher: Launcher,
 ) -> None:
-    """Slurm puts the job back into the queue, under its id, and may start it there again."""
+    """Slurm puts the job back into the queue, under its id, and may start it there again.
+
+    This site has its accounts write "Today 12:00" and the like.
+    """
+    (launcher.folder / "site.yaml").write_text("setup: [export SLURM_TIME_FORMAT=relative]\n")
     for times in (1, 2):
         steps = {"one": sh(f"{WHERE}; test -e go{times} || {{ touch go{times}; sleep 600; }}")}
-        said = launcher("run", launcher.write(steps))
+        said = launcher("run", launcher.write(steps), "--cluster", "./site.yaml")
         assert "nodes left out" not in said, "once is not often"
         launcher.slurm.wait_for((launcher.folder / f"go{times}").exists)
         fail(launcher, where(launcher)[-1])
