@@ -85,6 +85,25 @@ class Batch:
         """The batch in page-locked memory; the data loader calls this."""
         return self._apply(Tensor.pin_memory)
 
+    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is sent to another process; of tensors outside of shared memory, the numbers.
+
+        PyTorch would move these there in a thread of the sender's: where there is no room, or no
+        file left to open, the receiver would wait forever for what nobody can send.
+        """
+        apart = {
+            name: value.numpy()
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and not value.is_shared()
+        }
+        return {name: value for name, value in vars(self).items() if name not in apart}, apart
+
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        """What has come from another process."""
+        others, apart = state
+        tensors = {name: torch.from_numpy(numbers) for name, numbers in apart.items()}
+        vars(self).update(others | tensors)
+
     def _apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         there = {name: getattr(self, name) for name in TENSORS}
         changed: dict[str, Any] = {

@@ -5,6 +5,10 @@ end with a copy of the list (reading an object writes its reference count). A fi
 read is named and left out; training goes on without it, within a stated number.
 """
 
+import contextlib
+import functools
+import math
+import os
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -225,7 +229,7 @@ class Reader(Dataset[Batch]):
 
     def _pad_batch(self, found: dict[int, Heard], unreadable: list[tuple[str, str]]) -> Batch:
         lengths = [len(wave) for wave, _ in found.values()]
-        padded = _zeros(len(found), max(lengths, default=0))
+        padded = _zeros((len(found), max(lengths, default=0)), torch.float32)
         for row, (wave, _) in zip(padded, found.values(), strict=True):
             row[: len(wave)] = torch.from_numpy(wave)
         labels = [self.corpus.labels[index] for index in found]
@@ -248,19 +252,39 @@ def _pad_videos(videos: Sequence[NDArray[Any] | None]) -> dict[str, Any]:
         return {}
     lengths = torch.tensor([0 if each is None else len(each) for each in videos])
     like = torch.from_numpy(some[0])
-    padded = like.new_zeros(len(videos), int(lengths.max()), *like.shape[1:])
+    padded = _zeros((len(videos), int(lengths.max()), *like.shape[1:]), like.dtype)
     for row, each in zip(padded, videos, strict=True):
         if each is not None:
             row[: len(each)] = torch.from_numpy(each)
     return {"video": padded, "video_lengths": lengths}
 
 
-def _zeros(rows: int, size: int) -> Tensor:
-    """Zeros [rows, size]; in a worker already in the memory that it shares with its parent.
+def _zeros(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+    """Zeros; in a worker already in the memory that it shares with its parent, if there is room.
 
     Copying a batch there when it is done costs 12 % more processor time, FLAC decoding included.
     """
-    if get_worker_info() is None or not rows * size:
-        return torch.zeros(rows, size)
-    storage = torch.UntypedStorage._new_shared(4 * rows * size)  # new pages are zero
-    return torch.empty(0).set_(storage, 0, (rows, size), (size, 1))
+    size = math.prod(shape) * kind.itemsize
+    shared = shared_memory(size) if size and get_worker_info() else None
+    if shared is None:
+        return torch.zeros(shape, dtype=kind)
+    return torch.empty(0, dtype=kind).set_(shared).view(shape)
+
+
+def shared_memory(size: int) -> torch.UntypedStorage | None:
+    """So many bytes, zero, of shared memory; none where it could run short, which is said once.
+
+    There must be room for 16 times as many: workers take theirs at the same time, and the locks of
+    a validation's workers need what is left.
+    """
+    seen = os.statvfs("/dev/shm")
+    if seen.f_bavail * seen.f_frsize > 16 * size:
+        with contextlib.suppress(RuntimeError):  # a limit of another kind
+            return torch.UntypedStorage._new_shared(size)
+    _say_that_memory_is_short()
+    return None
+
+
+@functools.cache
+def _say_that_memory_is_short() -> None:
+    print("/dev/shm is full: batches come through pipes, which takes longer", flush=True)

@@ -1,7 +1,10 @@
 """Epoch plans, what is trained on, and reading: real files, some of them damaged."""
 
 import multiprocessing
+import os
+import resource
 import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 
@@ -14,11 +17,22 @@ from hypothesis import strategies as st
 
 from lact_asr.config.budget import Budget
 from lact_asr.data.batch_plan import Position, batches_from, by_length, epoch_plan
-from lact_asr.data.dataset import EMPTY, FOREIGN, INFEASIBLE, TOO_LONG, Reader, usable, whole_corpus
+from lact_asr.data.dataset import (
+    EMPTY,
+    FOREIGN,
+    INFEASIBLE,
+    TOO_LONG,
+    Reader,
+    shared_memory,
+    usable,
+    whole_corpus,
+)
 from lact_asr.data.loader import Stream, loader
+from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed.processes import World
 from lact_asr.utils.errors import DataError
-from tests.lact_asr.tiny_runs import RATE, VOCABULARY, settings, tiny, tones
+from tests.conftest import REPOSITORY
+from tests.lact_asr.tiny_runs import RATE, VOCABULARY, manifest, settings, tiny, tones
 
 lengths = st.lists(st.floats(0.5, 20), min_size=1, max_size=60).map(np.array)
 worlds = st.integers(1, 5)
@@ -163,6 +177,62 @@ def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path
     for one, other in zip(alone, helped, strict=True):
         assert one.ids == other.ids
         assert torch.equal(one.waves, other.waves)
+
+
+FULL = "/dev/shm is full: "
+
+
+@pytest.mark.parametrize(
+    ("short_of", "said"),
+    [
+        ("letters", ""),
+        ("room", FULL + "batches come through pipes, which takes longer\n"),
+        ("locks", FULL + "no process reads ahead, the training reads itself\n"),
+    ],
+)
+def test_batches_are_read_where_workers_are_short_of(tmp_path, short_of, said):
+    """Letters for the path of a socket, and /dev/shm: a training would have waited forever."""
+    manifest(tmp_path)
+    folder = tmp_path / ("x" * 90 if short_of == "letters" else "t")
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ranks", __name__, f"short_of_{short_of}", str(tmp_path)],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
+
+
+def test_shared_memory_is_taken_while_there_is_room_for_the_workers_and_their_locks():
+    seen = os.statvfs("/dev/shm")
+    room = seen.f_bavail * seen.f_frsize
+    assert shared_memory(room // 16) is None
+    taken = shared_memory(1000)
+    assert taken is not None and (taken.nbytes(), taken.is_shared()) == (1000, True)
+
+
+def short_of_room(folder):
+    """A limit on the size of files, locks but not batches, stands for a full /dev/shm."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+    short_of_letters(folder)
+
+
+def short_of_locks(folder):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, 4))
+    short_of_letters(folder)
+
+
+def short_of_letters(folder):
+    corpus = whole_corpus(read_manifest(folder / "tones.jsonl"), VOCABULARY)
+    order = by_length(corpus.durations, 4.0)
+    alone, helped = (list(loader(corpus, order, workers)) for workers in (0, 1))
+    for one, other in zip(alone, helped, strict=True):
+        assert (one.ids, one.texts) == (other.ids, other.texts)
+        for name in ("waves", "wave_lengths", "targets", "target_lengths"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_a_worker_survives_the_clusters_signals_and_ends_with_its_parent(tmp_path):
