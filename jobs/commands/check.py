@@ -9,6 +9,7 @@ from jobs.commands.subject import cluster_of, pipeline_of, preflight
 
 if TYPE_CHECKING:
     from jobs.pipeline import Pipeline
+    from jobs.reading.yaml12 import Document
 
 
 def add(add_command: Add) -> None:
@@ -28,24 +29,21 @@ def add(add_command: Add) -> None:
 
 def check(given: argparse.Namespace) -> int:
     """Read the file, and ask the cluster where one is named."""
-    pipeline, _ = pipeline_of(given)
+    pipeline, document = pipeline_of(given)
     if given.cluster:
         preflight(pipeline, cluster_of(given))
-    _tell_recipes(pipeline, given)
+    _tell_recipes(pipeline, document, given.effective)
     print(f"{given.file}: {len(pipeline.steps)} steps, no mistakes")
     return 0
 
 
-def _tell_recipes(pipeline: "Pipeline", given: argparse.Namespace) -> None:
+def _tell_recipes(pipeline: "Pipeline", document: "Document", effective: bool) -> None:
     """What the file changes of its presets; with --effective the whole recipe of each training."""
     from jobs.printing import print_recipe
     from jobs.reading.effective import facts, overridden, trains, values
     from jobs.reading.gates import differences
-    from jobs.reading.pipeline_file import overlaid
-    from jobs.reading.shipped import find_pipeline
 
-    document = overlaid(find_pipeline(given.file), given.set)
     for line in [*overridden(pipeline, document), *differences(pipeline, document)]:
         print(line, file=sys.stderr)
-    for step in filter(trains, pipeline.steps if given.effective else ()):
+    for step in filter(trains, pipeline.steps if effective else ()):
         print_recipe(f"{step.name} ({step.kind})", values(step, document), facts(step))

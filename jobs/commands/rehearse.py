@@ -66,7 +66,7 @@ def rehearse(given: argparse.Namespace) -> int:
     from jobs.scheduling.submit import submit_pending
     from jobs.store import RunStore
 
-    (pipeline, text), cluster = pipeline_of(given), cluster_of(given)
+    (pipeline, document), cluster = pipeline_of(given), cluster_of(given)
     store = RunStore()
     store = RunStore(store.root / store.new_name("rehearsal"))
     store.root.mkdir(mode=0o700, parents=True)
@@ -74,7 +74,7 @@ def rehearse(given: argparse.Namespace) -> int:
     def launch(
         small: "Pipeline", name: str, prepare: "Callable[[Run], None]"
     ) -> "tuple[Run, Backend]":
-        run = create(small, text, cluster, store, name, overrides=given.set)
+        run = create(small, document.text, cluster, store, name, overrides=given.set)
         prepare(run)
         backend = backend_of(run)
         with run.lock():

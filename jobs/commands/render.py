@@ -21,7 +21,7 @@ def render(given: argparse.Namespace) -> int:
     """Write the folder."""
     from jobs.render import render
 
-    pipeline, text = pipeline_of(given)
-    run = render(pipeline, cluster_of(given), text, given.out, overrides=given.set)
+    pipeline, document = pipeline_of(given)
+    run = render(pipeline, cluster_of(given), document.text, given.out, overrides=given.set)
     print(f"{run.path / 'submit_all.sh'} submits {len(pipeline.steps)} steps")
     return 0

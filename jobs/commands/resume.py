@@ -79,15 +79,16 @@ def _mend(
     The overrides it was started with go on holding for its own file, and not for a new one.
     """
     from jobs.cluster import Cluster
-    from jobs.reading.pipeline_file import read_pipeline
+    from jobs.reading.pipeline_file import overlaid, pipeline_in
     from jobs.scheduling.mend import mend, mending
 
     info = run.info()
     overrides = [*([] if file else info.get("overrides", [])), *overrides]
-    pipeline = read_pipeline(file or run.given, overrides, Path(info["cwd"]))
+    path = file or run.given
+    document = overlaid(path, overrides)
+    pipeline = pipeline_in(document, path, Path(info["cwd"]))
     plan = mending(run, only(pipeline, info.get("only")), redo)
     print("\n".join(plan.lines) or "no setting differs", flush=True)
     preflight(pipeline, Cluster.model_validate(info["cluster"]))
-    text = file.read_text() if file else run.given.read_text()
     mend(run, backend, plan, overrides=overrides, description=pipeline.description)
-    run.write_given(text)
+    run.write_given(document.text)

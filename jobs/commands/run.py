@@ -28,8 +28,8 @@ def add(add_command: Add) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Submit a new run, or show what would be submitted."""
-    (pipeline, text), cluster = pipeline_of(given), cluster_of(given)
+    (pipeline, document), cluster = pipeline_of(given), cluster_of(given)
     if given.dry_run:
         return launching.dry_run(pipeline, cluster)
     facts = {"overrides": given.set, "only": given.only or []}
-    return launching.launch(pipeline, text, cluster, wait=given.wait, **facts)[1]
+    return launching.launch(pipeline, document.text, cluster, wait=given.wait, **facts)[1]

@@ -10,17 +10,18 @@ if TYPE_CHECKING:
     from jobs.backends.base import Backend
     from jobs.cluster import Cluster
     from jobs.pipeline import Pipeline
+    from jobs.reading.yaml12 import Document
     from jobs.store import Run
 
 
-def pipeline_of(given: argparse.Namespace) -> "tuple[Pipeline, str]":
-    """The pipeline that is named, and the text of its file; UserError with every mistake in it."""
-    from jobs.reading.pipeline_file import read_pipeline
+def pipeline_of(given: argparse.Namespace) -> "tuple[Pipeline, Document]":
+    """The pipeline that is named, and what its file says; UserError with every mistake in it."""
+    from jobs.reading.pipeline_file import overlaid, pipeline_in
     from jobs.reading.shipped import find_pipeline
 
     file = find_pipeline(given.file)
-    pipeline = only(read_pipeline(file, given.set), getattr(given, "only", None))
-    return pipeline, file.read_text()
+    document = overlaid(file, given.set)
+    return only(pipeline_in(document, file), getattr(given, "only", None)), document
 
 
 def only(pipeline: "Pipeline", names: Sequence[str] | None) -> "Pipeline":

@@ -107,10 +107,16 @@ def read_pipeline(
 ) -> Pipeline:
     """The pipeline in `path` with `--set` overrides laid over it (SpecError with every mistake).
 
-    Values under a former name are read, and told of on stderr, one line each. Relative paths in
-    it start from `folder`, the present one if not given.
+    Relative paths in it start from `folder`, the present one if not given.
     """
-    document = overlaid(path, overrides)
+    return pipeline_in(overlaid(path, overrides), path, folder)
+
+
+def pipeline_in(document: Document, path: Path, folder: Path | None = None) -> Pipeline:
+    """As `read_pipeline`, of what has been read from `path`.
+
+    Values under a former name are read, and told of on stderr, one line each.
+    """
     header = validate(document, PipelineFile, document.value, ())
     _stop(document)
     assert header is not None

@@ -46,6 +46,7 @@ class Document:
     places: dict[Place, str] = field(default_factory=dict)  # -> "file:line"
     mistakes: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)  # what is no mistake and should be said
+    text: str = ""  # as the file had it; a pipe says it only once
 
     def where(self, place: Place) -> str:
         """`file:line` of a value; of the nearest thing around it where it is not in the file."""
@@ -68,7 +69,7 @@ class Document:
 
 def parse(text: str, name: str) -> Document:
     """The document in `text`; what is wrong with it stands in its `mistakes`."""
-    document = Document(places={(): f"{name}:1"})
+    document = Document(places={(): f"{name}:1"}, text=text)
     try:
         node = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:

@@ -203,6 +203,22 @@ def test_a_folder_whose_name_is_no_text_is_refused_and_nothing_is_left_in_it(
     assert [path.name for path in launch.folder.iterdir()] == ["p.yaml"]
 
 
+def test_a_file_that_can_be_read_only_once_is_kept_as_it_was(launch: Launcher) -> None:
+    """`run <(sed ... p.yaml)`: what is kept is what was read, and what `resume` goes on with."""
+    command = f"{sys.executable} {REPOSITORY / 'launch.py'}"
+    path = launch.write("description: first\n" + ONE_STEP)
+    words = [
+        f"{command} check <(cat {path})",
+        f"{command} run <(cat {path}) --cluster local --wait",
+        f"{command} resume {launch.folder}/runs/*-* <(sed s/first/second/ {path}) --redo a --wait",
+    ]
+    for line in words:
+        subprocess.run(["bash", "-c", line], cwd=launch.folder, env=launch.environment, check=True)
+    (kept,) = launch.folder.glob("runs/*/pipeline.yaml")
+    assert kept.read_text() == "description: second\n" + ONE_STEP
+    assert json.loads(kept.with_name("run.json").read_text())["description"] == "second"
+
+
 def test_from_a_folder_that_is_no_more_and_without_anybody_who_listens(launch: Launcher) -> None:
     python, command = sys.executable, REPOSITORY / "launch.py"
     gone = subprocess.run(
