@@ -25,13 +25,15 @@ def one_step(
 ) -> dict[str, Any]:
     """One step on a subset, a manifest or audio files, as a pipeline file would have it.
 
-    It asks for a GPU where the cluster has some. UserError for everything that is not there.
+    It asks for a GPU where the cluster has some. UserError with everything that cannot be taken.
     """
     if subset:
         manifest = _manifest_of(subset, checkpoint)
-    missing = [path for path in (checkpoint, manifest, *audio) if path and not path.exists()]
-    if missing:
-        raise UserError("\n".join(f"{path} does not exist" for path in missing))
+    named = (checkpoint, manifest, *audio)
+    mistakes = [f"{path} does not exist" for path in named if path and not path.exists()]
+    mistakes += [f"{path} is a folder: write {path}/*" for path in audio if path.is_dir()]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     given = {
         "checkpoint": str(checkpoint.absolute()),
         "manifest": str(manifest.absolute()) if manifest else None,

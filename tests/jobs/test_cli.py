@@ -86,6 +86,8 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
         (["run", "p.yaml", "--cluster", "lokal"], "no cluster 'lokal': did you mean 'local'?"),
         (["run", "p.yaml", "--only", "b"], "--only b: valid are a"),
         (["infer", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
+        (["infer", "--checkpoint-dir", ".", "../x"], "../x does not exist"),
+        (["infer", "--checkpoint-dir", ".", ".."], ".. is a folder: write ../*"),
         (
             ["infer", "--checkpoint-dir", ".", "--test-subset", "dev"],
             "/data/manifests: nothing is valid here",
