@@ -62,11 +62,16 @@ _WORDS = (
         r"Watchdog caught collective operation timeout|[Tt]imed out waiting .{0,40}(recv|send)|"
         r"DistStoreError",
     ),
-    ("killed", r"srun: error: .*tasks? [0-9,-]+: Killed"),
+    (
+        "killed",
+        r"srun: error: .*tasks? [0-9,-]+: Killed|"
+        r"DataLoader worker .{1,40} killed by signal: (Killed|Terminated)",
+    ),
     (
         "collective_timeout",
         r"Connection (closed|reset) by peer|ncclRemoteError|NCCL communicator was aborted",
     ),
+    ("crashed", r"DataLoader worker .{1,40} (killed by signal|exited unexpectedly)"),
     ("node_failed", r"CUDA error: uncorrectable ECC"),
     ("disk_full", r"No space left on device|Disk quota exceeded"),
     ("import_error", r"^(ModuleNotFound|Import)Error: "),

@@ -53,6 +53,9 @@ def no_space() -> RuntimeError:
             "collective_timeout",
         ),
         (RuntimeError("Connection closed by peer [127.0.0.1]:31337"), "collective_timeout"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "killed"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. "), "crashed"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "crashed"),
         (ZeroDivisionError("division by zero"), "error"),
     ],
 )  # fmt: skip

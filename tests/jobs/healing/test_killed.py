@@ -20,9 +20,9 @@ EVERY = 5  # steps between checkpoints
 STEPS = 16
 
 
-def pipeline(folder: Path) -> str:
+def pipeline(**more: int) -> str:
     training = {"max_steps": STEPS, "batch_seconds": 10, "valid_every": 8, "log_every": 1}
-    training |= {"checkpoint_every": EVERY}
+    training |= {"checkpoint_every": EVERY, **more}
     settings = {"train": "some.jsonl", "dev": "some.jsonl", "training": training}
     resources = {"time": "10m", "cpus": 1, "memory_gb": 4}
     return json.dumps(
@@ -57,17 +57,23 @@ def kill(launcher: Launcher, keeper: psutil.Process, everything: bool) -> None:
         launcher.until("succeeded", step="train")
 
 
+def run_past_a_checkpoint(launcher: Launcher, **more: int) -> Path:
+    """The step's folder once a training goes on behind its first checkpoint."""
+    step = launcher.run(launcher.write(pipeline(**more))) / "steps" / "train"
+    deadline = time.monotonic() + PATIENCE
+    while not [line for line in read(step / "metrics.jsonl") if line["step"] > EVERY + 1]:
+        assert time.monotonic() < deadline, launcher.status()
+        time.sleep(0.02)
+    return step
+
+
 @pytest.mark.parametrize("everything", [True, False], ids=["with its keeper", "alone"])
 def test_replayed_recovery_and_ettr_are_what_the_metrics_of_a_killed_training_say(
     tmp_path: Path, speech: Path, everything: bool
 ) -> None:
     launcher = Launcher(tmp_path, {"TRAINYARD_CLUSTER": "local"})
     write_manifest(tmp_path / "some.jsonl", scan(speech / "train")[:6])
-    step = launcher.run(launcher.write(pipeline(tmp_path))) / "steps" / "train"
-    deadline = time.monotonic() + PATIENCE
-    while not [line for line in read(step / "metrics.jsonl") if line["step"] > EVERY + 1]:
-        assert time.monotonic() < deadline, launcher.status()
-        time.sleep(0.02)
+    step = run_past_a_checkpoint(launcher)
     keeper = keeper_of(step)
     keeper.children()[0].suspend()  # else it has ended before a slow ledger is read
     living = json.loads(launcher("ledger", "--json").stdout)["steps"][0]
@@ -116,3 +122,22 @@ def test_replayed_recovery_and_ettr_are_what_the_metrics_of_a_killed_training_sa
     assert used["settings.training.checkpoint_every"]["asked"] == str(EVERY)
     said = launcher("ledger")
     assert said.returncode == 0 and "train: killed after step" in said.stdout
+
+
+def test_where_a_process_that_reads_is_killed_the_training_begins_again(
+    tmp_path: Path, speech: Path
+) -> None:
+    """As when a node's memory runs out, which kills the largest process or any other."""
+    launcher = Launcher(tmp_path, {"TRAINYARD_CLUSTER": "local"})
+    write_manifest(tmp_path / "some.jsonl", scan(speech / "train")[:6])
+    step = run_past_a_checkpoint(launcher, workers=1)
+    (training,) = keeper_of(step).children()
+    training.suspend()  # else it has ended before the test comes to it
+    reader, *_ = training.children()
+    reader.kill()
+    training.resume()
+    launcher.until("succeeded", step="train")
+    events = read(step / "events.jsonl")
+    (failure,) = (event for event in events if event["event"] == "failed")
+    assert failure["cause"] == "killed" and f"pid {reader.pid}" in failure["message"]
+    assert [event["step"] for event in events if "checkpoint" in event and "epoch" in event]
