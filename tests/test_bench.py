@@ -36,6 +36,7 @@ from lact_asr.text.vocabulary import Vocabulary
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import PATIENCE, missing_programs
 
+REPORTS = [("main", "learn"), ("ablation", "learn_ablation"), ("parts", "learn_parts")]
 TINY = ModelConfig(hidden=64, layers=2, attention_heads=2, lact_heads=1, mlp=96, conv_layers=2)
 
 
@@ -419,7 +420,7 @@ def test_the_first_of_a_list_is_what_its_others_are_compared_with() -> None:
     assert differences(runs)["inter"]["difference"] == pytest.approx(-0.1)
 
 
-@pytest.mark.parametrize(("arms", "name"), [("main", "learn"), ("ablation", "learn_ablation")])
+@pytest.mark.parametrize(("arms", "name"), REPORTS)
 def test_a_report_of_a_list_says_again_what_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arms: str, name: str
 ) -> None:
@@ -543,7 +544,7 @@ def test_a_curve_is_a_picture_with_every_line_named() -> None:
     assert drawn == svg("rates", "steps", {"a & b": [(0, 100), (10, 50)], "c": []})
 
 
-@pytest.mark.parametrize(("arms", "name"), [("main", "learn"), ("ablation", "learn_ablation")])
+@pytest.mark.parametrize(("arms", "name"), REPORTS)
 def test_the_learning_curves_are_committed_with_what_they_were_measured_with(
     arms: str, name: str
 ) -> None:
