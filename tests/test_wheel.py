@@ -13,6 +13,7 @@ import pytest
 
 from jobs.snapshot import PARTS
 from tests.conftest import REPOSITORY
+from tests.jobs.launcher import ASCII
 from tests.slurm.cluster import PATIENCE
 
 STEP = "steps: {a: {kind: command, settings: {argv: [PYTHON, -c, PROGRAM]}}}"
@@ -56,7 +57,7 @@ class Environment:
         done = subprocess.run(
             list(map(str, [program, *words])),
             cwd=folder,
-            env={**kept, "PYTHON": str(self.python)},
+            env={**kept, **ASCII, "PYTHON": str(self.python)},
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -120,10 +121,11 @@ def test_an_installed_trainyard_runs_a_whole_step_from_a_copy_of_itself(
     subprocess.run(["git", "init", "-q", installed.packages.parents[2]], check=True)
     subprocess.run([*git, "-q"], cwd=installed.packages, check=True)  # a repository, but not ours
     step = STEP.replace("PYTHON", str(installed.python)).replace("PROGRAM", json.dumps(WHERE))
-    (tmp_path / "one.yaml").write_text(step)
-    said = installed(
-        installed.command, "run", "one.yaml", "--cluster", "local", "--wait", folder=tmp_path
-    )
+    home = tmp_path / "größe"
+    home.mkdir()
+    (home / "one.yaml").write_text(step)
+    words = ("run", "one.yaml", "--cluster", "local", "--wait")
+    said = installed(installed.command, *words, folder=home)
     run = Path(said.splitlines()[0])
     assert json.loads((run / "steps" / "a" / "result.json").read_text())
     ours = installed.packages / "trainyard"

@@ -12,6 +12,9 @@ from typing import Any
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import PATIENCE
 
+# a locale that knows no other letters, as Latin-1 knows few
+ASCII = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
 
 class Launcher:
     """Runs commands in `folder`; runs are kept in its `runs`."""

@@ -15,7 +15,7 @@ import pytest
 from jobs import kinds
 from jobs.reading.yaml12 import read
 from tests.conftest import REPOSITORY
-from tests.jobs.launcher import Launcher
+from tests.jobs.launcher import ASCII, Launcher
 from tests.slurm.cluster import PATIENCE
 
 COMMANDS = [
@@ -164,8 +164,7 @@ def test_no_command_of_the_login_node_imports_torch(launch: Launcher, arguments:
 
 def test_text_is_utf8_whatever_the_locale_says(tmp_path: Path, speech: Path) -> None:
     """In a locale of ASCII: the file, its name, names of files in it, the log and the record."""
-    ascii_only = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    launch = Launcher(tmp_path, ascii_only)
+    launch = Launcher(tmp_path, ASCII)
     tables = {}
     for part, audio in zip(("träin", "däv", "tëst"), sorted(speech.rglob("*.flac")), strict=False):
         shutil.copy(audio, tmp_path / f"{part}.flac")
