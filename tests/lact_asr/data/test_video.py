@@ -9,6 +9,7 @@ import torch
 
 from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
+from lact_asr.data.loader import loader
 from lact_asr.data.local_copy import stage_files
 from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
 from lact_asr.data.speed import change_speed
@@ -53,6 +54,16 @@ def test_a_batch_holds_what_the_manifest_names_and_nothing_where_it_names_none(t
     assert twice.video[3:].equal(batch.video) and twice.video_lengths.tolist() == lengths * 2
     for without in (read(said, None), read(said[2:])):
         assert without.video is None and without.video_lengths is None
+
+
+def test_a_worker_puts_video_where_its_parent_sees_it(tmp_path):
+    said = filmed(tmp_path)
+    (helped,) = loader(
+        whole_corpus(said, Vocabulary.characters(), FEATURES), [np.arange(3)], workers=1
+    )
+    alone = read(said)
+    assert helped.video.is_shared() and helped.video.equal(alone.video)
+    assert helped.video_lengths.equal(alone.video_lengths)
 
 
 def test_pictures_stay_bytes(tmp_path):
