@@ -32,6 +32,7 @@ def one_step(
     named = (checkpoint, manifest, *audio)
     mistakes = [f"{path} does not exist" for path in named if path and not path.exists()]
     mistakes += [f"{path} is a folder: write {path}/*" for path in audio if path.is_dir()]
+    mistakes += [f"{path} is not UTF-8: rename it" for path in named if path and not _is_text(path)]
     if mistakes:
         raise UserError("\n".join(mistakes))
     given = {
@@ -43,6 +44,15 @@ def one_step(
     resources = {"gpus": int(has_gpus(cluster))}
     step = {"kind": kind, "settings": given, "resources": resources}
     return {"name": name, "description": f"{name} with {checkpoint}", "steps": {name: step}}
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path can be written to a file as text: names of Linux are bytes."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def has_gpus(cluster: "Cluster") -> bool:

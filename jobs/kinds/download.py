@@ -241,6 +241,8 @@ def _parts(settings: Settings, subsets: "dict[str, Utterances]") -> "dict[str, P
         stem = f"{train}-without-{len(empty)}x{settings.holdout_speakers}-speakers"
         for part, utterances in [*zip(empty, held, strict=True), ("train", rest)]:
             parts[part] = f"{stem}-{part}", utterances
+    if nothing := [part for part in PARTS if not parts[part][1]]:
+        raise DataError(f"no utterances are left for {', '.join(nothing)}")
     heard = {each.id for each in parts["train"][1]}
     for part in ("dev", "test"):
         if both := sorted(each.id for each in parts[part][1] if each.id in heard):

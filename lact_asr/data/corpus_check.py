@@ -40,9 +40,9 @@ class Heard(NamedTuple):
 
 def listen(path: Path) -> Heard | Finding:
     """What a recording holds, or why nothing can be known of it."""
-    if not path.is_file():
-        return Finding("missing", f"missing: no file {path}")
     try:
+        if not path.is_file():
+            return Finding("missing", f"missing: no file {path}")
         duration(path)  # finds what was cut off, which decoders read over
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (DataError, soundfile.LibsndfileError, OSError) as error:

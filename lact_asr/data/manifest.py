@@ -104,6 +104,24 @@ def raise_all(mistakes: Sequence[str]) -> None:
     raise DataError("\n".join([*mistakes[:SHOWN], *more]))
 
 
+def json_object(line: str) -> dict[str, Any]:
+    """A line as a JSON object, or ValueError saying what is wrong with it."""
+    try:
+        record = json.loads(line)
+        if "\\u" in line:  # half of a pair, which JSON allows, is no character
+            json.dumps(record, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON at column {error.colno}: {error.msg}") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape").decode()
+        raise ValueError(f"{half} without its other half is no character") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read: brackets in brackets") from error
+    if not isinstance(record, dict):
+        raise ValueError("expected a JSON object")
+    return record
+
+
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow symbolic links
 
@@ -126,12 +144,7 @@ def _within(root: str, path: Path) -> str:
 
 def _parse(line: str, folder: str) -> Utterance:
     """One line as an Utterance, or ValueError saying what is wrong with it."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON at column {error.colno}: {error.msg}") from error
-    if not isinstance(record, dict):
-        raise ValueError("expected a JSON object with the keys id, audio, duration, text, speaker")
+    record = json_object(line)
     for key in ("id", "audio", "text", "speaker"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"the key {key!r} must be a string, found {record.get(key)!r}")

@@ -8,21 +8,23 @@ what is found is named by the table's line.
 """
 
 import csv
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from lact_asr.config.table import Columns
 from lact_asr.data.corpus_check import Finding, Heard, judge, listen
-from lact_asr.data.manifest import Utterance
+from lact_asr.data.manifest import Utterance, json_object, raise_all
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.progress import Progress
 
-SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": ""}
+SUFFIXES = (".csv", ".tsv", ".jsonl")
 THREADS = 4  # decoding leaves Python's lock
+
+
+Records = list[tuple[int, dict[str, object]]]  # number of the line, values by column
 
 
 class Row(NamedTuple):
@@ -56,13 +58,23 @@ class Checked(NamedTuple):
 
 
 def read_table(path: Path, columns: Columns) -> list[Row]:
-    """The lines of a table; DataError where it is none, or lacks a column."""
+    """The lines of a table; DataError with every line that cannot be taken as it stands."""
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path}: write a table that ends in {', '.join(SUFFIXES)}")
     try:
-        return list(_rows(path, columns))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            read = (_json_lines if path.suffix == ".jsonl" else _fields)(path, file)
+    except OSError as error:
         raise DataError(f"cannot read the table {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.object[error.start]:#x} is not UTF-8: save the table as UTF-8, "
+            "as iconv --from-code LATIN1 does with one of Latin-1"
+        ) from error
+    if not read:
+        raise DataError(f"{path}: no recordings in this table")
+    _check_columns(path, read, columns)
+    return [_row(path, line, record, columns) for line, record in read]
 
 
 def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checked:
@@ -100,48 +112,68 @@ def _judge_row(
     return found
 
 
-def _rows(path: Path, columns: Columns) -> Iterator[Row]:
-    for line, record in _records(path):
-        place = f"{path}:{line}"
-        for key in (columns.audio, columns.text):
-            if not isinstance(record.get(key), str):
-                there = ", ".join(str(name) for name in record if name is not None)
-                raise DataError(
-                    f"{place}: no text in the column {key!r}; the columns are {there}: write "
-                    "columns: {audio: ..., text: ...} with their names"
-                )
-        audio = path.parent / str(record[columns.audio])
-        name = str(record.get(columns.id) or Path(str(record[columns.audio])).with_suffix(""))
-        speaker = str(record.get(columns.speaker) or "")
-        yield Row(
-            place, name.strip("/").replace("/", "-"), audio, str(record[columns.text]), speaker
-        )
+def _fields(path: Path, file: Iterable[str]) -> Records:
+    """Of CSV; or of TSV, whose quotation marks are text, as Mozilla's Common Voice has them.
 
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Line number and values by column."""
-    delimiter = SUFFIXES[path.suffix]
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if delimiter:
-            reader = csv.DictReader(file) if delimiter == "," else _tabbed(file)
-            for record in reader:
-                yield reader.line_num, dict(record)
-            return
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parsed(line, f"{path}:{number}")
-
-
-def _tabbed(file: Iterable[str]) -> "csv.DictReader[str]":
-    """Quotation marks of a TSV are text, as Mozilla's Common Voice has them."""
-    return csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _parsed(line: str, place: str) -> dict[str, object]:
+    A line of another length than the header is refused: a comma in a text without quotation marks
+    would leave a text that ends there.
+    """
+    tabbed = path.suffix == ".tsv"
+    reader = csv.reader(file, strict=True)
+    if tabbed:
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON at column {error.colno}: {error.msg}") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: expected a JSON object")
-    return record
+        header = next(reader, [])
+        rows = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}") from error
+    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise DataError(f"{path}:1: more than one column {', '.join(twice)}: rename all but one")
+    advice = "" if tabbed else ": put a text with commas into quotation marks"
+    raise_all(
+        [
+            f"{path}:{line}: fields: {len(row)}, in the header: {len(header)}{advice}"
+            for line, row in rows
+            if len(row) != len(header)
+        ]
+    )
+    return [(line, dict(zip(header, row, strict=True))) for line, row in rows]
+
+
+def _json_lines(path: Path, file: Iterable[str]) -> Records:
+    records, mistakes = Records(), list[str]()
+    for number, line in enumerate(file, start=1):
+        try:
+            if line.strip():
+                records.append((number, json_object(line)))
+        except ValueError as error:
+            mistakes.append(f"{path}:{number}: {error}")
+    raise_all(mistakes)
+    return records
+
+
+def _check_columns(path: Path, records: Records, columns: Columns) -> None:
+    there = list(dict.fromkeys(name for _, record in records for name in record))
+    for key in (columns.audio, columns.text):
+        if key not in there:
+            raise DataError(
+                f"{path}: no column {key!r}; the columns are {', '.join(there)}: write "
+                "columns: {audio: ..., text: ...} with their names"
+            )
+    raise_all(
+        [
+            f"{path}:{line}: no text in the column {key!r}"
+            for line, record in records
+            for key in (columns.audio, columns.text)
+            if not isinstance(record.get(key), str)
+        ]
+    )
+
+
+def _row(path: Path, line: int, record: dict[str, object], columns: Columns) -> Row:
+    audio, text = str(record[columns.audio]), str(record[columns.text])
+    name = str(record.get(columns.id) or Path(audio).with_suffix(""))
+    speaker = str(record.get(columns.speaker) or "")
+    return Row(
+        f"{path}:{line}", name.strip("/").replace("/", "-"), path.parent / audio, text, speaker
+    )

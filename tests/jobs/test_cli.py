@@ -119,6 +119,14 @@ def test_a_wrong_word_is_answered_with_what_is_right(
     assert not (launch.folder / "runs").exists()
 
 
+def test_infer_refuses_a_name_that_is_not_utf8(launch: Launcher) -> None:
+    audio = os.fsencode(launch.folder) + b"/gr\xfc\xdfe.wav"
+    Path(os.fsdecode(audio)).touch()
+    done = launch("infer", "--checkpoint-dir", ".", os.fsdecode(audio))
+    shown = f"{launch.folder}/gr\\udcfc\\udcdfe.wav is not UTF-8: rename it\n"
+    assert (done.returncode, done.stderr) == (2, shown)
+
+
 def test_a_pipeline_that_comes_with_us_needs_no_path_and_a_file_here_comes_first(
     launch: Launcher,
 ) -> None:

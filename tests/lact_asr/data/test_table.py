@@ -57,13 +57,61 @@ def test_every_format_gives_the_same_lines(tmp_path: Path, suffix: str) -> None:
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     path = table(tmp_path / "t.csv", [{"path": "a.wav", "sentence": "x"}])
-    with pytest.raises(DataError, match=r"csv:2: no text in the column 'audio'; .* path, sentence"):
+    with pytest.raises(DataError, match=r"t\.csv: no column 'audio'; .* path, sentence: write"):
         read_table(path, Columns())
     with pytest.raises(DataError, match=r"ends in \.csv, \.tsv, \.jsonl"):
         read_table(tmp_path / "t.xlsx", Columns())
     (tmp_path / "t.jsonl").write_text('{"audio": "a"\n')
     with pytest.raises(DataError, match=r"t\.jsonl:1: not JSON at column"):
         read_table(tmp_path / "t.jsonl", Columns())
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("t.csv", b"", ": no recordings in this table"),
+        ("t.csv", b"audio,text\n\n", ": no recordings in this table"),
+        ("t.csv", b"audio,text,text\na,b,c\n", ":1: more than one column text: rename all but one"),
+        ("t.csv", b'audio,text\na,"b\nc,d\n', ":3: unexpected end of data"),
+        ("t.csv", b"audio,text\na,gr\xfcn\n", ": byte 0xfc is not UTF-8: save the table as UTF-8"),
+        ("t.tsv", b"audio\ttext\na\tb\tc\n", ":2: fields: 3, in the header: 2"),
+        ("t.jsonl", b'{"audio": "a", "text": 5}\n', ":1: no text in the column 'text'"),
+        ("t.jsonl", b'{"audio": "a", "text": "\\ud83d"}', ":1: \\ud83d without its other half"),
+        ("t.jsonl", b"[" * 10**5, ":1: not JSON that can be read: brackets in brackets"),
+        ("t.jsonl", b"9" * 5000, ":1: Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_a_table_that_cannot_be_taken_as_it_stands_says_why(
+    tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / name, Columns())
+    assert str(caught.value).startswith(f"{tmp_path / name}{said}")
+
+
+def test_a_comma_without_quotation_marks_is_no_end_of_a_text(tmp_path: Path) -> None:
+    """A reader that takes the columns that it knows would learn `Guten Tag` of `Guten Tag, Welt`;
+    the short line is the second half of a text that has a line end.
+    """
+    (tmp_path / "t.csv").write_text('audio,text\n1,Guten Tag, Welt\n2,"so, ja"\n3,a\nb\n4,c,d\n')
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / "t.csv", Columns())
+    advice = "in the header: 2: put a text with commas into quotation marks"
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}/t.csv:{line}: fields: {fields}, {advice}"
+        for line, fields in ((2, 3), (5, 1), (6, 3))
+    ]
+
+
+def test_a_table_of_which_nothing_is_left_is_no_corpus(tmp_path: Path) -> None:
+    noise(tmp_path / "dev.wav")
+    table(tmp_path / "dev.csv", [{"audio": "dev.wav", "text": "a dev text"}])
+    gone = {"audio": "x" * 300, "text": "its name is too long"}
+    table(tmp_path / "train.csv", [gone, {"audio": "gone.wav", "text": "not there"}])
+    settings = own(tmp_path, test=["dev.csv"], faulty="leave_out")
+    with pytest.raises(DataError, match="no utterances are left for train"):
+        run(settings, job(tmp_path / "job"))
 
 
 def faulty(folder: Path) -> Path:
