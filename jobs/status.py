@@ -118,15 +118,18 @@ def _silence(folder: StepDir, latest: Submission | None) -> float | None:
 
 
 def _seconds_run(events: list[dict[str, Any]], state: State) -> float | None:
-    """Seconds the step has been running, over all its starts; None before the first."""
+    """Seconds the step has been running, over all its starts; None before the first.
+
+    The clock of a node may be ahead of the one here: what has not begun yet has run for no time.
+    """
     total, since = 0.0, None
     for event in events:
         if event["event"] in STARTS and "host" in event:  # training reports what it resumed, too
             since = event["time"]
         elif event["event"] in ENDS and since is not None:
-            total, since = total + event["time"] - since, None
+            total, since = total + max(0.0, event["time"] - since), None
     if since is not None and state is State.RUNNING:
-        total += time.time() - since
+        total += max(0.0, time.time() - since)
     return total if events else None
 
 

@@ -4,6 +4,7 @@ Each file is read once. The ends of steps are read after the queue was asked: a 
 calls ended has written its end by then.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -114,6 +115,7 @@ class Queue:
         self.asked = 0.0  # time of the last question, seconds since 1970
         self.trouble = ""
         self.unreachable = False  # whether that may pass by itself
+        self._asked = -math.inf  # the same on a clock that nobody sets back
         self._pause = every  # seconds until the next question
         self._failed: set[str] = set()
         self._answer: dict[str, JobState] = {}
@@ -121,13 +123,17 @@ class Queue:
     @property
     def is_due(self) -> bool:
         """Whether the queue may be asked again."""
-        return time.time() - self.asked >= self._pause
+        return self._since_asked >= self._pause
+
+    @property
+    def _since_asked(self) -> float:
+        return time.monotonic() - self._asked
 
     def note_failed(self, names: set[str]) -> None:
         """After another failure ask soon: no file tells what becomes of the steps behind it."""
         if names - self._failed:
             self._failed |= names
-            self._pause = min(self._pause, time.time() - self.asked + _SOON)
+            self._pause = min(self._pause, self._since_asked + _SOON)
 
     def ask(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """The state of the job of each token (token -> id), as the last answer had it."""
@@ -136,7 +142,7 @@ class Queue:
         unasked = any(token not in self._answer for token in jobs) and not self.trouble
         if unasked or self.is_due:
             before = {token: seen.state for token, seen in self._answer.items()}
-            self.asked = time.time()
+            self.asked, self._asked = time.time(), time.monotonic()
             try:
                 self._answer, self.trouble = self.backend.states(jobs), ""
             except Elsewhere as error:

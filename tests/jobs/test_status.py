@@ -147,6 +147,26 @@ def test_health_of_a_running_step_is_what_was_found_last_and_is_not_over(alive: 
         assert summary(step) == (expected or "")
 
 
+def test_a_step_has_run_for_the_time_of_all_its_starts_and_never_for_less_than_none(
+    alive: Run,
+) -> None:
+    """The clocks of two nodes, and of who looks, differ."""
+    now, host = time.time(), {"host": "n1"}
+    began, again = {"event": "started", **host}, {"event": "resumed", **host}
+    cases: list[tuple[float, list[tuple[float, dict[str, Any]]]]] = [
+        (3.0, [(6, began), (7, {"event": "interrupted"}), (8, again), (10, {"event": "failed"})]),
+        (2.0, [(6, began), (3, {"event": "interrupted"}), (8, again), (10, {"event": "failed"})]),
+        (60.0, [(now - 60, began), (now - 50, {"event": "resumed", "step": 3})]),
+        (0.0, [(now + 600, began)]),
+    ]
+    for expected, events in cases:
+        written = [{"time": at, **event} for at, event in events]
+        write(alive.step("second"), "events.jsonl", written)
+        step = describe(alive, Queue(LocalBackend()))["steps"][1]
+        assert step["state"] == "running"
+        assert step["seconds"] == pytest.approx(expected, abs=5 if expected == 60 else 0)
+
+
 def test_a_running_step_whose_log_has_long_been_silent_is_not_called_healthy(alive: Run) -> None:
     folder, watched = alive.step("second"), {"event": "watched", "time": 7.0}
     started = {"event": "started", "host": "n1", "time": 6.0}

@@ -73,8 +73,9 @@ class Clock:
     """The time, in seconds since 1970, which only goes on where a test says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1_000_000.0
-        monkeypatch.setattr(time, "time", lambda: self.now)
+        self.now, self.set_back = 1_000_000.0, 0.0
+        monkeypatch.setattr(time, "time", lambda: self.now - self.set_back)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
     def until_due(self, queue: Queue) -> float:
         """How long a queue waits until it may be asked again."""
@@ -166,6 +167,19 @@ def test_a_failure_that_is_written_while_the_queue_is_asked_is_seen(tmp_path):
     assert view(run, queue).observed["second"].state.value == "failed"
     assert queue.is_due, "without pauses it is asked each time"
     assert view(run, queue, thorough=True).busy == ""
+
+
+def test_a_clock_that_is_set_back_makes_no_pause_longer(monkeypatch):
+    clock, backend = Clock(monkeypatch), Answers()
+    queue = Queue(backend, every=10.0)
+    queue.ask({"a": "1"})
+    clock.set_back = 3600.0
+    assert clock.until_due(queue) == 10
+    queue.note_failed({"a"})
+    queue.ask({"a": "1"})
+    clock.set_back = 7200.0
+    queue.note_failed({"b"})
+    assert clock.until_due(queue) == 2
 
 
 def test_only_those_who_are_asked_about_are_answered_of_and_an_old_answer_is_not_asked_again(
