@@ -30,6 +30,7 @@ from jobs.commands import (
 )
 from jobs.commands.interrupted import heard_everywhere
 from jobs.errors import UserError
+from jobs.output import Output, over
 from jobs.program import NAME
 
 # as `--help` lists them
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of every command; `act` of what it has parsed runs the command."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(prog=NAME, description=_ABOUT, formatter_class=raw)
+    top.set_defaults(only_shows=False)  # a command of which nobody reads anything may end
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, about: str = "", epilog: str = "") -> argparse.ArgumentParser:
@@ -80,15 +82,27 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+def command() -> NoReturn:
+    """Be the process of one command."""
     gc.set_threshold(100_000)  # what imports make stays: looking for garbage in it takes 8 ms
+    _speak_utf8()
     _open_what_is_closed()
+    (output, sys.stdout), (_, sys.stderr) = over(sys.stdout), over(sys.stderr)
+    code = main(output=output)
+    if output.failed and not isinstance(output.failed, BrokenPipeError):
+        print(f"the output could not be written: {output.failed.strerror}", file=sys.stderr)
+    _leave(code)
+
+
+def main(arguments: Sequence[str] | None = None, output: Output | None = None) -> int:
+    """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):  # a log may hold what a terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         given = parser().parse_args(arguments)
+        if output:
+            output.raises = given.only_shows
         _expect_folder()
         with heard_everywhere():
             code = int(given.act(given))
@@ -97,9 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # `launch.py logs ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        if output is None or error is not output.failed:
+            raise
+        return int(not isinstance(error, BrokenPipeError))  # `launch.py logs ... | head` is fine
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130
@@ -109,7 +124,8 @@ def _open_what_is_closed() -> None:
     """After `>&-` nobody listens; the next file to be opened would have the output's number."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115, as long as the process
+            kept = os.open(os.devnull, os.O_RDWR)  # as long as the process
+            setattr(sys, name, open(kept, "r+", closefd=False))  # noqa: SIM115
 
 
 def _expect_folder() -> None:
@@ -120,7 +136,7 @@ def _expect_folder() -> None:
         raise UserError("the folder that you are in has been removed: cd to another one") from None
 
 
-def speak_utf8() -> None:
+def _speak_utf8() -> None:
     """Begin again in Python's UTF-8 mode (PEP 540) where the locale writes text in another way.
 
     Pipeline files, names of files and all that we write are UTF-8: in a locale of ASCII they could
@@ -130,9 +146,9 @@ def speak_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
-def leave(code: int) -> NoReturn:
-    """End the process, for a command that is done: Python's own way out frees, object by object,
-    what the imports have made, and takes 60 ms with pydantic and submitit, 10 ms without.
+def _leave(code: int) -> NoReturn:
+    """End the process: Python's own way out frees, object by object, what the imports have made,
+    and takes 60 ms with pydantic and submitit, 10 ms without.
     """
     sys.stdout.flush()
     sys.stderr.flush()

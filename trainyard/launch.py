@@ -11,11 +11,9 @@ from pathlib import Path
 def main() -> None:
     """Run one command and end with its exit code."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from jobs.cli import leave, speak_utf8
-    from jobs.cli import main as command
+    from jobs.cli import command
 
-    speak_utf8()
-    leave(command())
+    command()
 
 
 if __name__ == "__main__":

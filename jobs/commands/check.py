@@ -24,7 +24,7 @@ def add(add_command: Add) -> None:
         help="print the recipe in force of every step of training: each setting with its source, "
         "the model's size, GPU memory (reckoned), steps an epoch",
     )
-    parser.set_defaults(act=check)
+    parser.set_defaults(act=check, only_shows=True)
 
 
 def check(given: argparse.Namespace) -> int:

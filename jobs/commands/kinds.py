@@ -14,9 +14,9 @@ def add(add_command: Add) -> None:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="one kind, in full")
     parser.add_argument("--preset", default="", metavar="P", help="with what this preset sets")
-    parser.set_defaults(act=kinds)
+    parser.set_defaults(act=kinds, only_shows=True)
     schema = add_command("schema", "print the JSON Schema of pipeline files, for editors")
-    schema.set_defaults(act=print_schema)
+    schema.set_defaults(act=print_schema, only_shows=True)
 
 
 def kinds(given: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def add(add_command: Add) -> None:
     parser = add_command("ledger", about, _EPILOG)
     add_run(parser)
     parser.add_argument("--json", action="store_true", help="the same as data")
-    parser.set_defaults(act=ledger)
+    parser.set_defaults(act=ledger, only_shows=True)
 
 
 def ledger(given: argparse.Namespace) -> int:

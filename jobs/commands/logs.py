@@ -19,7 +19,7 @@ def add(add_command: Add) -> None:
     parser.add_argument(
         "--lines", type=_amount, default=100, metavar="N", help="how many (default 100)"
     )
-    parser.set_defaults(act=logs)
+    parser.set_defaults(act=logs, only_shows=True)
 
 
 def _amount(text: str) -> int:

@@ -15,7 +15,7 @@ def add(add_command: Add) -> None:
     add_run(parser)
     parser.add_argument("--watch", action="store_true", help="redraw until nothing is active")
     parser.add_argument("--json", action="store_true", help="the same as data")
-    parser.set_defaults(act=show)
+    parser.set_defaults(act=show, only_shows=True)
 
 
 def show(given: argparse.Namespace) -> int:

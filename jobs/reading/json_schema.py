@@ -82,8 +82,8 @@ def _with_references(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(kind: ModuleType) -> str:
-    """The first line of a kind's docstring."""
-    return (kind.__doc__ or "").strip().splitlines()[0]
+    """The first line of a kind's docstring, which Python leaves out where PYTHONOPTIMIZE is 2."""
+    return (kind.__doc__ or kind.__name__).strip().splitlines()[0]
 
 
 def describe(name: str, preset: str = "") -> dict[str, Any]:

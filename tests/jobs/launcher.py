@@ -24,13 +24,16 @@ class Launcher:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRAINYARD")}
         self.environment = {**inherited, **(environment or {})}
 
-    def __call__(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    def __call__(
+        self, *arguments: object, stdout: int = subprocess.PIPE
+    ) -> "subprocess.CompletedProcess[str]":
         """One command, whatever its exit code."""
         return subprocess.run(
             [sys.executable, str(REPOSITORY / "launch.py"), *map(str, arguments)],
             cwd=self.folder,
             env=self.environment,
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
             timeout=280,
         )

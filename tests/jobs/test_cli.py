@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -242,6 +243,50 @@ def test_from_a_folder_that_is_no_more_and_without_anybody_who_listens(launch: L
     words = f"{python} {command} run {path} --cluster local --wait <&- >&- 2>&-"
     subprocess.run(["bash", "-c", words], cwd=launch.folder, env=launch.environment, check=True)
     assert launch.status()["a"]["state"] == "succeeded"
+
+
+def without_reader() -> int:
+    """The end to write to of a pipe that nobody reads any more, as after `| true`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def without_room() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize(
+    ("where", "said", "shown"),
+    [
+        (without_reader, "", 0),
+        (without_room, "the output could not be written: No space left on device\n", 1),
+    ],
+)
+def test_what_nobody_can_read_is_done_all_the_same_and_what_is_only_shown_ends(
+    launch: Launcher, where: Callable[[], int], said: str, shown: int
+) -> None:
+    def unread(*arguments: object) -> tuple[int, str]:
+        output = where()
+        done = launch(*arguments, stdout=output)
+        os.close(output)
+        return done.returncode, done.stderr
+
+    local = ("--cluster", "local")
+    assert unread("run", launch.write(ONE_STEP), *local, "--wait") == (0, said)
+    assert launch.status()["a"]["state"] == "succeeded"
+    failing = launch.write(ONE_STEP.replace("echo", "'false'"))
+    assert unread("run", failing, *local, "--wait") == (1, said)
+    assert launch.status()["a"]["state"] == "failed"
+    talking = launch.write(ONE_STEP.replace("echo", "sh, -c, echo here; sleep 600"))
+    assert unread("run", talking, *local) == (0, said)
+    while "here" not in launch("logs", "/a").stdout:
+        time.sleep(0.1)
+    for shows in (["status"], ["kinds"], ["logs", "/a", "-f"]):
+        assert unread(*shows) == (shown, said), shows
+    run = launch("status", "--json").stdout.split('"run": "')[1].split('"')[0]
+    assert unread("cancel", run) == (0, said)
+    assert launch.status()["a"]["state"] == "cancelled"
 
 
 def test_every_kind_is_read_with_torch_out_of_reach() -> None:
