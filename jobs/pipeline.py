@@ -7,6 +7,7 @@ what: the kind's own schema), resources (on how much) and needs (after what).
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ _UNITS = {"m": 1, "h": 60, "d": 1440}
 _TIME = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?$"
 
 
+@dataclass(frozen=True)
 class Present:
     """Marks a setting whose path has to exist when the pipeline is read."""
 

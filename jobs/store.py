@@ -30,6 +30,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jobs.errors import UserError
+from jobs.folders import folder_of
 from jobs.program import NAME
 from jobs.step_folder import StepDir, fact_of
 from lact_asr.utils.errors import Unreadable
@@ -178,7 +179,7 @@ class RunStore:
     """The folder of all runs: `$TRAINYARD_RUNS`, else ./runs."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or Path(os.environ.get("TRAINYARD_RUNS", "runs"))).absolute()
+        self.root = root.absolute() if root else folder_of("TRAINYARD_RUNS", "runs")
 
     def new_name(self, pipeline: str) -> str:
         """Sortable by time, unique, typeable by its beginning."""

@@ -19,7 +19,7 @@ FLOORS = {
     "": "trainyard, launch -> jobs -> distill -> lact_asr",
     "jobs": "cli -> commands -> rehearse -> status -> logs, render -> one_step, scheduling -> "
     "backends -> worker -> healing -> cluster, fence -> reading, store -> kinds, snapshot -> "
-    "causes, errors, gate, job, output, pipeline, printing, program, step_folder",
+    "folders -> causes, errors, gate, job, output, pipeline, printing, program, step_folder",
     "jobs.backends": "slurm -> local -> base",
     "distill": "objective, pseudo_labels -> cache -> language_model, teachers -> losses, models -> "
     "config",

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 ROOM = 1.3  # a request over what was used, for memory and time
 SPARE_CORES = 0.2  # of a core, before another one is asked for
+SHORT = (
+    5.0  # s; of a shorter start, most processor time may be Python's, from before its first word
+)
 ONE_DAY = 86400.0  # s between faults, taken for a run that met none
 
 

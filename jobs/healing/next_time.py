@@ -95,7 +95,7 @@ def _memory(facts: Facts, stays: Sequence[Stay]) -> Iterator[Advice]:
 def _cores(facts: Facts) -> Iterator[Advice]:
     """Cores of a process, on average from its first word to its last."""
     told = [(number(each.facts.get("cpu_seconds")), each.last - each.time) for each in facts.every]
-    known = [(spent, seconds) for spent, seconds in told if spent and seconds > 0]
+    known = [(spent, seconds) for spent, seconds in told if spent and seconds >= advice.SHORT]
     if known:
         spent, seconds = (sum(column) for column in zip(*known, strict=True))
         write = str(advice.cores(spent, seconds))

@@ -7,7 +7,6 @@ with espeak-ng. Up to date takes seconds. Where compute nodes have no internet, 
 on a login node that shares `root`: `run FILE --only STEP --cluster local`.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from jobs.errors import nearest
+from jobs.folders import folder_of
 from jobs.job import Job
 from jobs.pipeline import Resources, Space
 from lact_asr.config.base import Frozen
@@ -39,7 +39,7 @@ _OWN = ("folder", "table")  # corpora that are there already
 
 def data_root() -> Path:
     """Where corpora live: $TRAINYARD_DATA, else ./data."""
-    return Path(os.environ.get("TRAINYARD_DATA", "data")).absolute()
+    return folder_of("TRAINYARD_DATA", "data")
 
 
 class Settings(Frozen):

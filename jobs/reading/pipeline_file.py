@@ -418,22 +418,27 @@ class _Steps:
             words = f"{mark.name!r} is called {mark.now!r} now: write {inner[-1]}: {mark.now}"
             self.document.notice((*place, *inner), words)
         settings: dict[str, Any] = model.model_dump(warnings=False)  # references are no numbers
-        for key, field in kind.Settings.model_fields.items():
-            if any(isinstance(mark, Present) for mark in field.metadata):
-                self._present((*place, key), None if (key,) in unknown else settings[key])
+        fields = kind.Settings.model_fields.items()
+        present = {(key,) for key, field in fields if Present() in field.metadata} - {*unknown}
         for inner, value in list(walk(settings)):
             if isinstance(value, Path):
-                settings = replace(
-                    settings, inner, escape_references(str(self.folder / value.expanduser()))
-                )
+                whole = self._whole((*place, *inner), value, inner in present)
+                settings = replace(settings, inner, escape_references(str(whole)))
         for inner, value in written.items():
             settings = replace(settings, inner, value)
         return settings
 
-    def _present(self, place: Place, path: Path | None) -> None:
-        """A path that nothing will make: it is there, or a mistake."""
-        if path and not (self.folder / path.expanduser()).exists():
+    def _whole(self, place: Place, path: Path, present: bool) -> Path:
+        """A path from the pipeline's folder on; where nothing will make it, it has to be there."""
+        try:
+            whole = self.folder / path.expanduser()
+        except RuntimeError:
+            words = f"nobody knows the home of {path.parts[0]}: write a path that begins with /"
+            self.document.mistake(place, words)
+            return path
+        if present and not whole.exists():
             self.document.mistake(place, f"{path} does not exist: write a path that does")
+        return whole
 
     def _sample(self, name: str, place: Place, text: str) -> Any:
         """A value of the type that the text will have, for checking the settings now."""

@@ -32,6 +32,23 @@ def test_a_run_is_found_by_folder_name_unique_prefix_or_as_the_newest(tmp_path: 
     assert store.find(None).name == "real-2"
 
 
+def test_runs_are_kept_in_the_home_of_whoever_writes_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, root in [
+        ("", tmp_path / "runs"),
+        ("~/r", Path("/home/me/r")),
+        ("r", tmp_path / "r"),
+    ]:
+        monkeypatch.setenv("TRAINYARD_RUNS", given)
+        assert RunStore().root == root
+    monkeypatch.setenv("TRAINYARD_RUNS", "~nobody-at-all/r")
+    with pytest.raises(UserError, match="TRAINYARD_RUNS is '~nobody-at-all/r': nobody knows"):
+        RunStore()
+
+
 def test_a_prefix_of_two_runs_or_of_none_is_refused_with_their_names(tmp_path: Path) -> None:
     make_run(tmp_path, "demo-1")
     make_run(tmp_path, "demo-2")

@@ -100,6 +100,19 @@ def test_a_run_in_numbers_that_were_counted_by_hand(tmp_path: Path) -> None:
     assert made["slurm_calls"] == {"sbatch": 2, "scontrol requeue": 0, "scancel": 0}
 
 
+def test_of_a_short_start_nobody_knows_how_many_cores_it_kept_busy(tmp_path: Path) -> None:
+    """`echo` took 0.03 s after 0.2 s of Python: that is no reason to ask for seven cores."""
+    for seconds, known in ((4.9, False), (5.0, True)):
+        run = make_run(tmp_path / str(seconds))
+        events = [
+            {"time": 60.0, "event": "started", "host": "n1", "job": "6", "restart": 0},
+            {"time": 60.0 + seconds, "event": "finished", "job": "6", **USED},
+        ]
+        write(run, "corpus", **{"events.jsonl": events})
+        corpus = make(run, Accounts(STAYS), 999.0)["steps"][0]
+        assert ("resources.cpus" in [each["setting"] for each in corpus["advice"]]) == known
+
+
 def test_what_to_write_next_time_is_reckoned_from_what_was_seen(tmp_path: Path) -> None:
     made = make(make_run(tmp_path), Accounts(STAYS), 999.0)
     advice = {each["setting"]: each for each in made["steps"][1]["advice"]}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from jobs.errors import UserError
 from jobs.job import Job
 from jobs.kinds import download
 from jobs.kinds.download import Result, Settings, run
@@ -245,3 +246,11 @@ def test_the_data_root_is_absolute_and_can_be_set(
     assert download.data_root() == tmp_path / "data"
     monkeypatch.setenv("TRAINYARD_DATA", "elsewhere")
     assert Settings(source="synthetic").root == tmp_path / "elsewhere"
+    monkeypatch.setenv("TRAINYARD_DATA", "")
+    assert download.data_root() == tmp_path / "data"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TRAINYARD_DATA", "~/corpora")  # a shell leaves it so in quotation marks
+    assert download.data_root() == tmp_path / "home" / "corpora"
+    monkeypatch.setenv("TRAINYARD_DATA", "~nobody-at-all/corpora")
+    with pytest.raises(UserError, match="TRAINYARD_DATA is '~nobody-at-all/corpora': nobody knows"):
+        download.data_root()

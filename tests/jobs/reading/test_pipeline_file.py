@@ -34,9 +34,31 @@ steps:
 
 COMMAND = "steps:\n  a:\n    kind: command\n    settings: {argv: [x]}\n"
 
+NO_HOME = """\
+steps:
+  a:
+    kind: download
+    settings:
+      source: table
+      folder: ~nobody-at-all/corpus
+      train: [a.csv]
+      dev: [b.csv]
+      test: [c.csv]
+      root: ~nobody-at-all/data
+  b: {kind: adopt, settings: {folder: ~nobody-at-all/model}}
+"""
+
 # name of the file -> what is in it, and (line, words) of each mistake that must be reported
 BROKEN: dict[str, tuple[str | bytes, list[tuple[int, str]]]] = {
     "empty": ("", [(1, "write a mapping here (name: ..., description: ..., steps: ...)")]),
+    "homes_of_nobody": (
+        NO_HOME,
+        [
+            (6, "nobody knows the home of ~nobody-at-all: write a path that begins with /"),
+            (10, "steps.a.settings.root: nobody knows the home of ~nobody-at-all"),
+            (11, "steps.b.settings.folder: nobody knows the home of ~nobody-at-all"),
+        ],
+    ),
     "only_a_comment": ("# nothing\n", [(1, "write a mapping here")]),
     "a_list": ("- a\n- b\n", [(1, "write a mapping here")]),
     "binary": (b"\xff\xfe\x00steps", [(1, "not a text file")]),
