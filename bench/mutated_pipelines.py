@@ -51,6 +51,25 @@ VALUES += [
     "- a",
     "\t",
 ]
+VALUES += [  # of paths, texts and numbers
+    "~nobody-at-all/x",
+    "/dev/null",
+    "/dev/null/x",
+    "..",
+    "a/" * 3000,
+    "x" * 300,
+    '"a\\0b"',
+    '"\\ud800"',
+    '"\\u202e"',
+    '""',
+    "-0.0",
+    "1e-400",
+    "9" * 5000,
+    "1_000",
+    "[~]",
+    "{1: 2}",
+    "{? [1] : 2}",
+]
 Change = Callable[[random.Random, list[str]], None]  # of the lines, in place
 
 

@@ -6,13 +6,14 @@ reference stands for a value that is known later: only its type counts now, not 
 
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs.reading.keys import about, fields_at, suggest_key
-from jobs.reading.paths import Place
+from jobs.reading.paths import Place, remove
 from jobs.reading.yaml12 import Document
 
 _SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
@@ -39,19 +40,29 @@ def validate(
     try:
         return model.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
-        wrong = [item for item in error.errors() if not _is_excused(item, raw, references)]
-        for item in wrong:
-            at, message = _message(model, item, beside)
-            document.mistake((*place, *at), message)
-        return None if wrong else model.model_construct(**raw)
+        excused = {at for item in error.errors() if (at := _excuse(item, references))}
+        wrong = [item for item in error.errors() if not _excuse(item, references)]
+    for item in wrong:
+        at, message = _message(model, item, beside)
+        document.mistake((*place, *at), message)
+    return None if wrong else _without(model, raw, excused)
 
 
-def _is_excused(item: Any, raw: Any, references: tuple[Place, ...]) -> bool:
+def _excuse(item: Any, references: tuple[Place, ...]) -> Place | None:
+    """The place of the reference that a mistake is about, if it may be none once that is known."""
     at = next((ref for ref in references if item["loc"][: len(ref)] == ref), None)
-    if at is None:
-        return False
     of_type = item["type"].endswith(("_type", "_parsing"))
-    return item["input"] == ANYTHING or not of_type
+    if item["type"] == "extra_forbidden" or (of_type and item["input"] != ANYTHING):
+        return None
+    return at
+
+
+def _without(model: type[_Model], raw: Any, places: AbstractSet[Place]) -> _Model:
+    """`raw` with the defaults in these places, and those of all that is beside them."""
+    try:
+        return model.model_validate_json(json.dumps(remove(raw, places)), strict=True)
+    except ValidationError:  # there is no default
+        return model.model_construct(**raw)
 
 
 def _message(

@@ -1,5 +1,6 @@
 """The pipelines that ship: read without mistakes, gated, and within what they promise."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,26 @@ def test_a_pipeline_has_no_mistakes_and_says_how_it_is_run(file: Path) -> None:
     assert text.startswith("# ")
     assert f"python launch.py run jobs/pipelines/{file.name}" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+REFERENCE = re.compile(r"\w+(?=: \"?\$\{)")  # a key that has one for its value
+KEYS = [
+    (file, number, found.end())
+    for file in FILES
+    for number, line in enumerate(file.read_text().splitlines())
+    for found in REFERENCE.finditer(line.partition("#")[0])
+]
+
+
+def test_no_misspelt_key_is_taken_for_one_because_its_value_is_known_later(tmp_path: Path) -> None:
+    """`te_cher: ${teacher.checkpoint}` was no mistake: a student would have learned without."""
+    assert len(KEYS) > 100
+    for file, number, end in KEYS:
+        lines = file.read_text().splitlines()
+        lines[number] = f"{lines[number][:end]}x{lines[number][end:]}"
+        (tmp_path / "p.yaml").write_text("\n".join(lines))
+        with pytest.raises(SpecError, match=f"yaml:{number + 1}: .*: unknown key '[a-z_]+x': "):
+            read_pipeline(tmp_path / "p.yaml", NEEDED.get(file.stem, []))
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])

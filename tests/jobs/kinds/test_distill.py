@@ -181,6 +181,21 @@ def test_check_sees_that_a_cache_will_not_hold_what_the_student_asks_for(
     assert f"steps.student.settings.{place}" in said and message in said
 
 
+def test_a_number_that_a_program_says_later_leaves_the_other_settings_to_be_checked(tmp_path):
+    """Its type is not known: what stood beside it had no defaults, and `check` ended in KeyError."""
+    asked = 'vocabulary_size: "${program.count}"'
+    text = CHAIN.replace("VOCABULARY", "size: tiny").replace("KEPT", "top_k: 16")
+    text = text.replace("ASKED", asked).replace("needs: [cache]", "needs: [cache, program]")
+    path = tmp_path / "p.yaml"
+    path.write_text(text + "  program: {kind: command, settings: {argv: [count]}}\n")
+    with pytest.raises(SpecError) as caught:
+        read_pipeline(path)
+    (said,) = caught.value.mistakes
+    assert "steps.student.settings.training.augment.speeds: the student hears speed 0.9" in said
+    cache = read_pipeline(path, ["cache.speeds=[0.9, 1.0, 1.1]"])
+    assert cache.step("student").settings["vocabulary_size"] == "${program.count}"
+
+
 def test_check_sees_what_a_cache_that_is_there_does_not_hold(tmp_path):
     kept = {"symbols": 500, "kept": 16, "temperatures": [1.0, 2.0], "hidden": "none"}
     path = tmp_path / "p.yaml"
