@@ -182,7 +182,7 @@ def test_check_sees_that_a_cache_will_not_hold_what_the_student_asks_for(
 
 
 def test_a_number_that_a_program_says_later_leaves_the_other_settings_to_be_checked(tmp_path):
-    """Its type is not known: what stood beside it had no defaults, and `check` ended in KeyError."""
+    """Its type is not known: what is beside it had no defaults: a KeyError."""
     asked = 'vocabulary_size: "${program.count}"'
     text = CHAIN.replace("VOCABULARY", "size: tiny").replace("KEPT", "top_k: 16")
     text = text.replace("ASKED", asked).replace("needs: [cache]", "needs: [cache, program]")
