@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from lact_asr.config.base import Frozen
+from lact_asr.config.base import Frozen, changed
 from lact_asr.config.model import HOP
 
 FRAME = (3, 112, 112)  # of video: colours, height, width
@@ -175,4 +175,4 @@ def named_size(family: str, size: str, changes: Mapping[str, object]) -> Any:
     sizes = SIZES[family]
     if size not in sizes:
         raise ValueError(f"no {family} size {size!r}; sizes are {', '.join(sizes)}")
-    return type(sizes[size]).model_validate({**sizes[size].model_dump(), **changes})
+    return changed(sizes[size], changes)

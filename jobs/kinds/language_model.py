@@ -19,7 +19,7 @@ from distill.config.language_model import (
 from jobs.job import Job
 from jobs.kinds import _training
 from jobs.pipeline import Present, Resources
-from lact_asr.config.base import Frozen
+from lact_asr.config.base import Frozen, changed
 from lact_asr.config.text import TextConfig
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class Settings(Frozen):
 
     def configuration(self) -> LanguageModelConfig:
         """The model's own configuration."""
-        whole = {**LM_SIZES[self.size].model_dump(), **self.model}
-        return LanguageModelConfig.model_validate(whole)
+        return changed(LM_SIZES[self.size], self.model)
 
 
 class Result(Frozen):

@@ -6,6 +6,7 @@ against the `Result` of the step they name, and stay in the settings: the worker
 the step starts.
 """
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,9 @@ def pipeline_in(document: Document, path: Path, folder: Path | None = None) -> P
     header = validate(document, PipelineFile, document.value, ())
     _stop(document)
     assert header is not None
+    for place, value in walk(document.value):
+        if isinstance(value, float) and not math.isfinite(value):
+            document.mistake(place, "write a number that has an end, not .inf or .nan")
     default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())[:40]  # as long as NAME
     steps = _Steps(document, header.steps, folder or Path.cwd()).read()
     _stop(document)

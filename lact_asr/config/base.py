@@ -1,6 +1,8 @@
 """What every block of settings is made of. No torch."""
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -20,6 +22,17 @@ class Frozen(BaseModel):
     """A settings block: immutable, and a key that it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_Block = TypeVar("_Block", bound=Frozen)
+
+
+def changed(block: _Block, changes: Mapping[str, object]) -> _Block:
+    """A block with some settings changed, checked as a whole and as strictly as a pipeline file's
+    own: `layers: true` is no number.
+    """
+    wanted = {**block.model_dump(mode="json"), **changes}
+    return type(block).model_validate_json(json.dumps(wanted), strict=True)
 
 
 class Formerly:

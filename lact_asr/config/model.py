@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from lact_asr.config.base import Frozen
+from lact_asr.config.base import Frozen, changed
 
 SAMPLE_RATE = 16_000  # Hz, of every wave inside the project
 HOP = 160  # samples between two feature frames: 10 ms
@@ -160,4 +160,4 @@ def named_size(size: str, changes: Mapping[str, object]) -> ModelConfig:
     """The named size with some settings changed, checked as a whole."""
     if size not in SIZES:
         raise ValueError(f"no model size {size!r}; sizes are {', '.join(SIZES)}")
-    return ModelConfig.model_validate({**SIZES[size].model_dump(), **changes})
+    return changed(SIZES[size], changes)

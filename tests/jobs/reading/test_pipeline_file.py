@@ -48,9 +48,41 @@ steps:
   b: {kind: adopt, settings: {folder: ~nobody-at-all/model}}
 """
 
+NO_NUMBERS = """\
+steps:
+  a:
+    kind: train
+    settings:
+      train: t.jsonl
+      dev: d.jsonl
+      training: {batch_seconds: .inf, optim: {learning_rate: .nan}}
+    resources: {memory_gb: .inf}
+  b:
+    kind: train
+    settings:
+      train: t.jsonl
+      dev: d.jsonl
+      model: {layers: true, hidden: 96.0, mlp: "288"}
+  c:
+    kind: language_model
+    settings: {train: t.txt, dev: d.txt, model: {blocks: true}}
+"""
+
 # name of the file -> what is in it, and (line, words) of each mistake that must be reported
 BROKEN: dict[str, tuple[str | bytes, list[tuple[int, str]]]] = {
     "empty": ("", [(1, "write a mapping here (name: ..., description: ..., steps: ...)")]),
+    "no_numbers": (
+        NO_NUMBERS,
+        [
+            (7, "batch_seconds: write a number that has an end, not .inf or .nan"),
+            (7, "optim.learning_rate: write a number that has an end"),
+            (8, "steps.a.resources.memory_gb: write a number that has an end"),
+            (14, "steps.b.settings.model.hidden: write a valid integer, not 96.0"),
+            (14, "steps.b.settings.model.layers: write a valid integer, not True"),
+            (14, "steps.b.settings.model.mlp: write a valid integer, not '288'"),
+            (17, "steps.c.settings: model: blocks: write a valid integer"),
+        ],
+    ),
     "homes_of_nobody": (
         NO_HOME,
         [
