@@ -4,6 +4,7 @@ A model is a family, a named size of it and what differs from that size; all is 
 node. No torch at the top.
 """
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -405,7 +406,7 @@ def _explain(item: Any, family: str, fields: Mapping[str, object]) -> str:
     if item["type"] == "extra_forbidden":
         return f"the {family} model has no {name!r}: {nearest(name, fields)}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "write")
-    return message if not item["loc"] else f"{message}, not {item['input']!r}"
+    return message if not item["loc"] else f"{message}, not {reprlib.repr(item['input'])}"
 
 
 def _refuse(place: tuple[str | int, ...], message: str) -> None:

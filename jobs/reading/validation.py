@@ -37,15 +37,22 @@ def validate(
         names = ", ".join(f"{name}: ..." for name in model.model_fields)
         document.mistake(place, f"write a mapping here ({names}), not {show_value(raw)}")
         return None
-    try:
-        return model.model_validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
-        excused = {at for item in error.errors() if (at := _excuse(item, references))}
-        wrong = [item for item in error.errors() if not _excuse(item, references)]
+    value, errors = _checked(model, raw)
+    excused = {at for item in errors if (at := _excuse(item, references))}
+    wrong = [item for item in errors if not _excuse(item, references)]
+    if excused and not wrong:
+        value, wrong = _without(model, raw, excused)
     for item in wrong:
         at, message = _message(model, item, beside)
         document.mistake((*place, *at), message)
-    return None if wrong else _without(model, raw, excused)
+    return None if wrong else value
+
+
+def _checked(model: type[_Model], raw: Any) -> tuple[_Model | None, list[Any]]:
+    try:
+        return model.model_validate_json(json.dumps(raw), strict=True), []
+    except ValidationError as error:
+        return None, list(error.errors())
 
 
 def _excuse(item: Any, references: tuple[Place, ...]) -> Place | None:
@@ -57,12 +64,14 @@ def _excuse(item: Any, references: tuple[Place, ...]) -> Place | None:
     return at
 
 
-def _without(model: type[_Model], raw: Any, places: AbstractSet[Place]) -> _Model:
-    """`raw` with the defaults in these places, and those of all that is beside them."""
-    try:
-        return model.model_validate_json(json.dumps(remove(raw, places)), strict=True)
-    except ValidationError:  # there is no default
-        return model.model_construct(**raw)
+def _without(model: type[_Model], raw: Any, places: AbstractSet[Place]) -> tuple[_Model, list[Any]]:
+    """`raw` with the defaults in these places, and what is wrong elsewhere all the same: pydantic
+    looks at a whole only where all of its parts are right.
+    """
+    value, errors = _checked(model, remove(raw, places))
+    keys = {place[0] for place in places}
+    wrong = [item for item in errors if item["loc"] and item["loc"][0] not in keys]
+    return value or model.model_construct(**raw), wrong  # where there is no default
 
 
 def _message(
