@@ -193,7 +193,7 @@ def test_a_number_that_a_program_says_later_leaves_the_other_settings_to_be_chec
     (said,) = caught.value.mistakes
     assert "steps.student.settings.training.augment.speeds: the student hears speed 0.9" in said
     cached = "cache.speeds=[0.9, 1.0, 1.1]"
-    with pytest.raises(SpecError, match="settings.model.layerz: the lact model has no 'layerz'"):
+    with pytest.raises(SpecError, match=r"model\.layerz: the lact model has no 'layerz'"):
         read_pipeline(path, [cached, "student.model={layerz: 3}"])
     cache = read_pipeline(path, [cached])
     assert cache.step("student").settings["vocabulary_size"] == "${program.count}"
