@@ -8,9 +8,9 @@ on a login node that shares `root`: `run FILE --only STEP --cluster local`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -136,6 +136,12 @@ class Result(Frozen):
     hours: float = Field(description="of audio in train, dev and test together")
 
 
+def keys(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What results hold by name: a manifest of each subset and of each part."""
+    given = Settings.model_validate(settings)
+    return {"manifests": list(dict.fromkeys([*_subsets_needed(given), *_names(given).values()]))}
+
+
 def space(settings: Settings) -> Space:
     """The disk that the subsets still take, at its peak; a small or a given corpus takes none."""
     known, names = CORPORA.get(settings.source, {}), _subsets_needed(settings)
@@ -161,6 +167,20 @@ def run(settings: Settings, job: Job) -> Result:
 def _subsets_needed(settings: Settings) -> list[str]:
     """The subsets, in the order in which they come."""
     return sorted({*settings.train, *settings.dev, *settings.test})
+
+
+def _subsets_of(part: str, settings: Settings) -> list[str]:
+    subsets: list[str] = [part] if settings.source == "synthetic" else getattr(settings, part)
+    return subsets
+
+
+def _names(settings: Settings) -> dict[str, str]:
+    """The name of each part's manifest."""
+    names = {part: "+".join(_subsets_of(part, settings)) for part in PARTS}
+    if empty := [part for part in PARTS if not names[part]]:
+        stem = f"{names['train']}-without-{len(empty)}x{settings.holdout_speakers}-speakers"
+        names |= {part: f"{stem}-{part}" for part in ("train", *empty)}
+    return names
 
 
 def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]:
@@ -229,18 +249,12 @@ def _parts(settings: Settings, subsets: "dict[str, Utterances]") -> "dict[str, P
     """Train, dev and test: a name for the manifest, and the utterances."""
     from lact_asr.data.librispeech import hold_out
 
-    parts: dict[str, Part] = {}
-    for part in PARTS:
-        names = [part] if settings.source == "synthetic" else getattr(settings, part)
-        if names:
-            parts[part] = "+".join(names), _join_subsets(subsets, names)
-    empty = [part for part in PARTS if part not in parts]
-    if empty:
-        train, everyone = parts["train"]
-        *held, rest = hold_out(everyone, settings.holdout_speakers, len(empty))
-        stem = f"{train}-without-{len(empty)}x{settings.holdout_speakers}-speakers"
-        for part, utterances in [*zip(empty, held, strict=True), ("train", rest)]:
-            parts[part] = f"{stem}-{part}", utterances
+    found = {part: _join_subsets(subsets, _subsets_of(part, settings)) for part in PARTS}
+    if empty := [part for part in PARTS if not _subsets_of(part, settings)]:
+        *held, rest = hold_out(found["train"], settings.holdout_speakers, len(empty))
+        found |= {**dict(zip(empty, held, strict=True)), "train": rest}
+    names = _names(settings)
+    parts = {part: (names[part], found[part]) for part in PARTS}
     if nothing := [part for part in PARTS if not parts[part][1]]:
         raise DataError(f"no utterances are left for {', '.join(nothing)}")
     heard = {each.id for each in parts["train"][1]}

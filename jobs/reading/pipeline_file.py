@@ -24,7 +24,13 @@ from jobs.program import NAME as PROGRAM
 from jobs.reading.former import former
 from jobs.reading.gates import can_be_guarded, is_decided, taken_over
 from jobs.reading.paths import Place, replace, walk
-from jobs.reading.references import escape_references, fill_references, has_unclosed, references
+from jobs.reading.references import (
+    escape_references,
+    fill_references,
+    has_unclosed,
+    references,
+    without_braces,
+)
 from jobs.reading.validation import ANYTHING, sample_of, show_value, validate
 from jobs.reading.yaml12 import DEEPEST, Document, parse, read
 from lact_asr.config.base import Frozen
@@ -409,6 +415,7 @@ class _Steps:
 
     def _complete(self, name: str, kind: ModuleType, raw: dict[str, Any]) -> dict[str, Any] | None:
         place = ("steps", name, "settings")
+        self._expect_braces(place, raw)
         written = {at: value for at, value in walk(raw) if isinstance(value, str) and "${" in value}
         unknown = tuple(at for at, value in written.items() if references(value))
         sample = raw
@@ -431,6 +438,13 @@ class _Steps:
         for inner, value in written.items():
             settings = replace(settings, inner, value)
         return settings
+
+    def _expect_braces(self, place: Place, raw: dict[str, Any]) -> None:
+        """`$step.field` would be a path, or a word of a program, that nobody has meant."""
+        for inner, value in walk(raw):
+            bare = without_braces(value) if isinstance(value, str) else ""
+            if bare.partition(".")[0] in self.raw:
+                self.document.mistake((*place, *inner), f"write a result in braces: ${{{bare}}}")
 
     def _whole(self, place: Place, path: Path, present: bool) -> Path:
         """A path from the pipeline's folder on; where nothing will make it, it has to be there."""
@@ -460,9 +474,10 @@ class _Steps:
             message = f"${{{reference}}}: {name} does not need {step}: write needs: [{step}]"
             self.document.mistake(place, message)
         elif kind := self.kinds.get(step):
-            head = field.split(".")[0]
+            head, _, inner = field.partition(".")
             if head in kind.Result.model_fields:
-                return sample_of(kind.Result.model_fields[head].annotation, "." in field)
+                self._expect_key(place, reference, self._keys(step).get(head), inner)
+                return sample_of(kind.Result.model_fields[head].annotation, bool(inner))
             if kind.Result.model_config.get("extra") != "allow":
                 hint = nearest(field, kind.Result.model_fields)
                 self.document.mistake(
@@ -470,6 +485,23 @@ class _Steps:
                     f"${{{reference}}}: {self.files[step].kind} has no result {field!r}: {hint}",
                 )
         return ANYTHING
+
+    def _keys(self, step: str) -> dict[str, list[str]]:
+        """The keys of a step's results that hold more than one value, where its settings tell."""
+        kind, settings = self.kinds[step], self._settings(step) or {}
+        texts = [value for _, value in walk(settings) if isinstance(value, str)]
+        known: dict[str, list[str]] = {}
+        if settings and hasattr(kind, "keys") and not any(map(references, texts)):
+            known = kind.keys(settings)
+        return known
+
+    def _expect_key(
+        self, place: Place, reference: str, known: list[str] | None, inner: str
+    ) -> None:
+        """Days of training may lie between a name here and who looks for it."""
+        if known is not None and inner and inner not in known:
+            message = f"${{{reference}}}: no {inner!r}: {nearest(inner, known)}"
+            self.document.mistake(place, message)
 
     def _upstream(self, name: str) -> set[str]:
         found: set[str] = set()

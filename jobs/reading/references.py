@@ -9,11 +9,18 @@ from typing import Any
 
 PATTERN = r"(^|[^$])\$\{[a-z0-9_]+\.[\w.-]+\}"  # in a text that holds one, for editors
 _PART = re.compile(r"\$\$\{|\$\{([^}]*)\}")
+_BARE = re.compile(r"\$\(?([a-z0-9_]+\.[\w.-]+)\)?")
 
 
 def references(text: str) -> list[str]:
     """What stands in the braces of each reference."""
     return [part[1] for part in _PART.finditer(text) if part[1] is not None]
+
+
+def without_braces(text: str) -> str:
+    """What a text refers to if it is a reference that lacks its braces, `$step.field`; else ""."""
+    found = _BARE.fullmatch(text)
+    return found[1] if found else ""
 
 
 def has_unclosed(text: str) -> bool:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from jobs.errors import UserError
 from jobs.job import Job
 from jobs.kinds import download
-from jobs.kinds.download import Result, Settings, run
+from jobs.kinds.download import Result, Settings, keys, run
 from lact_asr.data.corpora import LIBRISPEECH
 from lact_asr.data.manifest import read_manifest
 from lact_asr.utils.errors import DataError, Interrupted
@@ -80,6 +80,8 @@ def test_librispeech_comes_from_the_mirror_with_one_manifest_per_subset(
             "train-clean-100+train-clean-360",
         )
     }
+    told = keys(librispeech(openslr, root).model_dump())["manifests"]
+    assert sorted(told) == sorted(result.manifests), "what `check` expects"
     assert result.train == manifests / "train-clean-100+train-clean-360.jsonl"
     assert result.dev == result.test == manifests / "dev-clean.jsonl"
     assert all(each.audio.exists() for each in read_manifest(result.train))
@@ -129,7 +131,10 @@ def test_speakers_held_out_of_train_become_dev_and_test(
     result = run(both, job(tmp_path / "job"))
     assert lengths(result) == [6, 3, 3]
     one = librispeech(openslr, tmp_path / "root", dev=[], holdout_speakers=1)
-    assert lengths(run(one, job(tmp_path / "job"))) == [9, 3, 6]
+    other = run(one, job(tmp_path / "job"))
+    assert lengths(other) == [9, 3, 6]
+    for settings, found in ((both, result), (one, other)):
+        assert set(keys(settings.model_dump())["manifests"]) == set(found.manifests)
     assert lengths(result) == [6, 3, 3], "the manifests of the first run are still its own"
 
 
@@ -178,6 +183,8 @@ def test_synthetic_speech_is_made_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = Result.model_validate_json(done.stdout.splitlines()[-1])
     assert lengths(result) == [12, 4, 4]
+    assert keys({"source": "synthetic"}) == {"manifests": ["train", "dev", "test"]}
+    assert list(result.manifests) == ["train", "dev", "test"]
     said = [{each.text for each in read_manifest(path)} for path in result.manifests.values()]
     assert not said[0] & said[1] and not said[0] & said[2] and not said[1] & said[2]
 

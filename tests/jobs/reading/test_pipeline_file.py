@@ -68,6 +68,41 @@ steps:
     settings: {train: t.txt, dev: d.txt, model: {blocks: true}}
 """
 
+NO_BRACES = """\
+steps:
+  data: {kind: command, settings: {argv: [make]}}
+  use:
+    kind: evaluate
+    needs: [data]
+    settings:
+      checkpoint: $data.model
+      manifest: $(data.list)
+  fine:
+    kind: command
+    needs: [data]
+    settings: {argv: [echo, $other.x, "$data", "of $data.model", "$data.model is"]}
+"""
+
+NO_SUCH_SUBSET = """\
+steps:
+  data:
+    kind: download
+    settings: {source: librispeech, train: [dev-clean, dev-other], holdout_speakers: 2}
+  counted:
+    kind: download
+    needs: [data]
+    settings: {source: folder, folder: "${data.train}", train: [a], dev: [b], test: [c]}
+  use:
+    kind: command
+    needs: [data, counted]
+    settings:
+      argv:
+        - ${data.manifests.dev-claen}
+        - ${data.manifests.dev-clean+dev-other-without-2x2-speakers-tset}
+        - ${data.manifests.dev-clean+dev-other-without-2x2-speakers-test}
+        - ${data.manifests.dev-clean} ${counted.manifests.anything}
+"""
+
 # name of the file -> what is in it, and (line, words) of each mistake that must be reported
 BROKEN: dict[str, tuple[str | bytes, list[tuple[int, str]]]] = {
     "empty": ("", [(1, "write a mapping here (name: ..., description: ..., steps: ...)")]),
@@ -81,6 +116,20 @@ BROKEN: dict[str, tuple[str | bytes, list[tuple[int, str]]]] = {
             (14, "steps.b.settings.model.layers: write a valid integer, not True"),
             (14, "steps.b.settings.model.mlp: write a valid integer, not '288'"),
             (17, "steps.c.settings: model: blocks: write a valid integer"),
+        ],
+    ),
+    "no_braces": (
+        NO_BRACES,
+        [
+            (7, "steps.use.settings.checkpoint: write a result in braces: ${data.model}"),
+            (8, "steps.use.settings.manifest: write a result in braces: ${data.list}"),
+        ],
+    ),
+    "no_such_subset": (
+        NO_SUCH_SUBSET,
+        [
+            (14, "${data.manifests.dev-claen}: no 'dev-claen': did you mean 'dev-clean'?"),
+            (15, "-speakers-tset': did you mean 'dev-clean+dev-other-without-2x2-speakers-test'?"),
         ],
     ),
     "homes_of_nobody": (
