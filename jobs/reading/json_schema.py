@@ -12,9 +12,9 @@ from pydantic.fields import FieldInfo
 from jobs import kinds
 from jobs.errors import UserError, nearest
 from jobs.pipeline import NAME, Fault, Resources
+from jobs.reading.file_schema import PipelineFile, StepFile
 from jobs.reading.former import with_new_names
 from jobs.reading.paths import Place
-from jobs.reading.pipeline_file import PipelineFile, StepFile
 from jobs.reading.references import PATTERN
 from lact_asr.config.training import TrainingConfig
 

@@ -12,17 +12,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import BaseModel
 
 from jobs import gate, kinds
-from jobs.causes import CAUSES
 from jobs.errors import SpecError, nearest
-from jobs.pipeline import NAME, Fault, Pipeline, Present, Resources, Step
-from jobs.program import NAME as PROGRAM
+from jobs.pipeline import NAME, Pipeline, Present, Resources, Step
+from jobs.reading.file_schema import PipelineFile, StepFile
 from jobs.reading.former import former
 from jobs.reading.gates import can_be_guarded, is_decided, taken_over
+from jobs.reading.overrides import override
 from jobs.reading.paths import Place, replace, walk
 from jobs.reading.references import (
     escape_references,
@@ -31,82 +31,10 @@ from jobs.reading.references import (
     references,
     without_braces,
 )
-from jobs.reading.validation import ANYTHING, sample_of, show_value, validate
-from jobs.reading.yaml12 import DEEPEST, Document, parse, read
-from lact_asr.config.base import Frozen
+from jobs.reading.validation import ANYTHING, sample_of, validate
+from jobs.reading.yaml12 import Document, read
 
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-def _condition(text: object) -> object:
-    known = not isinstance(text, str) or "${" not in text
-    gate.parse_condition(text if known else fill_references(str(text), lambda _: 0))
-    return text
-
-
-Condition = Annotated[str, BeforeValidator(_condition)]
-
-
-def _limit(text: str) -> gate.Limit | None:
-    """What a condition compares with; None where a result of that type cannot be a limit."""
-    try:
-        return gate.parse_condition(text)[1]
-    except ValueError:
-        return None
-
-
-def _causes(value: object) -> object:
-    """`none` is no remedy at all; anything else names causes (ValueError for what is none)."""
-    unknown = [str(name) for name in value if name not in CAUSES] if isinstance(value, dict) else []
-    if unknown:
-        raise ValueError("; ".join(f"no cause {n!r}: {nearest(n, CAUSES)}" for n in unknown))
-    return {} if value == "none" else value
-
-
-Remedies = Annotated[
-    dict[str, Annotated[int, Field(ge=0)]],
-    BeforeValidator(_causes),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"const": "none"},
-                {
-                    "type": "object",
-                    "propertyNames": {"enum": list(CAUSES)},
-                    "additionalProperties": {"type": "integer", "minimum": 0},
-                },
-            ]
-        }
-    ),
-]
-
-
-class StepFile(Frozen):
-    """A step as the file writes it."""
-
-    kind: str = Field(description=f"what the step does: see `{PROGRAM} kinds`")
-    settings: dict[str, Any] = Field({}, description="the kind's settings")
-    resources: dict[str, Any] = Field({}, description="what differs from the kind's resources")
-    needs: list[str] = Field([], description="steps that must have succeeded before this one")
-    gate: dict[str, Condition] = Field(
-        {}, description='conditions on the result: {wer: "<= 0.1"}, {wer: "<= ${other.wer}"}'
-    )
-    remedies: Remedies | None = Field(
-        None,
-        description="how often the step heals itself, by cause: {diverged: 1, program_failed: 2}; "
-        "what is not named keeps its default; none is never",
-    )
-    faults: list[Fault] = Field(
-        [], description="faults put into a training on purpose, to see what comes of them"
-    )
-
-
-class PipelineFile(Frozen):
-    """A pipeline file."""
-
-    name: str = Field("", pattern=NAME, description="name of its runs; the file's name by default")
-    description: str = Field("", description="what it is for, in a sentence")
-    steps: dict[str, Any] = Field(min_length=1, description="the steps, by name")
 
 
 def read_pipeline(
@@ -127,9 +55,6 @@ def pipeline_in(document: Document, path: Path, folder: Path | None = None) -> P
     header = validate(document, PipelineFile, document.value, ())
     _stop(document)
     assert header is not None
-    for place, value in walk(document.value):
-        if isinstance(value, float) and not math.isfinite(value):
-            document.mistake(place, "write a number that has an end, not .inf or .nan")
     default_name = re.sub(r"[^a-z0-9_]", "_", path.stem.lower())[:40]  # as long as NAME
     steps = _Steps(document, header.steps, folder or Path.cwd()).read()
     _stop(document)
@@ -143,8 +68,8 @@ def pipeline_in(document: Document, path: Path, folder: Path | None = None) -> P
 def overlaid(path: Path, overrides: Sequence[str]) -> Document:
     """What the file says with `--set` laid over it, and where each value stands."""
     document = read(path)
-    for override in overrides:
-        _override(document, override)
+    for text in overrides:
+        override(document, text)
     _stop(document)
     return document
 
@@ -156,8 +81,8 @@ def read_step(file: dict[str, Any], overrides: Sequence[str]) -> Pipeline:
     """
     name = file["name"]
     document = Document(file, {(): name})
-    for override in overrides:
-        _override(document, override)
+    for text in overrides:
+        override(document, text)
     steps = _Steps(document, document.value["steps"], Path.cwd()).read()
     if document.mistakes:
         raise SpecError([_of_one_step(mistake, name) for mistake in document.mistakes])
@@ -184,61 +109,12 @@ def _stop(document: Document) -> None:
         raise SpecError(document.mistakes)
 
 
-def _override(document: Document, text: str) -> None:
-    """Lay one `--set` over the document; where it cannot be, that is a mistake and nothing else."""
-    path, equals, value = text.partition("=")
-    keys = path.split(".")
-    source = f"--set {text}"
-    if not equals or len(keys) < 2 or not all(keys):
-        document.mistakes.append(f"{source}: write step.setting=value")
-        return
-    given = parse(value, source)
-    inside = keys[1] in StepFile.model_fields
-    wanted = ["steps", keys[0], *([] if inside else ["settings"]), *keys[1:]]
+def _limit(text: str) -> gate.Limit | None:
+    """What a condition compares with; None where a result of that type cannot be a limit."""
     try:
-        place = _place_of(document.value, wanted)
-    except ValueError as error:
-        given.mistakes.append(f"{source}: {error}")
-    document.mistakes += given.mistakes
-    if given.mistakes:
-        return
-    document.value = replace(document.value, place, given.value)
-    kept = {at: line for at, line in document.places.items() if at[: len(place)] != place}
-    document.places = {**kept, place: source}
-
-
-def _place_of(value: Any, keys: Sequence[str]) -> Place:
-    """Where the keys of a `--set` lead; ValueError where that is inside something without parts."""
-    if len(keys) > DEEPEST:
-        raise ValueError(f"too many dots: at most {DEEPEST} values inside each other")
-    steps = value.get("steps") if isinstance(value, dict) else None
-    names = list(steps) if isinstance(steps, dict) else []
-    if keys[1] not in names:
-        raise ValueError(f"no step {keys[1]!r}: {nearest(keys[1], names)}")
-    place: Place = ()
-    for depth, key in enumerate(keys):
-        if isinstance(value, list):
-            index = _index(key, value, keys[:depth])
-            place, value = (*place, index), value[index]
-        elif value is None or isinstance(value, dict):
-            place, value = (*place, key), (value or {}).get(key)
-        else:
-            at = ".".join(keys[:depth])
-            raise ValueError(
-                f"{at} is {show_value(value)}, which has nothing inside: write {at}=value"
-            )
-    return place
-
-
-def _index(key: str, values: Sequence[Any], keys: Sequence[str]) -> int:
-    """The place in a list that a key means (ValueError where there is none)."""
-    index = int(key) if re.fullmatch("[0-9]{1,9}", key) else len(values)
-    if index < len(values):
-        return index
-    numbers = f"a number from 0 to {len(values) - 1} instead of {key!r}, or " if values else ""
-    raise ValueError(
-        f"{'.'.join(keys)} is a list of {len(values)}: write {numbers}the whole list: [a, b]"
-    )
+        return gate.parse_condition(text)[1]
+    except ValueError:
+        return None
 
 
 class _Steps:
@@ -252,6 +128,10 @@ class _Steps:
 
     def read(self) -> list[Step]:
         """The steps in dependency order; what is wrong goes to the document's mistakes."""
+        for place, value in walk(self.raw, ("steps",)):
+            if isinstance(value, float) and not math.isfinite(value):
+                words = "write a number that has an end, not .inf or .nan"
+                self.document.mistake(place, words)
         for name, raw in self.raw.items():
             self._read_one(name, raw)
         order = self._order()

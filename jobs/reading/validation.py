@@ -71,7 +71,9 @@ def _without(model: type[_Model], raw: Any, places: AbstractSet[Place]) -> tuple
     value, errors = _checked(model, remove(raw, places))
     keys = {place[0] for place in places}
     wrong = [item for item in errors if item["loc"] and item["loc"][0] not in keys]
-    return value or model.model_construct(**raw), wrong  # where there is no default
+    if value is None:  # there is no default
+        value = model.model_construct(**raw)
+    return value, wrong
 
 
 def _message(

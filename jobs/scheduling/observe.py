@@ -115,7 +115,7 @@ class Queue:
         self.asked = 0.0  # time of the last question, seconds since 1970
         self.trouble = ""
         self.unreachable = False  # whether that may pass by itself
-        self._asked = -math.inf  # the same on a clock that nobody sets back
+        self._ticks = -math.inf  # the same on a clock that nobody sets back
         self._pause = every  # seconds until the next question
         self._failed: set[str] = set()
         self._answer: dict[str, JobState] = {}
@@ -127,7 +127,7 @@ class Queue:
 
     @property
     def _since_asked(self) -> float:
-        return time.monotonic() - self._asked
+        return time.monotonic() - self._ticks
 
     def note_failed(self, names: set[str]) -> None:
         """After another failure ask soon: no file tells what becomes of the steps behind it."""
@@ -142,7 +142,7 @@ class Queue:
         unasked = any(token not in self._answer for token in jobs) and not self.trouble
         if unasked or self.is_due:
             before = {token: seen.state for token, seen in self._answer.items()}
-            self.asked, self._asked = time.time(), time.monotonic()
+            self.asked, self._ticks = time.time(), time.monotonic()
             try:
                 self._answer, self.trouble = self.backend.states(jobs), ""
             except Elsewhere as error:

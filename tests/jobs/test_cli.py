@@ -106,6 +106,10 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
             "node; one process each)\n",
         ),
         ([*INFER, "--set", "samples"], "--set samples: write setting=value"),
+        (
+            [*INFER, "--set", "batch_seconds=.inf"],
+            "--set batch_seconds=.inf: batch_seconds: write a number that has an end",
+        ),
         (["diagnose", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
     ],
 )

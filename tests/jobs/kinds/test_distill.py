@@ -182,7 +182,7 @@ def test_check_sees_that_a_cache_will_not_hold_what_the_student_asks_for(
 
 
 def test_a_number_that_a_program_says_later_leaves_the_other_settings_to_be_checked(tmp_path):
-    """Its type is not known: what is beside it had no defaults: a KeyError."""
+    """Settings beside one of unknown type had no defaults: `check` ended in a KeyError."""
     asked = 'vocabulary_size: "${program.count}"'
     text = CHAIN.replace("VOCABULARY", "size: tiny").replace("KEPT", "top_k: 16")
     text = text.replace("ASKED", asked).replace("needs: [cache]", "needs: [cache, program]")
@@ -195,8 +195,8 @@ def test_a_number_that_a_program_says_later_leaves_the_other_settings_to_be_chec
     cached = "cache.speeds=[0.9, 1.0, 1.1]"
     with pytest.raises(SpecError, match=r"model\.layerz: the lact model has no 'layerz'"):
         read_pipeline(path, [cached, "student.model={layerz: 3}"])
-    cache = read_pipeline(path, [cached])
-    assert cache.step("student").settings["vocabulary_size"] == "${program.count}"
+    mended = read_pipeline(path, [cached])
+    assert mended.step("student").settings["vocabulary_size"] == "${program.count}"
 
 
 def test_check_sees_what_a_cache_that_is_there_does_not_hold(tmp_path):
