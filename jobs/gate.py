@@ -63,7 +63,7 @@ def explain_miss(gate: Mapping[str, str], result: Mapping[str, Any]) -> str:
         asked = f"the gate asks for {sign} {_show_value(limit)}"
         if name not in result:
             reasons.append(f"the result has no {name!r} (it has {', '.join(result)}): {asked}")
-        elif not _holds(sign, result[name], limit):
+        elif not holds(sign, result[name], limit):
             value = result[name]
             quoted = isinstance(value, str) and not isinstance(limit, str)
             shown = f'"{value}"' if quoted else _show_value(value)
@@ -71,7 +71,8 @@ def explain_miss(gate: Mapping[str, str], result: Mapping[str, Any]) -> str:
     return "; ".join(reasons)
 
 
-def _holds(sign: str, value: Any, limit: Limit) -> bool:
+def holds(sign: str, value: Any, limit: Limit) -> bool:
+    """Whether a value passes a condition."""
     comparable = type_of(value) == type_of(limit) and value == value
     return comparable and bool(_OPERATORS[sign](value, limit))
 

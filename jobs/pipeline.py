@@ -25,6 +25,15 @@ class Present:
     """Marks a setting whose path has to exist when the pipeline is read."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """Marks a setting whose path the step makes, where it is not there."""
+
+
+# A result that counts 100 % as 1: gates know, and whoever writes per cent is told.
+Fraction = Annotated[float, Field(json_schema_extra={"unit": "fraction"})]
+
+
 def parse_minutes(value: object) -> int:
     """Minutes in `90m`, `12h`, `2d` or `1d12h`; a bare number has no unit and is refused."""
     if not isinstance(value, str) or not re.fullmatch(_TIME, value):

@@ -16,7 +16,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from distill.config import models as distill_config
 from jobs.errors import nearest
 from jobs.job import Job
-from jobs.pipeline import Present
+from jobs.pipeline import Fraction, Present
 from lact_asr.config import model as lact_config
 from lact_asr.config.base import Formerly, Frozen
 from lact_asr.config.model import ModelConfig
@@ -187,8 +187,8 @@ class Trained(Frozen):
     """What training leaves behind."""
 
     checkpoint: Path = Field(description="folder of the best checkpoint, by WER on dev")
-    wer: float = Field(description="of that checkpoint on dev, as a fraction")
-    cer: float = Field(description="of that checkpoint on dev, as a fraction")
+    wer: Fraction = Field(description="of that checkpoint on dev, as a fraction")
+    cer: Fraction = Field(description="of that checkpoint on dev, as a fraction")
     loss: float = Field(description="of that checkpoint on dev, nats per label token")
     steps: int = Field(description="optimizer steps taken")
     steps_skipped: int = Field(description="steps dropped because a number was not finite")

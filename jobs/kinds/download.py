@@ -10,14 +10,14 @@ on a login node that shares `root`: `run FILE --only STEP --cluster local`.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from jobs.errors import nearest
 from jobs.folders import folder_of
 from jobs.job import Job
-from jobs.pipeline import Resources, Space
+from jobs.pipeline import Made, Resources, Space
 from lact_asr.config.base import Frozen
 from lact_asr.config.table import Columns
 from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
@@ -59,7 +59,7 @@ class Settings(Frozen):
         le=1000,
         description="speakers moved from train to dev, and as many to test, where those are empty",
     )
-    root: Path = Field(
+    root: Annotated[Path, Made()] = Field(
         default_factory=data_root,
         description="where corpora are kept; $TRAINYARD_DATA, else ./data, if not given",
     )

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from jobs.job import Job
 from jobs.kinds._inference import ListeningSettings, counter, utterances
-from jobs.pipeline import Resources
+from jobs.pipeline import Fraction, Resources
 from lact_asr.config.base import Frozen
 from lact_asr.config.precision import MEANING, Precision
 from lact_asr.utils.files import write_atomic, write_json
@@ -46,8 +46,8 @@ class Settings(ListeningSettings):
 class Result(Frozen):
     """Rates are fractions; null where there is no text to compare with."""
 
-    wer: float | None = Field(description="word errors per reference word")
-    cer: float | None = Field(description="character errors per reference character")
+    wer: Fraction | None = Field(description="word errors per reference word")
+    cer: Fraction | None = Field(description="character errors per reference character")
     substitutions: int | None = Field(description="words replaced")
     deletions: int | None = Field(description="words missing")
     insertions: int | None = Field(description="words too many")

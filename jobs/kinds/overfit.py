@@ -15,7 +15,7 @@ from pydantic import Field
 
 from jobs.job import Job
 from jobs.kinds import _training
-from jobs.pipeline import Resources
+from jobs.pipeline import Fraction, Resources
 from lact_asr.config.base import Frozen
 from lact_asr.config.overfit import OverfitConfig
 from lact_asr.config.text import TextConfig
@@ -63,10 +63,10 @@ class Result(Frozen):
         description="0 % in good time, 0 % late, 0 % in the second try at a higher learning rate, "
         "or nearly 0 %; a defect is a failed step"
     )
-    wer: float = Field(description="on the utterances learned, as a fraction")
-    cer: float = Field(description="on the utterances learned, as a fraction")
+    wer: Fraction = Field(description="on the utterances learned, as a fraction")
+    cer: Fraction = Field(description="on the utterances learned, as a fraction")
     steps: int = Field(description="optimizer steps until then")
-    blind_wer: float | None = Field(description="of the control that heard only silence")
+    blind_wer: Fraction | None = Field(description="of the control that heard only silence")
     checks: dict[str, str] = Field(description="what each check measured")
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from jobs import gate, kinds
 from jobs.errors import SpecError, nearest
-from jobs.pipeline import NAME, Pipeline, Present, Resources, Step
+from jobs.pipeline import NAME, Made, Pipeline, Present, Resources, Step
 from jobs.reading.file_schema import PipelineFile, StepFile
 from jobs.reading.former import former
 from jobs.reading.gates import can_be_guarded, is_decided, taken_over
@@ -31,7 +31,8 @@ from jobs.reading.references import (
     references,
     without_braces,
 )
-from jobs.reading.validation import ANYTHING, sample_of, validate
+from jobs.reading.results import decided_already, sample_of
+from jobs.reading.validation import ANYTHING, validate
 from jobs.reading.yaml12 import Document, read
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -115,6 +116,13 @@ def _limit(text: str) -> gate.Limit | None:
         return gate.parse_condition(text)[1]
     except ValueError:
         return None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name of 300 letters, a folder that is closed to us
+        return False
 
 
 class _Steps:
@@ -235,13 +243,14 @@ class _Steps:
     def _gate(self, name: str, kind: ModuleType) -> None:
         """A gate on results that the kind has, against limits of their types."""
         fields = kind.Result.model_fields
+        free = kind.Result.model_config.get("extra") == "allow"  # results of a program's own
         for key, text in self.files[name].gate.items():
             place = ("steps", name, "gate", key)
             if key not in fields:
-                if kind.Result.model_config.get("extra") != "allow":
+                if not free:
                     self.document.mistake(place, f"no such result: {nearest(key, fields)}")
                 continue
-            sample, filled = sample_of(fields[key].annotation, False), text
+            sample, filled = sample_of(kind.Result, key), text
             if "${" in text:
                 filled = str(self._sample(name, place, text))
             if ANYTHING in filled or sample == ANYTHING:
@@ -249,6 +258,8 @@ class _Steps:
             is_a, asked = gate.type_of(sample), gate.type_of(_limit(filled))
             if is_a != asked:
                 self.document.mistake(place, f"{key} is {is_a}, and {text!r} is about {asked}")
+            elif filled == text and not free and (why := decided_already(kind.Result, key, text)):
+                self.document.mistake(place, why)
 
     def _faults(self, name: str, kind: ModuleType) -> None:
         """Faults are put into steps of training: another kind would never meet one."""
@@ -309,11 +320,9 @@ class _Steps:
             words = f"{mark.name!r} is called {mark.now!r} now: write {inner[-1]}: {mark.now}"
             self.document.notice((*place, *inner), words)
         settings: dict[str, Any] = model.model_dump(warnings=False)  # references are no numbers
-        fields = kind.Settings.model_fields.items()
-        present = {(key,) for key, field in fields if Present() in field.metadata} - {*unknown}
         for inner, value in list(walk(settings)):
             if isinstance(value, Path):
-                whole = self._whole((*place, *inner), value, inner in present)
+                whole = self._whole(name, inner, value, known=inner not in unknown)
                 settings = replace(settings, inner, escape_references(str(whole)))
         for inner, value in written.items():
             settings = replace(settings, inner, value)
@@ -326,17 +335,31 @@ class _Steps:
             if bare.partition(".")[0] in self.raw:
                 self.document.mistake((*place, *inner), f"write a result in braces: ${{{bare}}}")
 
-    def _whole(self, place: Place, path: Path, present: bool) -> Path:
-        """A path from the pipeline's folder on; where nothing will make it, it has to be there."""
+    def _whole(self, name: str, inner: Place, path: Path, known: bool) -> Path:
+        """A path from the pipeline's folder on; if it is `known` now, what is missing is said."""
         try:
             whole = self.folder / path.expanduser()
         except RuntimeError:
             words = f"nobody knows the home of {path.parts[0]}: write a path that begins with /"
-            self.document.mistake(place, words)
+            self.document.mistake(("steps", name, "settings", *inner), words)
             return path
-        if present and not whole.exists():
-            self.document.mistake(place, f"{path} does not exist: write a path that does")
+        if known:
+            self._expect_there(name, inner, whole)
         return whole
+
+    def _expect_there(self, name: str, inner: Place, path: Path) -> None:
+        """Say what is missing: a mistake where it has to be there now. Else it may be seen from the
+        compute nodes only, but no other step can make it for a step that needs none.
+        """
+        marks = self.kinds[name].Settings.model_fields[str(inner[0])].metadata
+        place = ("steps", name, "settings", *inner)
+        if Made() in marks or _is_there(path):
+            return
+        if Present() in marks:
+            self.document.mistake(place, f"{path} does not exist: write a path that does")
+        elif not self.files[name].needs:
+            words = f"{path} does not exist here, and {name} needs no step that could make it"
+            self.document.notice(place, words)
 
     def _sample(self, name: str, place: Place, text: str) -> Any:
         """A value of the type that the text will have, for checking the settings now."""
@@ -357,7 +380,7 @@ class _Steps:
             head, _, inner = field.partition(".")
             if head in kind.Result.model_fields:
                 self._expect_key(place, reference, self._keys(step).get(head), inner)
-                return sample_of(kind.Result.model_fields[head].annotation, bool(inner))
+                return sample_of(kind.Result, head, bool(inner))
             if kind.Result.model_config.get("extra") != "allow":
                 hint = nearest(field, kind.Result.model_fields)
                 self.document.mistake(

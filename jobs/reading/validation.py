@@ -10,13 +10,12 @@ from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from jobs.reading.keys import about, fields_at, suggest_key
 from jobs.reading.paths import Place, remove
 from jobs.reading.yaml12 import Document
 
-_SAMPLES: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
 _Model = TypeVar("_Model", bound=BaseModel)
 ANYTHING = "${anything}"  # a reference whose type is not known: no type mistake is reported for it
 
@@ -98,13 +97,3 @@ def show_value(value: Any) -> str:
     """A value as the file has it, shortened."""
     text = "nothing" if value is None else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def sample_of(annotation: Any, inside: bool) -> Any:
-    """A value as JSON holds it of a result's type; `inside` a mapping, that of its values."""
-    schema = TypeAdapter(annotation).json_schema()
-    if inside:
-        schema = schema.get("additionalProperties", {})
-    if schema.get("type") in ("array", "object"):
-        return [] if schema["type"] == "array" else {}
-    return _SAMPLES.get(schema.get("type", ""), ANYTHING)

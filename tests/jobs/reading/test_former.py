@@ -17,9 +17,9 @@ steps:
   pupil:
     kind: distill
     settings:
-      train: x
-      dev: y
-      teacher: z
+      train: .
+      dev: .
+      teacher: .
       preset: {preset}
       distill:
         target: {target}

@@ -589,3 +589,33 @@ def test_whatever_stands_in_a_step_is_read_or_refused(step: dict) -> None:
         read_pipeline(path)
     except SpecError as error:
         assert all(line.startswith(str(path)) for line in error.mistakes)
+
+
+def test_what_no_step_can_make_in_time_and_is_not_there_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as a mistake: it may lie where only the compute nodes see it."""
+    (tmp_path / "here.jsonl").touch()
+    text = """\
+steps:
+  corpus: {kind: download, settings: {source: synthetic, root: made}}
+  first: {kind: train, settings: {train: here.jsonl, dev: dev.jsonl}}
+  heard:
+    kind: evaluate
+    settings:
+      checkpoint: LONG
+      audio: [a.flac, here.jsonl]
+  later: {kind: train, needs: [corpus], settings: {train: made/x.jsonl, dev: "${corpus.dev}"}}
+"""
+    (tmp_path / "p.yaml").write_text(text.replace("LONG", "x" * 300))
+    read_pipeline(tmp_path / "p.yaml", folder=tmp_path)
+    where = f"{tmp_path}/p.yaml"
+    absent = lambda line, setting, path, step: (
+        f"{where}:{line}: steps.{step}.settings.{setting}: {tmp_path}/{path} does not exist here, "
+        f"and {step} needs no step that could make it"
+    )
+    assert capsys.readouterr().err.splitlines() == [
+        absent(3, "dev", "dev.jsonl", "first"),
+        absent(7, "checkpoint", "x" * 300, "heard"),
+        absent(8, "audio.0", "a.flac", "heard"),
+    ]
