@@ -21,25 +21,38 @@ _VERSIONS = ("trainyard", "torch", "torchaudio", "submitit")
 
 
 def copy_code(target: Path) -> None:
-    """Copy our code to `target`, which appears whole or not at all."""
+    """Copy our code to `target`, which appears whole or not at all; UserError where it cannot."""
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    # no links to the checkout: an editor that writes in place would change the copy; and a process
-    # of its own, beside which this one does other things (Python's copytree takes 15 ms, like this)
-    parts = [str(ROOT / part) for part in PARTS]
-    done = subprocess.run(
-        ["cp", "-RLp", *parts, str(temporary)],
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        restore_signals=False,  # SIGXFSZ would end it without a word where files are limited
-    )
-    if done.returncode:
-        said = (done.stderr.strip() or f"cp ended with status {done.returncode}").splitlines()[-1]
+    try:
+        # no links to the checkout: an editor that writes in place would change the copy
+        for part in PARTS:
+            (_copy_folder if (ROOT / part).is_dir() else shutil.copy2)(
+                ROOT / part, temporary / part
+            )
+    except OSError as error:
         advice = "make room there, or name another folder (TRAINYARD_RUNS, or --out of render)"
-        raise UserError(f"{target} cannot be created: {said}: {advice}")
+        raise UserError(f"{target} cannot be created: {_first(error)}: {advice}") from None
     temporary.rename(target)
+
+
+def _copy_folder(folder: Path, target: Path) -> None:
+    shutil.copytree(folder, target, ignore=_no_code)
+
+
+def _no_code(folder: str, names: list[str]) -> list[str]:
+    """What is neither a file nor a folder: Emacs marks a file with changes that are not saved by a
+    link to nowhere beside it.
+    """
+    paths = {name: Path(folder, name) for name in names}
+    return [name for name, path in paths.items() if not (path.is_dir() or path.is_file())]
+
+
+def _first(error: OSError) -> str:
+    """What went wrong first: a copied folder tells all at once."""
+    several = isinstance(error, shutil.Error) and isinstance(error.args[0], list)
+    return str(error.args[0][0][-1] if several else error)
 
 
 def entry(module: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The code that a run keeps, where it came from, and runs whose folders have moved."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_a_commit_is_recorded_where_git_knows_the_code_and_nowhere_else(copied: 
         file.write("# edited\n")
     assert f'"commit": "{commit}", "dirty": true' in provenance(copied)
     assert "+# edited" in (copied / "dirty.diff").read_text()
+
+
+def test_what_an_editor_keeps_beside_a_file_stops_no_run(copied: Path, tmp_path: Path) -> None:
+    """Emacs marks what is not saved yet by a link to nowhere."""
+    (copied / "jobs" / ".#cli.py").symlink_to("me@host.123:456")
+    os.mkfifo(copied / "jobs" / "pipe")
+    copy = "import pathlib, sys; from jobs.snapshot import copy_code; "
+    copy += "copy_code(pathlib.Path(sys.argv[1]))"
+    words = [sys.executable, "-c", copy, str(tmp_path / "copy")]
+    subprocess.run(words, cwd=copied, check=True, timeout=60)
+    names = lambda folder: {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+    assert names(tmp_path / "copy") == names(copied) - {"jobs/.#cli.py"}
 
 
 def test_a_run_is_resumed_from_another_folder_and_its_steps_run_where_it_was_started(
