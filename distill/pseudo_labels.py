@@ -6,7 +6,6 @@ blanks between them included. It is how rounds of self-training leave out what w
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lact_asr.data.audio import SUFFIXES, duration
+from lact_asr.data.audio import SUFFIXES, duration, is_recording
 from lact_asr.data.batch_plan import by_length
 from lact_asr.data.dataset import whole_corpus
+from lact_asr.data.folder import walk_visible
 from lact_asr.data.loader import default_workers, loader
 from lact_asr.data.manifest import Utterance, raise_all
 from lact_asr.decoding.transcribe import decode
@@ -131,23 +131,26 @@ def find_audio(folder: Path) -> list[Utterance]:
 
     DataError names the files that cannot be read, and a folder without recordings.
     """
-    found: list[Utterance] = []
+    found: dict[str, Utterance] = {}
     mistakes: list[str] = []
     for path in sorted(_recordings(folder)):
         place = path.relative_to(folder)
+        key = str(place.with_suffix(""))
+        if key in found:
+            mistakes.append(f"{path}: {found[key].audio.name} is the same recording")
         try:
             seconds = duration(path)
         except DataError as error:
             mistakes.append(str(error))
             continue
         speaker = place.parts[0] if len(place.parts) > 1 else ""
-        found.append(Utterance(str(place.with_suffix("")), path, seconds, "", speaker))
+        found[key] = Utterance(key, path, seconds, "", speaker)
     raise_all(mistakes)
     if not found:
         raise DataError(f"{folder}: no recordings ({', '.join(SUFFIXES)})")
-    return found
+    return list(found.values())
 
 
 def _recordings(folder: Path) -> Iterable[Path]:
-    for directory, _, names in os.walk(folder, followlinks=True):
-        yield from (Path(directory, name) for name in names if Path(name).suffix in SUFFIXES)
+    for directory, names in walk_visible(folder):
+        yield from filter(is_recording, (directory / name for name in names))

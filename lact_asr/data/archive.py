@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from lact_asr.data.audio import SUFFIXES
+from lact_asr.data.audio import is_recording
 from lact_asr.data.corpora import Subset
 from lact_asr.data.disk_space import MARKER, archive_of, bytes_needed, folder_of, is_complete
 from lact_asr.data.download import Download, fetch
@@ -120,7 +120,7 @@ def _count(folder: Path, archive: Path, subset: Subset) -> None:
     lines = sum(
         len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.trans.txt")
     )
-    audio = sum(path.suffix in SUFFIXES for path in folder.rglob("*"))
+    audio = sum(map(is_recording, folder.rglob("*")))
     if not lines == audio == subset.utterances:
         raise DataError(
             f"{archive}: {lines:,} transcripts and {audio:,} audio files in LibriSpeech/"

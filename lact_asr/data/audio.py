@@ -17,8 +17,13 @@ from lact_asr.config.model import SAMPLE_RATE
 from lact_asr.utils.errors import DataError
 
 RATE = SAMPLE_RATE
-SUFFIXES = (".flac", ".wav", ".opus", ".ogg")
+SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 _TAIL = 1 << 16  # bytes: an Ogg page is at most 65,307 long
+
+
+def is_recording(path: Path) -> bool:
+    """Whether a file's name is one of audio; recorders write .WAV, too."""
+    return path.suffix.lower() in SUFFIXES
 
 
 def read_audio(path: Path) -> NDArray[Any]:
@@ -26,7 +31,7 @@ def read_audio(path: Path) -> NDArray[Any]:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"cannot read the audio file {path}: {error}") from error
+        raise DataError(f"cannot read the audio file {path}: {error}{_forked(path)}") from error
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if not len(mono):
         raise DataError(f"the audio file {path} has no samples")
@@ -77,25 +82,42 @@ def duration(path: Path) -> float:
     try:
         with soundfile.SoundFile(path) as file:
             frames, rate = file.frames, file.samplerate
-            if file.format == "FLAC" and frames:
-                file.seek(frames - 1)
-                file.read(1)
+            whole = _ends_whole(path) and _has_last_sample(file)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path}: truncated or not an audio file ({error})") from error
+        why = f"{error}{_forked(path)}"
+        raise DataError(f"{path}: truncated or not an audio file ({why})") from error
     if not frames:
         raise DataError(f"{path}: no samples")
-    if not _ends_whole(path):
+    if not whole:
         raise DataError(f"{path}: truncated (the file ends before its audio does)")
     return float(frames / rate)
 
 
+def _forked(path: Path) -> str:
+    """What may be behind an error of libsndfile (1.2): it takes ._NAME for a part of NAME."""
+    left = path.with_name(f"._{path.name}")
+    return f"; remove {left}, which a Mac has left there" if left.exists() else ""
+
+
+def _has_last_sample(file: soundfile.SoundFile) -> bool:
+    """Whether what a header promises is there: reading it is an error where a FLAC file is cut, and
+    gives nothing where an MP3 file is. What MP3 files promise may be a guess, to within a second.
+    """
+    if file.format not in ("FLAC", "MP3") or not file.frames:
+        return True
+    slack = file.samplerate if file.format == "MP3" else 0
+    file.seek(max(0, file.frames - 1 - slack))
+    return len(file.read(1)) == 1
+
+
 def _ends_whole(path: Path) -> bool:
     """Whether an Ogg file ends with its last page, a WAV file with the byte its header promises."""
-    if path.suffix == ".wav":
+    suffix = path.suffix.lower()
+    if suffix == ".wav":
         with path.open("rb") as file:
             head = file.read(8)
         return int.from_bytes(head[4:8], "little") + 8 <= path.stat().st_size
-    if path.suffix in (".opus", ".ogg"):
+    if suffix in (".opus", ".ogg"):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL))
             tail = file.read()

@@ -1,20 +1,20 @@
 """A folder in LibriSpeech layout, read into utterances.
 
     84/121123/84-121123.trans.txt       one line per recording: 84-121123-0000 GO DO YOU HEAR
-    84/121123/84-121123-0000.flac       or .wav, .opus, .ogg
+    84/121123/84-121123-0000.flac       or .wav, .opus, .ogg, .mp3
 
 Every transcript line needs its recording and every recording its line; whatever is missing, doubled
 or truncated is reported at once, by name.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from lact_asr.data.audio import SUFFIXES, duration
+from lact_asr.data.audio import duration, is_recording
+from lact_asr.data.folder import walk_visible
 from lact_asr.data.manifest import Utterance, raise_all
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.progress import Progress
@@ -28,8 +28,8 @@ def scan(folder: Path) -> list[Utterance]:
         raise DataError(f"{folder}: no such folder")
     found: dict[str, Utterance] = {}
     mistakes: list[str] = []
-    for directory, _, names in os.walk(folder, onerror=_unreadable, followlinks=True):
-        for utterance in _chapter(Path(directory), names, mistakes):
+    for directory, names in walk_visible(folder):
+        for utterance in _chapter(directory, names, mistakes):
             if utterance.id in found:
                 mistakes.append(f"{utterance.audio}: {found[utterance.id].audio} has the same id")
             found[utterance.id] = utterance
@@ -65,10 +65,6 @@ def hold_out(
     return lists
 
 
-def _unreadable(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot read this folder: {error.strerror}") from error
-
-
 def _draw(speaker: str) -> str:
     return hashlib.sha256(speaker.encode()).hexdigest()
 
@@ -76,13 +72,13 @@ def _draw(speaker: str) -> str:
 def _chapter(directory: Path, names: Sequence[str], mistakes: list[str]) -> list[Utterance]:
     """The utterances of one folder, durations still zero."""
     recordings: dict[str, Path] = {}
-    for path in (directory / name for name in sorted(names)):
-        if path.suffix in SUFFIXES:
+    for path in (directory / name for name in names):
+        if is_recording(path):
             if path.stem in recordings:
                 mistakes.append(f"{path}: {recordings[path.stem].name} is the same recording")
             recordings[path.stem] = path
     texts: dict[str, str] = {}
-    for path in (directory / name for name in sorted(names) if name.endswith(".trans.txt")):
+    for path in (directory / name for name in names if name.endswith(".trans.txt")):
         texts.update(_transcripts(path, recordings, mistakes))
     mistakes += [f"{recordings[key]}: no transcript" for key in recordings if key not in texts]
     both = [key for key in texts if key in recordings]
@@ -93,7 +89,7 @@ def _transcripts(path: Path, recordings: dict[str, Path], mistakes: list[str]) -
     """id -> text of one .trans.txt."""
     texts: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # Windows may write a mark first
     except (OSError, UnicodeDecodeError) as error:
         mistakes.append(f"{path}: {error}")
         return texts

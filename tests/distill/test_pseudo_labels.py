@@ -57,9 +57,9 @@ def test_every_bad_line_of_transcripts_is_named(tmp_path):
 
 
 def test_recordings_below_a_folder_are_utterances_without_texts(tmp_path):
-    for name in ("one/a.wav", "one/b.flac", "c.wav", "d.txt"):
+    for name in ("one/a.WAV", "one/b.mp3", "c.wav", "d.txt", "one/._a.WAV"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        if name.endswith("txt"):
+        if name.endswith("txt") or "._" in name:
             (tmp_path / name).write_text("no audio")
         else:
             soundfile.write(tmp_path / name, [0.1] * 8000, 16_000)
@@ -67,6 +67,10 @@ def test_recordings_below_a_folder_are_utterances_without_texts(tmp_path):
     assert [(each.id, each.speaker, each.text, each.duration) for each in found] == [
         ("c", "", "", 0.5), ("one/a", "one", "", 0.5), ("one/b", "one", "", 0.5),
     ]  # fmt: skip
+    soundfile.write(tmp_path / "c.flac", [0.1] * 8000, 16_000)
+    with pytest.raises(DataError, match=r"c\.wav: c\.flac is the same recording"):
+        find_audio(tmp_path)
+    (tmp_path / "c.flac").unlink()
     (tmp_path / "e.wav").write_text("broken")
     with pytest.raises(DataError, match=r"e\.wav: truncated or not an audio file"):
         find_audio(tmp_path)

@@ -43,7 +43,7 @@ def test_resampling_is_that_of_torchaudio(rate: int) -> None:
     assert resample(samples.astype(np.float32), rate).dtype == np.float32
 
 
-@pytest.mark.parametrize("suffix", [".flac", ".wav", ".opus"])
+@pytest.mark.parametrize("suffix", [".flac", ".wav", ".opus", ".WAV"])
 @pytest.mark.parametrize("keep", [0, 0.001, 0.3, 0.99])
 def test_a_truncated_file_is_named(tmp_path: Path, suffix: str, keep: float) -> None:
     path = recording(tmp_path / f"cut{suffix}", seconds=3.0)
@@ -51,6 +51,32 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str, keep: float) -> 
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(DataError, match=f"cut{suffix}"):
         duration(path)
+
+
+def test_an_mp3_file_that_is_cut_is_named_and_a_whole_one_is_as_long_as_it_is(
+    tmp_path: Path,
+) -> None:
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, 160_000)
+    even = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
+    soundfile.write(path := tmp_path / "a.mp3", samples, 16_000, **even)
+    whole = path.read_bytes()
+    assert duration(path) == 10.0
+    untitled = whole[whole.index(b"\xff\xf3", 4) :]  # without the first frame, which has the length
+    path.write_bytes(b"ID3\3\0\0\0\0\0\x0a" + bytes(10) + untitled)
+    assert abs(duration(path) - 10.0) < 0.1
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"a\.mp3: truncated \(the file ends before"):
+        duration(path)
+
+
+def test_a_file_of_a_mac_that_keeps_a_recording_from_being_read_is_named(tmp_path: Path) -> None:
+    """libsndfile 1.2 takes ._NAME for a part of NAME, where it does not know NAME at once."""
+    soundfile.write(path := tmp_path / "a.mp3", [0.1] * 8000, 16_000)
+    assert duration(path) == 0.5
+    (tmp_path / "._a.mp3").write_bytes(bytes.fromhex("0005160700020000") + b"Mac OS X        ")
+    for read in (read_audio, duration):
+        with pytest.raises(DataError, match=rf"remove {tmp_path}/\._a\.mp3, which a Mac has left"):
+            read(path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"this is no audio" * 100])

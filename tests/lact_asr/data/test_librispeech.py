@@ -79,6 +79,27 @@ def test_a_linked_corpus_is_followed(tmp_path: Path) -> None:
     assert len(scan(tmp_path / "linked")) == 2
 
 
+def test_what_a_mac_leaves_beside_each_file_and_older_versions_are_no_part_of_it(
+    tmp_path: Path,
+) -> None:
+    transcript = chapter(tmp_path, 1, 2)
+    known = scan(tmp_path)
+    for path in [*transcript.parent.iterdir(), transcript.parent]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X \xff\xb0")
+    chapter(tmp_path / ".snapshot" / "hourly.0", 1, 2)
+    assert scan(tmp_path) == known
+
+
+def test_a_mark_in_front_of_a_text_and_capital_suffixes_are_read(tmp_path: Path) -> None:
+    transcript = chapter(tmp_path, 1, 2)
+    transcript.write_bytes(b"\xef\xbb\xbf" + transcript.read_bytes().replace(b"\n", b"\r\n"))
+    (transcript.parent / "1-7-0001.flac").rename(transcript.parent / "1-7-0001.FLAC")
+    assert [each.text for each in scan(tmp_path)] == [
+        "THE TEXT OF 1 7 0000",
+        "THE TEXT OF 1 7 0001",
+    ]
+
+
 def speakers(utterances: list[Utterance]) -> set[str]:
     return {each.speaker for each in utterances}
 
