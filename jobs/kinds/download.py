@@ -66,7 +66,12 @@ class Settings(Frozen):
     folder: Path | None = Field(
         None,
         description="for source: folder, LibriSpeech layout: FOLDER/SUBSET/SPEAKER/CHAPTER/; for "
-        "source: table, where the tables are (.csv, .tsv, .jsonl), from which their paths start",
+        "source: table, where the tables are (.csv, .tsv, .jsonl)",
+    )
+    audio_folder: str = Field(
+        "",
+        description="for source: table, where the paths in tables begin, from `folder` on, such as "
+        "clips; `folder` itself if not given",
     )
     columns: Columns = Columns()
     faulty: Literal["refuse", "leave_out"] = Field(
@@ -95,6 +100,8 @@ class Settings(Frozen):
             return [f"source: {self.source} needs `folder`, the path that holds the subsets"]
         if self.source not in _OWN and self.folder is not None:
             return [f"`folder` goes with source: folder, not with {self.source}"]
+        if self.source != "table" and self.audio_folder:
+            return [f"`audio_folder` goes with source: table, not with {self.source}"]
         return []
 
     def _mistakes_of_subsets(self) -> list[str]:
@@ -208,7 +215,8 @@ def _tables(settings: Settings, names: Sequence[str], job: Job) -> "dict[str, Ut
 
     assert settings.folder is not None  # as `_mistakes_of_source` has seen
     seen: dict[int, str] = {}
-    read = {name: read_table(settings.folder / name, settings.columns) for name in names}
+    start = settings.folder / settings.audio_folder
+    read = {name: read_table(settings.folder / name, settings.columns, start) for name in names}
     checked = {name: check_table(rows, seen, name) for name, rows in read.items()}
     lines = [line for each in checked.values() for line in each.lines()]
     job.fence()

@@ -34,6 +34,7 @@ from jobs.reading.references import (
 from jobs.reading.results import decided_already, sample_of
 from jobs.reading.validation import ANYTHING, validate
 from jobs.reading.yaml12 import Document, read
+from lact_asr.utils.files import is_there
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -116,13 +117,6 @@ def _limit(text: str) -> gate.Limit | None:
         return gate.parse_condition(text)[1]
     except ValueError:
         return None
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name of 300 letters, a folder that is closed to us
-        return False
 
 
 class _Steps:
@@ -353,7 +347,7 @@ class _Steps:
         """
         marks = self.kinds[name].Settings.model_fields[str(inner[0])].metadata
         place = ("steps", name, "settings", *inner)
-        if Made() in marks or _is_there(path):
+        if Made() in marks or is_there(path):
             return
         if Present() in marks:
             self.document.mistake(place, f"{path} does not exist: write a path that does")

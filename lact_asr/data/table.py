@@ -1,13 +1,14 @@
 """A table of the user's own: one recording a line, as CSV, TSV or JSON lines, into utterances.
 
     path,sentence,client_id               the names of the columns are settings
-    clips/1.mp3,"Guten Tag, Welt.",anna   paths start at the table's folder
+    clips/1.mp3,"Guten Tag, Welt.",anna   paths begin at the folder of the audio
 
 Any audio that soundfile reads will do. Every recording is read once and judged (`corpus_check`);
 what is found is named by the table's line.
 """
 
 import csv
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from lact_asr.config.table import Columns
 from lact_asr.data.corpus_check import Finding, Heard, judge, listen
 from lact_asr.data.manifest import Utterance, json_object, raise_all
 from lact_asr.utils.errors import DataError
+from lact_asr.utils.files import is_there
 from lact_asr.utils.progress import Progress
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -57,8 +59,10 @@ class Checked(NamedTuple):
         return ", ".join(f"{count} {kind}" for kind, count in counted.most_common())
 
 
-def read_table(path: Path, columns: Columns) -> list[Row]:
-    """The lines of a table; DataError with every line that cannot be taken as it stands."""
+def read_table(path: Path, columns: Columns, start: Path) -> list[Row]:
+    """The lines of a table, whose paths begin at the folder `start`; DataError with every line that
+    cannot be taken as it stands.
+    """
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path}: write a table that ends in {', '.join(SUFFIXES)}")
     try:
@@ -74,7 +78,9 @@ def read_table(path: Path, columns: Columns) -> list[Row]:
     if not read:
         raise DataError(f"{path}: no recordings in this table")
     _check_columns(path, read, columns)
-    return [_row(path, line, record, columns) for line, record in read]
+    if not start.is_dir():
+        raise DataError(f"{path}: there is no folder {start}, where its paths begin")
+    return [_row(f"{path}:{line}", start, record, columns) for line, record in read]
 
 
 def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checked:
@@ -84,7 +90,7 @@ def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checke
         ThreadPoolExecutor(THREADS) as pool,
         Progress(f"recordings of {label}", len(rows), "files") as progress,
     ):
-        for row, heard in zip(rows, pool.map(lambda row: listen(row.audio), rows), strict=True):
+        for row, heard in pool.map(_listen, rows):
             found = _judge_row(row, heard, seen, names)
             findings += [(row.place, each) for each in found]
             if isinstance(heard, Heard) and not any(each.fatal for each in found):
@@ -94,6 +100,17 @@ def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checke
                 )
             progress.advance()
     return Checked(utterances, findings)
+
+
+def _listen(row: Row) -> tuple[Row, Heard | Finding]:
+    """A row with its file's own spelling, and what is in the file: a Mac writes ä as two letters, a
+    and a mark, where a table has one.
+    """
+    spelled = [row.audio]
+    if not row.audio.name.isascii():
+        spelled += [Path(unicodedata.normalize(form, str(row.audio))) for form in ("NFC", "NFD")]
+    audio = next(filter(is_there, spelled), row.audio)
+    return row._replace(audio=audio), listen(audio)
 
 
 def _judge_row(
@@ -170,10 +187,8 @@ def _check_columns(path: Path, records: Records, columns: Columns) -> None:
     )
 
 
-def _row(path: Path, line: int, record: dict[str, object], columns: Columns) -> Row:
+def _row(place: str, start: Path, record: dict[str, object], columns: Columns) -> Row:
     audio, text = str(record[columns.audio]), str(record[columns.text])
     name = str(record.get(columns.id) or Path(audio).with_suffix(""))
     speaker = str(record.get(columns.speaker) or "")
-    return Row(
-        f"{path}:{line}", name.strip("/").replace("/", "-"), path.parent / audio, text, speaker
-    )
+    return Row(place, name.strip("/").replace("/", "-"), start / audio, text, speaker)

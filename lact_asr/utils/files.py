@@ -38,6 +38,16 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o666) -> None:
             raise
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something by that name; not where a name has 300 letters, or lies in a
+    folder that is closed to us, for which `Path.exists` raises an OSError.
+    """
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def writer() -> str:
     """This process, for temporary names: two nodes may hand out the same process id."""
     return f"{os.uname().nodename}.{os.getpid()}"

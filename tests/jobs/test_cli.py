@@ -306,10 +306,11 @@ def test_every_kind_is_read_with_torch_out_of_reach() -> None:
 
 
 def test_ctrl_c_while_a_run_is_made_leaves_none(launch: Launcher) -> None:
-    """The code is copied by a `cp` that takes its time."""
-    slow = launch.folder / "bin" / "cp"
+    """The commit is asked of a `git` that takes its time."""
+    slow = launch.folder / "bin" / "git"
     slow.parent.mkdir()
-    slow.write_text("#!/bin/sh\ntouch copying\nexec sleep 60 > /dev/null 2>&1\n")
+    asked = launch.folder / "asked"
+    slow.write_text(f"#!/bin/sh\ntouch {asked}\nexec sleep 60 > /dev/null 2>&1\n")
     slow.chmod(0o755)
     path = f"{slow.parent}:{os.environ['PATH']}"
     command = [sys.executable, str(REPOSITORY / "launch.py"), "run", "demo", "--cluster", "local"]
@@ -321,12 +322,13 @@ def test_ctrl_c_while_a_run_is_made_leaves_none(launch: Launcher) -> None:
             env={**launch.environment, "PATH": path},
             stdout=file,
             stderr=file,
+            start_new_session=True,
         )
     end = time.monotonic() + PATIENCE
-    while not (launch.folder / "copying").exists():
+    while not asked.exists():
         assert time.monotonic() < end and made.poll() is None
         time.sleep(0.05)
-    made.send_signal(signal.SIGINT)
+    os.killpg(made.pid, signal.SIGINT)  # as a terminal does
     assert made.wait(timeout=50) == 130 and said.read_text() == "stopped\n"
     assert list(launch.folder.glob("runs/*")) == []
 

@@ -46,7 +46,7 @@ def test_every_format_gives_the_same_lines(tmp_path: Path, suffix: str) -> None:
         {"path": "a/2.wav", "sentence": "こんにちは", "who": ""},
     ]
     columns = Columns(audio="path", text="sentence", speaker="who")
-    found = read_table(table(tmp_path / f"t{suffix}", rows), columns)
+    found = read_table(table(tmp_path / f"t{suffix}", rows), columns, tmp_path)
     assert [(row.id, row.audio, row.text, row.speaker) for row in found] == [
         ("a-1", tmp_path / "a" / "1.wav", "Guten Tag, Welt", "anna"),
         ("a-2", tmp_path / "a" / "2.wav", "こんにちは", ""),
@@ -58,12 +58,12 @@ def test_every_format_gives_the_same_lines(tmp_path: Path, suffix: str) -> None:
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     path = table(tmp_path / "t.csv", [{"path": "a.wav", "sentence": "x"}])
     with pytest.raises(DataError, match=r"t\.csv: no column 'audio'; .* path, sentence: write"):
-        read_table(path, Columns())
+        read_table(path, Columns(), tmp_path)
     with pytest.raises(DataError, match=r"ends in \.csv, \.tsv, \.jsonl"):
-        read_table(tmp_path / "t.xlsx", Columns())
+        read_table(tmp_path / "t.xlsx", Columns(), tmp_path)
     (tmp_path / "t.jsonl").write_text('{"audio": "a"\n')
     with pytest.raises(DataError, match=r"t\.jsonl:1: not JSON at column"):
-        read_table(tmp_path / "t.jsonl", Columns())
+        read_table(tmp_path / "t.jsonl", Columns(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_table_that_cannot_be_taken_as_it_stands_says_why(
 ) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as caught:
-        read_table(tmp_path / name, Columns())
+        read_table(tmp_path / name, Columns(), tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / name}{said}")
 
 
@@ -96,7 +96,7 @@ def test_a_comma_without_quotation_marks_is_no_end_of_a_text(tmp_path: Path) -> 
     """
     (tmp_path / "t.csv").write_text('audio,text\n1,Guten Tag, Welt\n2,"so, ja"\n3,a\nb\n4,c,d\n')
     with pytest.raises(DataError) as caught:
-        read_table(tmp_path / "t.csv", Columns())
+        read_table(tmp_path / "t.csv", Columns(), tmp_path)
     advice = "in the header: 2: put a text with commas into quotation marks"
     assert str(caught.value).splitlines() == [
         f"{tmp_path}/t.csv:{line}: fields: {fields}, {advice}"
@@ -133,7 +133,7 @@ def faulty(folder: Path) -> Path:
 
 
 def test_what_is_wrong_with_a_recording_is_named_by_its_line(tmp_path: Path) -> None:
-    checked = check_table(read_table(faulty(tmp_path), Columns()), {}, "train")
+    checked = check_table(read_table(faulty(tmp_path), Columns(), tmp_path), {}, "train")
     said = {place.rpartition(":")[2]: finding.said for place, finding in checked.findings}
     assert list(said) == ["3", "4", "5", "6", "7", "8", "9", "10", "11"]
     assert said["3"] == f"doubled: the same audio as {tmp_path}/train.csv:2"
@@ -182,6 +182,35 @@ def test_a_corpus_with_faults_is_refused_with_its_lines_or_goes_on_without_them(
     table(tmp_path / "dev.csv", rows)
     with pytest.raises(DataError, match=r"doubled: the same audio as .*\.csv:\d"):
         run(own(tmp_path, **given), job(tmp_path / "job"))
+
+
+def test_paths_begin_at_the_folder_of_the_audio_as_in_common_voice(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in ("a", "b", "c"):
+        noise(tmp_path / "clips" / f"{name}.mp3", seconds=1 + len(name) * 0.1 + ord(name) / 1000)
+        row = {"client_id": name, "path": f"{name}.mp3", "sentence": "was gesagt wird"}
+        table(tmp_path / f"{name}.tsv", [row])
+    given = {
+        "source": "table", "folder": tmp_path, "train": ["a.tsv"], "dev": ["b.tsv"],
+        "test": ["c.tsv"], "columns": Columns(audio="path", text="sentence", speaker="client_id"),
+    }  # fmt: skip
+    result = run(Settings(**given, audio_folder="clips"), job(tmp_path / "job"))
+    (heard,) = read_manifest(result.train)
+    assert (heard.id, heard.audio, heard.speaker) == ("a", tmp_path / "clips" / "a.mp3", "a")
+    with pytest.raises(DataError, match=r"a\.tsv: there is no folder .*/clip, where its paths"):
+        run(Settings(**given, audio_folder="clip"), job(tmp_path / "job"))
+    with pytest.raises(ValueError, match="`audio_folder` goes with source: table"):
+        Settings(source="folder", folder=tmp_path, train=["a"], dev=["b"], audio_folder="x")
+
+
+def test_a_name_is_found_however_its_letters_are_made_up(tmp_path: Path) -> None:
+    """A Mac writes ä as a and a mark; a table has mostly one letter."""
+    composed, apart = "\u00e4.wav", "a\u0308.wav"
+    noise(tmp_path / apart)
+    rows = [{"audio": composed, "text": "x"}]
+    checked = check_table(read_table(table(tmp_path / "t.csv", rows), Columns(), tmp_path), {}, "t")
+    assert [each.audio.name for each in checked.utterances] == [apart]
+    assert checked.findings == []
 
 
 def test_speech_of_espeak_in_another_language_is_a_corpus(tmp_path: Path) -> None:
