@@ -104,6 +104,12 @@ CAUSES: dict[str, Cause] = {
         "`resume RUN` when Slurm is back: nothing is submitted twice",
         3,
     ),
+    "server_unreachable": Cause(
+        "the server of the data does not answer",
+        "asks again, ever more slowly, and goes on from the last byte",
+        "where compute nodes have no internet, `run FILE --only STEP --cluster local` on a login "
+        "node that shares the step's `root`; then `resume RUN`",
+    ),
     "not_requeued": Cause(
         "Slurm did not put the job back into the queue",
         "asks again until its time is over",

@@ -32,6 +32,7 @@ _ADVICE = {
 _OF_DISK = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "disk_full"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "permission"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "missing_file"),
 }
 _FORMER = {  # in failure.json of runs from before there was a list of causes
     "divergence": "diverged",
@@ -89,11 +90,13 @@ def cause_of(error: BaseException) -> str:
         return error.cause
     if _out_of_memory(error):
         return "out_of_memory_gpu" if not isinstance(error, MemoryError) else "out_of_memory_host"
-    if isinstance(error, DataError):
-        absent = any(isinstance(each, FileNotFoundError) for each in _chain(error))
-        return "missing_file" if absent else "bad_data"
+    absent = any(isinstance(each, FileNotFoundError) for each in _chain(error))
+    if absent and isinstance(error, DataError):
+        return "missing_file"
     if number := _disk_trouble(error)[0]:
         return _OF_DISK.get(number, "disk_error")
+    if isinstance(error, DataError):
+        return "bad_data"
     if isinstance(error, UserError):
         return "settings"
     if isinstance(error, FileNotFoundError):

@@ -23,7 +23,7 @@ from lact_asr.config.table import Columns
 from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
 from lact_asr.data.disk_space import peak
 from lact_asr.data.synthetic.sentences import Synthetic
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import DataError, Failed
 from lact_asr.utils.files import write_atomic
 
 if TYPE_CHECKING:
@@ -239,6 +239,13 @@ def _refuse_faulty(fatal: Sequence[str], settings: Settings, report: Path) -> No
         raise_all([advice, *fatal])
 
 
+def _elsewhere(step: str) -> str:
+    return (
+        f"Where compute nodes have no internet: `run FILE --only {step} --cluster local` "
+        "on a login node that shares `root`, then `resume`."
+    )
+
+
 def _from_openslr(name: str, home: Path, settings: Settings, job: Job) -> "Utterances":
     """A subset of LibriSpeech, listed once: a manifest that is there is not written again."""
     from lact_asr.data.archive import download_subset
@@ -246,9 +253,11 @@ def _from_openslr(name: str, home: Path, settings: Settings, job: Job) -> "Utter
     from lact_asr.data.manifest import read_manifest
 
     subset = CORPORA[settings.source][name]
-    folder = download_subset(
-        subset, settings.root, settings.mirror, settings.retries, job.should_stop
-    )
+    given = (settings.root, settings.mirror, settings.retries, job.should_stop)
+    try:
+        folder = download_subset(subset, *given)
+    except Failed as failed:
+        raise Failed(failed.cause, f"{failed} {_elsewhere(job.directory.name)}") from failed
     manifest = home / f"{name}.jsonl"
     return read_manifest(manifest) if manifest.exists() else scan(folder)
 

@@ -20,7 +20,7 @@ import requests
 import urllib3
 
 from lact_asr.data.disk_space import bytes_on_disk, part_of
-from lact_asr.utils.errors import DataError, Interrupted
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.files import read_json, write_json
 from lact_asr.utils.locks import never
 from lact_asr.utils.progress import Progress, size
@@ -71,7 +71,8 @@ class Download:
 def fetch(download: Download) -> Path:
     """The file on disk with the right checksum, however it had to be got.
 
-    Raises DataError where another try would not help, Interrupted where `should_stop()` says so.
+    Raises DataError where another try would not help, Failed where no try has got further,
+    Interrupted where `should_stop()` says so.
     """
     if download.target.exists():  # verified before it got this name, or brought by hand: look again
         if matches(download.target, download.checksum, download.should_stop):
@@ -120,10 +121,11 @@ def _fill(download: Download) -> None:
             fruitless = 0 if download.arrived > most else fruitless + 1
             most = max(most, download.arrived)
             if fruitless >= download.tries:
-                raise DataError(
+                raise Failed(
+                    "server_unreachable",
                     f"{download.url}: {again}; no further in {fruitless} attempts."
                     f" {size(download.arrived)} are kept in {download.part}:"
-                    " start again to go on from there, or set `mirror` to another one."
+                    " start again to go on from there, or set `mirror` to another one.",
                 ) from again
             wait = download.pause * 2 ** max(0, fruitless - 1) if again.wait is None else again.wait
             wait = min(wait, LONGEST_WAIT)

@@ -1,6 +1,7 @@
 """From evidence to a cause: exceptions, silent ends, the words of libraries and of Slurm."""
 
 import errno
+import os
 import signal
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def no_space() -> RuntimeError:
     return error
 
 
+def of(number: int, error: Exception) -> Exception:
+    """An error that was made of one of the file system's."""
+    error.__cause__ = OSError(number, os.strerror(number), "x")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
@@ -35,6 +42,11 @@ def no_space() -> RuntimeError:
         (Failed("diverged", "20 steps in a row"), "diverged"),
         (DataError("the manifest has no utterances"), "bad_data"),
         (no_space(), "disk_full"),
+        (of(errno.ENOSPC, DataError("cannot write x.part")), "disk_full"),
+        (of(errno.EACCES, DataError("cannot read the table x")), "permission"),
+        (of(errno.EISDIR, DataError("cannot read the manifest x")), "missing_file"),
+        (of(errno.ENOENT, DataError("cannot read the manifest x")), "missing_file"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), "missing_file"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), "disk_full"),
         (OSError(errno.ESTALE, "Stale file handle", "x"), "disk_error"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "permission"),

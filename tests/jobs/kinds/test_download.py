@@ -15,7 +15,7 @@ from jobs.kinds import download
 from jobs.kinds.download import Result, Settings, keys, run
 from lact_asr.data.corpora import LIBRISPEECH
 from lact_asr.data.manifest import read_manifest
-from lact_asr.utils.errors import DataError, Interrupted
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 from tests.lact_asr.data.noise_corpus import archive, chapter, facts, subset_folder
 from tests.lact_asr.data.web_server import CorpusServer, serving
 
@@ -100,6 +100,22 @@ def test_up_to_date_needs_no_server_and_survives_a_move_of_the_root(
     assert all(each.audio.exists() for each in read_manifest(again.train))
     assert len(openslr.asked) == 3
     assert "headers of" not in capsys.readouterr().out
+
+
+def test_where_no_server_answers_the_way_around_is_told(tmp_path: Path) -> None:
+    parts = {"train": ["dev-other"], "dev": ["dev-clean"], "test": ["dev-clean"]}
+    nowhere = Settings(
+        source="librispeech",
+        **parts,
+        root=tmp_path / "root",
+        mirror="http://127.0.0.1:9",
+        retries=1,
+    )
+    with pytest.raises(Failed) as failed:
+        run(nowhere, job(tmp_path / "corpus"))
+    assert failed.value.cause == "server_unreachable"
+    assert "Connection refused; no further in 1 attempts" in str(failed.value)
+    assert "`run FILE --only corpus --cluster local` on a login node" in str(failed.value)
 
 
 def test_an_interrupted_download_says_how_far_it_came_and_goes_on(

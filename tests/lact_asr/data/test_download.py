@@ -15,7 +15,7 @@ import pytest
 
 from lact_asr.data import download as module
 from lact_asr.data.download import Download, fetch
-from lact_asr.utils.errors import DataError, Interrupted
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 from tests.lact_asr.data.web_server import CorpusServer, serving
 
 DATA = random.Random(0).randbytes(1_500_000)
@@ -87,7 +87,7 @@ def test_a_server_without_range_that_always_cuts_is_given_up(
 ) -> None:
     server.ranges = False
     server.cuts = [700_000, 500_000] * 50
-    with pytest.raises(DataError, match="no further in 4 attempts"):
+    with pytest.raises(Failed, match="no further in 4 attempts"):
         fetch(asking(server, tmp_path))
     assert len(server.asked) <= 6
 
@@ -180,7 +180,7 @@ def test_a_killed_download_goes_on_from_its_last_byte(server: CorpusServer, tmp_
 def test_no_server_at_all_is_given_up_with_the_reason(tmp_path: Path) -> None:
     with serving(CorpusServer()) as server:
         download = asking(server, tmp_path)
-    with pytest.raises(DataError, match="Connection refused; no further in 4 attempts"):
+    with pytest.raises(Failed, match="Connection refused; no further in 4 attempts"):
         fetch(download)
 
 
