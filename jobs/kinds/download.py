@@ -257,6 +257,8 @@ def _from_openslr(name: str, home: Path, settings: Settings, job: Job) -> "Utter
     try:
         folder = download_subset(subset, *given)
     except Failed as failed:
+        if failed.cause != "server_unreachable":
+            raise
         raise Failed(failed.cause, f"{failed} {_elsewhere(job.directory.name)}") from failed
     manifest = home / f"{name}.jsonl"
     return read_manifest(manifest) if manifest.exists() else scan(folder)

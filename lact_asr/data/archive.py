@@ -17,7 +17,7 @@ from lact_asr.data.audio import is_recording
 from lact_asr.data.corpora import Subset
 from lact_asr.data.disk_space import MARKER, archive_of, bytes_needed, folder_of, is_complete
 from lact_asr.data.download import Download, fetch
-from lact_asr.utils.errors import DataError, Interrupted
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.files import write_json
 from lact_asr.utils.locks import exclusive_lock, never
 from lact_asr.utils.progress import Progress, size
@@ -57,14 +57,15 @@ def download_subset(
 
 
 def check_room(root: Path, subset: Subset, arrived: int) -> None:
-    """DataError if the rest of the archive and the unpacked corpus do not fit under `root`."""
+    """Failed if the rest of the archive and the unpacked corpus do not fit under `root`."""
     left, unpacked = bytes_needed(subset, arrived)
     free = shutil.disk_usage(root).free
     if left + unpacked > free:
-        raise DataError(
+        raise Failed(
+            "disk_full",
             f"{subset.name} needs {size(left + unpacked)} free in {root}"
             f" (archive {size(left)}, unpacked {size(unpacked)}), there are {size(free)}."
-            " Make room or set `root` to another disk."
+            " Make room or set `root` to another disk.",
         )
 
 

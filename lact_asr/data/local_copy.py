@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lact_asr.data.manifest import Utterance
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import Failed
 from lact_asr.utils.locks import exclusive_lock
 from lact_asr.utils.progress import Progress, size
 
@@ -31,7 +31,7 @@ def stage_files(utterances: Sequence[Utterance], folder: Path) -> list[Utterance
     """The utterances with their files in `folder`, each file copied if it is not there yet.
 
     Processes of one node take turns, so the first copies for all. A file that cannot be read keeps
-    its place: training names it. DataError if the disk has too little room.
+    its place: training names it. Failed if the disk has too little room.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [path for each in utterances for path in (each.audio, each.video) if path]
@@ -68,10 +68,11 @@ def _missing(source: Path, copy: Path) -> int:
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free - SPARE:
-        raise DataError(
+        raise Failed(
+            "disk_full",
             f"staging needs {size(needed)} in {folder}, which has {size(free)} free (and "
             f"{size(SPARE)} are left alone); write stage: false, or set SLURM_TMPDIR or TMPDIR to "
-            "a larger disk of the node"
+            "a larger disk of the node",
         )
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def test_up_to_date_needs_no_server_and_survives_a_move_of_the_root(
     assert "headers of" not in capsys.readouterr().out
 
 
-def test_where_no_server_answers_the_way_around_is_told(tmp_path: Path) -> None:
+def test_where_no_server_answers_the_way_around_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = {"train": ["dev-other"], "dev": ["dev-clean"], "test": ["dev-clean"]}
     nowhere = Settings(
         source="librispeech",
@@ -116,6 +119,10 @@ def test_where_no_server_answers_the_way_around_is_told(tmp_path: Path) -> None:
     assert failed.value.cause == "server_unreachable"
     assert "Connection refused; no further in 1 attempts" in str(failed.value)
     assert "`run FILE --only corpus --cluster local` on a login node" in str(failed.value)
+    monkeypatch.setitem(LIBRISPEECH, "dev-clean", replace(facts("dev-clean", b"", 6), size=10**18))
+    with pytest.raises(Failed) as failed:
+        run(nowhere, job(tmp_path / "corpus"))
+    assert failed.value.cause == "disk_full" and "internet" not in str(failed.value)
 
 
 def test_an_interrupted_download_says_how_far_it_came_and_goes_on(

@@ -14,7 +14,7 @@ import pytest
 from lact_asr.data.archive import check_room, download_subset, unpack
 from lact_asr.data.corpora import Subset
 from lact_asr.data.disk_space import MARKER
-from lact_asr.utils.errors import DataError, Interrupted
+from lact_asr.utils.errors import DataError, Failed, Interrupted
 from tests.lact_asr.data.noise_corpus import archive, facts, subset_folder
 from tests.lact_asr.data.web_server import CorpusServer, serving
 from tests.slurm.cluster import PATIENCE
@@ -139,14 +139,15 @@ def test_too_little_room_is_told_before_the_first_byte(
 ) -> None:
     huge = replace(offer(), size=10**18)
     message = r"dev-clean needs 2\.05e\+06 TB free in .*archive 1e\+06 TB.* there are"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(Failed, match=message) as failed:
         download_subset(huge, tmp_path, server.address, 4)
+    assert failed.value.cause == "disk_full"
     assert server.asked == []
 
 
 def test_bytes_that_have_arrived_need_no_room_again(tmp_path: Path) -> None:
     huge = Subset(NAME, resource=12, checksum="", size=10**18, utterances=1)
-    with pytest.raises(DataError, match=r"\(archive 0 B, unpacked"):
+    with pytest.raises(Failed, match=r"\(archive 0 B, unpacked"):
         check_room(tmp_path, huge, arrived=10**18)
 
 

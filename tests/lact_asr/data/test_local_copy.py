@@ -10,7 +10,7 @@ import pytest
 from lact_asr.data import local_copy
 from lact_asr.data.audio import read_audio
 from lact_asr.data.local_copy import scratch, stage_files
-from lact_asr.utils.errors import DataError
+from lact_asr.utils.errors import Failed
 from tests.lact_asr import tiny_runs
 
 
@@ -65,7 +65,7 @@ def test_a_file_that_is_missing_keeps_its_place_for_training_to_name(tmp_path):
 
 def test_too_little_room_is_refused_before_anything_is_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(local_copy, "SPARE", 1 << 60)  # bytes: no disk has that
-    with pytest.raises(DataError, match=r"staging needs .* kB in .* write stage: false"):
+    with pytest.raises(Failed, match=r"staging needs .* kB in .* write stage: false"):
         stage_files(tones(tmp_path / "far", 2), tmp_path / "near")
     assert not list((tmp_path / "near").rglob("*.wav"))
 
