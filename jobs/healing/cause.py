@@ -32,7 +32,6 @@ _ADVICE = {
 _OF_DISK = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "disk_full"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "permission"),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "missing_file"),
 }
 _FORMER = {  # in failure.json of runs from before there was a list of causes
     "divergence": "diverged",
@@ -93,10 +92,11 @@ def cause_of(error: BaseException) -> str:
     absent = any(isinstance(each, FileNotFoundError) for each in _chain(error))
     if absent and isinstance(error, DataError):
         return "missing_file"
-    if number := _disk_trouble(error)[0]:
+    number = _disk_trouble(error)[0]
+    if isinstance(error, DataError) and number in (0, errno.EISDIR, errno.ENOTDIR):
+        return "bad_data"  # a manifest that is a folder is another path than was meant
+    if number:
         return _OF_DISK.get(number, "disk_error")
-    if isinstance(error, DataError):
-        return "bad_data"
     if isinstance(error, UserError):
         return "settings"
     if isinstance(error, FileNotFoundError):
