@@ -143,6 +143,23 @@ def test_a_job_that_ends_before_its_step_begins_says_why_in_the_last_line_of_its
     assert (str(job.cwd) in last_line(job.logs, found)) == (not setup)
 
 
+def test_a_python_that_is_too_old_is_named_where_the_cluster_file_asks_for_it(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
+    """Not by a SyntaxError somewhere in our code."""
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\n[ "$1" != -V ] || echo Python 3.6.8\nexit 1\n')
+    old.chmod(0o755)
+    backend = SlurmBackend(as_stored(partition="gpu", python=str(old)))
+    found = backend.submit(job := make_step(tmp_path, "train", "true"), [])
+    slurm.wait_for(lambda: slurm.state(found) == "FAILED")
+    words = "train: Python 3.10 or newer is needed, not Python 3.6.8: mend setup or python in the"
+    assert last_line(job.logs, found) == f"{words} cluster file"
+    backend = SlurmBackend(as_stored(partition="gpu", python=sys.executable))
+    found = backend.submit(make_step(tmp_path, "other", "true"), [])
+    slurm.wait_for(lambda: slurm.state(found) == "COMPLETED")
+
+
 def last_line(logs: Path, job: str) -> str:
     """What the step said last, before srun reported its exit status."""
     lines = (logs / f"{job}_0_log.err").read_text().splitlines()

@@ -142,6 +142,16 @@ def _memory(gigabytes: float) -> str:
     return f"{int(gigabytes)}GB" if whole else f"{math.ceil(gigabytes * 1024)}MB"
 
 
+def _check_python(python: str, step: str) -> str:
+    """Shell text that ends a job whose cluster file names a Python that is none for us: an old one
+    would end in a SyntaxError somewhere in our code.
+    """
+    test = "import sys; sys.exit(sys.version_info < (3, 10))"
+    found = f"$({python} -V 2>&1 | head -n 1)"
+    told = f"{step}: Python 3.10 or newer is needed, not {found}: mend setup or python in the "
+    return f'{python} -c "{test}" || {{ echo "{told}cluster file" >&2; exit 1; }}'
+
+
 def _setup(cluster: Cluster, job: StepJob) -> list[str]:
     """Shell lines before the step; without `set -e` a failed `module load` would go on.
 
@@ -163,6 +173,7 @@ def _setup(cluster: Cluster, job: StepJob) -> list[str]:
         *(f"export {key}={value}" for key, value in exports.items()),
         f"[ -d {cwd} ] || {{ echo {shlex.quote(gone)} >&2; exit 1; }}",
         f"cd {cwd}",
+        *([_check_python(cluster.python, job.step)] if cluster.python else []),
         "trap - ERR",
         _srun(cluster, job),
     ]
