@@ -84,7 +84,8 @@ def suggest_key(key: str, model: type[BaseModel], at: Place, beside: Mapping[str
     for known in (inside, outside):
         for end in ends:
             if found := _ending(end, known):
-                return " or ".join(f"write {name}: ...{about(known[name])}" for name in found)
+                out = f"beside {at[0]}, not in it, " if at and found == [key] else ""
+                return out + " or ".join(f"write {n}: ...{about(known[n])}" for n in found)
     return _typo(key, list(level), inside)
 
 

@@ -55,6 +55,11 @@ def test_a_setting_in_the_wrong_block_or_words_gets_its_place(
         assert inside.startswith(f"unknown key {key!r}: write {place}: ...")
 
 
+def test_a_setting_one_block_too_far_in_is_told_where_it_belongs(tmp_path: Path) -> None:
+    words = said(tmp_path, ", training: {size: tiny}")
+    assert words.startswith("unknown key 'size': beside training, not in it, write size: ... (")
+
+
 def test_what_a_setting_means_is_said_with_its_place(tmp_path: Path) -> None:
     assert "In place of batch_seconds: utterances of a micro-batch on one process" in said(
         tmp_path, ", batch_size: 8"
