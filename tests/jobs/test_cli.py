@@ -63,6 +63,13 @@ def test_kinds_shows_every_setting_with_its_meaning(launch: Launcher) -> None:
     assert (wrong.returncode, wrong.stderr) == (2, "no kind 'trian': did you mean 'train'?\n")
 
 
+def test_kinds_are_told_where_python_leaves_docstrings_out(launch: Launcher) -> None:
+    launch.environment["PYTHONOPTIMIZE"] = "2"
+    for words in (["kinds"], ["kinds", "train"], ["schema"]):
+        assert launch(*words).returncode == 0
+    assert "jobs.kinds.train" in launch("kinds").stdout  # in the place of its first sentence
+
+
 def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launcher) -> None:
     schema = json.loads(launch("schema").stdout)
     for file in (REPOSITORY / "jobs" / "pipelines").glob("*.yaml"):
