@@ -15,8 +15,9 @@ from jobs.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # a checkout, site-packages/trainyard or a snapshot
 PARTS = ("jobs", "lact_asr", "distill", "slurm_templates", "launch.py")
-# or `git diff` writes the index anew (2.39, --no-optional-locks or not), and may die meanwhile
-_LOOKING = ("-c", "diff.autoRefreshIndex=false")
+# Or `git diff` writes the index anew (2.39, --no-optional-locks or not), and may die meanwhile; and
+# git would not look into a checkout that is another member's of the group, whose code runs anyway.
+_LOOKING = ("-c", "diff.autoRefreshIndex=false", "-c", "safe.directory=*")
 _VERSIONS = ("trainyard", "torch", "torchaudio", "submitit")
 
 

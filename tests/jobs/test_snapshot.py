@@ -64,6 +64,18 @@ def test_a_commit_is_recorded_where_git_knows_the_code_and_nowhere_else(copied: 
     assert "+# edited" in (copied / "dirty.diff").read_text()
 
 
+def test_the_commit_of_a_checkout_that_somebody_else_owns_is_recorded(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(copied.parent, "add", ".")
+    git(copied.parent, "commit", "-q", "-m", "ours")
+    commit = git(copied.parent, "rev-parse", "HEAD").strip()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    refused = subprocess.run(["git", "status"], cwd=copied, capture_output=True, text=True)
+    assert "dubious ownership" in refused.stderr
+    assert f'"commit": "{commit}", "dirty": false' in provenance(copied)
+
+
 def test_what_an_editor_keeps_beside_a_file_stops_no_run(copied: Path, tmp_path: Path) -> None:
     """Emacs marks what is not saved yet by a link to nowhere."""
     (copied / "jobs" / ".#cli.py").symlink_to("me@host.123:456")
