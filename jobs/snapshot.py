@@ -67,14 +67,13 @@ def entry(module: str) -> list[str]:
 
 
 def provenance(dirty: Path) -> dict[str, Any]:
-    """Commit and versions; what differs from the commit is written to the file `dirty`.
+    """Commit and versions; what differs from the commit in our code is written to the file `dirty`.
 
     There is no commit where git does not know this very file: a wheel in a virtual environment
     lies in whatever repository that environment was made in.
     """
     commit, _, known = _git("rev-parse", "HEAD", "HEAD:./jobs/snapshot.py").partition("\n")
-    difference = _git("diff", "HEAD") if known else ""
-    if difference:
+    if difference := _difference() if known else "":
         dirty.write_text(difference)
     return {
         "commit": commit if known else None,
@@ -82,6 +81,12 @@ def provenance(dirty: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _VERSIONS},
     }
+
+
+def _difference() -> str:
+    """What has been changed in our code since the commit, and the names of what is new in it."""
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *PARTS).splitlines()
+    return _git("diff", "HEAD", "--", *PARTS) + "".join(f"# new, not in git: {n}\n" for n in new)
 
 
 def _version(name: str) -> str | None:

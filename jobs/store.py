@@ -2,7 +2,8 @@
 
     runs/<name>-<time>-<hex>/       sortable, unique, typeable by prefix
       pipeline.yaml  run.json       as given; resolved steps, cluster, user, host, commit, versions
-      code/  dirty.diff             the snapshot the jobs run from (code.2/ ... after --fresh-code)
+      code/  dirty.diff             the snapshot the jobs run from (code.2/, dirty.2.diff after
+                                    --fresh-code), and what of it is in no commit
       following.json                what its jobs submit, where not all fitted into the queue
       steps/<step>/
         job.json                    kind, settings, resources: all the worker reads
@@ -72,7 +73,6 @@ class Run:
         self.path = path
         self.name = path.name
         self.given = path / "pipeline.yaml"
-        self.dirty = path / "dirty.diff"
         self._info: dict[str, Any] | None = None
 
     def write_given(self, text: str) -> None:
@@ -111,6 +111,10 @@ class Run:
         """Where the next snapshot goes; the earlier ones stay for the jobs that use them."""
         count = len(self.codes())
         return self.path / (f"code.{count + 1}" if count else "code")
+
+    def dirty(self, code: Path) -> Path:
+        """What differs from the commit in a snapshot: dirty.diff, dirty.2.diff for code.2, ..."""
+        return self.path / f"{code.name.replace('code', 'dirty')}.diff"
 
     @property
     def follows(self) -> Path:

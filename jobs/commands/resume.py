@@ -59,8 +59,8 @@ def resume(given: argparse.Namespace) -> int:
 
 def _prepare(run: "Run", backend: "Backend", given: argparse.Namespace, file: Path | None) -> None:
     """Make a run ready to go on with what is different about it."""
+    from jobs.scheduling.create import renew_code
     from jobs.scheduling.patience import patiently
-    from jobs.snapshot import copy_code
 
     patiently(backend.expect_home)  # with no job left to ask about, nothing else would tell
     with run.lock():
@@ -68,7 +68,7 @@ def _prepare(run: "Run", backend: "Backend", given: argparse.Namespace, file: Pa
             with when_stopped("stopped; nothing was submitted: the same command does the rest"):
                 _mend(run, backend, file, given.set, given.redo)
         if given.fresh_code:
-            copy_code(run.next_code())
+            renew_code(run)
 
 
 def _mend(

@@ -73,14 +73,27 @@ def _fill(
     """Everything that a run has before its first job; run.json, which makes it one, last."""
     steps = [step.model_dump(mode="json") for step in pipeline.steps]
     with ThreadPoolExecutor(_PARALLEL) as pool:  # they wait for the disk, for git and for Slurm
-        home, origin = pool.submit(scheduler), pool.submit(provenance, run.dirty)
+        code = run.next_code()
+        home, origin = pool.submit(scheduler), pool.submit(provenance, run.dirty(code))
         written = [pool.submit(run.step(step["name"]).write_job, step) for step in steps]
         written.append(pool.submit(run.write_given, given))
-        copy_code(run.next_code())
+        copy_code(code)
         for future in written:
             future.result()
     known = {**_present(run, pipeline, cluster), "scheduler": home.result(), **origin.result()}
     run.write_info({**known, **facts, "steps": steps})
+
+
+def renew_code(run: Run) -> None:
+    """Let the next jobs of a run use our code as it is now; what the earlier ones use, and of which
+    commit that is, stays on record.
+    """
+    earlier, code = run.codes()[-1], run.next_code()
+    origin = provenance(run.dirty(code))
+    copy_code(code)
+    info = run.info()
+    before = {"folder": earlier.name, **{key: info.get(key) for key in origin}}
+    run.write_info({**info, **origin, "earlier_code": [*info.get("earlier_code", []), before]})
 
 
 def _present(run: Run, pipeline: Pipeline, cluster: Cluster) -> dict[str, Any]:

@@ -19,8 +19,13 @@ ASCII = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 class Launcher:
     """Runs commands in `folder`; runs are kept in its `runs`."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        code: Path = REPOSITORY,
+    ) -> None:
+        self.folder, self.code = folder, code
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRAINYARD")}
         self.environment = {**inherited, **(environment or {})}
 
@@ -29,7 +34,7 @@ class Launcher:
     ) -> "subprocess.CompletedProcess[str]":
         """One command, whatever its exit code."""
         return subprocess.run(
-            [sys.executable, str(REPOSITORY / "launch.py"), *map(str, arguments)],
+            [sys.executable, str(self.code / "launch.py"), *map(str, arguments)],
             cwd=self.folder,
             env=self.environment,
             stdout=stdout,

@@ -1,5 +1,6 @@
 """The code that a run keeps, where it came from, and runs whose folders have moved."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -62,6 +63,33 @@ def test_a_commit_is_recorded_where_git_knows_the_code_and_nowhere_else(copied: 
         file.write("# edited\n")
     assert f'"commit": "{commit}", "dirty": true' in provenance(copied)
     assert "+# edited" in (copied / "dirty.diff").read_text()
+    git(copied.parent, "commit", "-qam", "edited")
+    (copied / "beside.txt").touch()  # no code of ours
+    assert '"dirty": false' in provenance(copied)
+    (copied / "jobs" / "kinds" / "new.py").touch()
+    assert '"dirty": true' in provenance(copied)
+    assert (copied / "dirty.diff").read_text() == "# new, not in git: jobs/kinds/new.py\n"
+
+
+def test_code_that_is_taken_later_has_its_own_commit_on_record(
+    copied: Path, tmp_path: Path
+) -> None:
+    git(copied.parent, "add", ".")
+    git(copied.parent, "commit", "-q", "-m", "ours")
+    (here := tmp_path / "here").mkdir()
+    launch = Launcher(here, code=copied)
+    run = launch.run(launch.write(ONE_STEP), "--cluster", "local", "--wait")
+    with (copied / "launch.py").open("a") as file:
+        file.write("# edited\n")
+    git(copied.parent, "commit", "-qam", "edited")
+    with (copied / "launch.py").open("a") as file:
+        file.write("# again\n")
+    launch("resume", run, "--fresh-code", "--wait")
+    info = json.loads((run / "run.json").read_text())
+    commits = git(copied.parent, "rev-parse", "HEAD", "HEAD~").split()
+    assert [info["commit"], info["earlier_code"][0]["commit"]] == commits
+    assert [info["dirty"], info["earlier_code"][0]["dirty"]] == [True, False]
+    assert "+# again" in (run / "dirty.2.diff").read_text()
 
 
 def test_the_commit_of_a_checkout_that_somebody_else_owns_is_recorded(

@@ -1,5 +1,6 @@
 """Pipelines on this machine: the whole launcher, without Slurm."""
 
+import json
 import os
 import signal
 import subprocess
@@ -207,6 +208,9 @@ def test_queued_jobs_run_the_code_as_it_was_submitted(launch: Launcher) -> None:
     launch("resume", "--fresh-code", "--wait")
     assert "sh ended with status 1" in launch.status()["second"]["reason"]
     assert (run / "code.2").is_dir()
+    info = json.loads((run / "run.json").read_text())
+    assert [each["folder"] for each in info["earlier_code"]] == ["code"]
+    assert info["earlier_code"][0]["versions"] == info["versions"]
 
 
 def _processes(words: str, launch: Launcher) -> int:
