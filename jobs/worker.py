@@ -96,13 +96,15 @@ class _Process:
             "resumed" if self.step.events() else "started",
             host=os.uname().nodename,
             restart=self.attempt.restart,
+            python=".".join(map(str, sys.version_info[:3])),  # the node's, not the launcher's
         )
         started = time.time()
         check_needs(self.step, described["needs"])
         result = self._result(described)
         self._join()
         if self.rank == 0:
-            self._event("finished", seconds=round(time.time() - started, 1), **used())
+            seconds = round(time.time() - started, 1)
+            self._event("finished", seconds=seconds, **used(), **_torch())
             self.step.write_result({**result, **self._remedies()})
 
     def _has_result(self) -> bool:
@@ -246,7 +248,7 @@ class _Process:
         self.fence.check()
         record = failure_record(self.attempt, self.rank, cause, message, traceback.format_exc())
         self.step.write_failure(record)
-        self._event("failed", cause=cause, message=message, **used())
+        self._event("failed", cause=cause, message=message, **used(), **_torch())
 
     def _let_first(self) -> None:
         """Wait until the rank that this one may have died of has recorded why: it has, or could
@@ -267,6 +269,12 @@ def used() -> dict[str, float]:
     peak = sum(each.ru_maxrss for each in taken) / 2**20  # Linux counts in KiB
     processor = sum(each.ru_utime + each.ru_stime for each in taken)
     return {"peak_memory_gb": round(peak, 3), "cpu_seconds": round(processor, 2)}
+
+
+def _torch() -> dict[str, str]:
+    """The version of torch, in a process that has imported it."""
+    module = sys.modules.get("torch")
+    return {"torch": str(module.__version__)} if module else {}
 
 
 def unsuccessful(step: StepDir) -> str:

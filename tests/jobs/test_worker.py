@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -60,6 +61,9 @@ def test_a_step_leaves_a_result_and_its_events(tmp_path: Path) -> None:
     assert start(step).wait() == 0
     assert step.result()["x"] == 1
     assert events(step) == ["started", "finished"]
+    begun, ended = step.events()
+    assert begun["python"] == platform.python_version(), "of the node"
+    assert "torch" not in ended, "it was not imported"
 
 
 def test_a_program_without_references_runs_without_pydantic_and_one_with_them_is_checked(

@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def expect_to_go_on_and_end(launcher: Launcher, signal: str, state: str) -> None
     status = launcher.status(code=0)
     assert status["train"]["submissions"] == 1 + (state == "COMPLETED")
     assert status["train"]["result"]["steps"] == position + FURTHER
+    (finished,) = events(launcher, "finished")
+    assert finished["torch"].startswith(version("torch"))
     steps = [line["step"] for line in facts(launcher, "metrics.jsonl") if "learning_rate" in line]
     assert steps == list(range(1, position + FURTHER + 1)), "no step was lost or done twice"
     said = launcher("logs", "/train", "--lines", "100000", "--grep", r"^Step \d")
