@@ -18,6 +18,7 @@ from lact_asr.utils.errors import DataError
 
 RATE = SAMPLE_RATE
 SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+_STREAMED = 0x7FFF_0000  # in the header of a WAV file, and up: nobody knew the length
 _TAIL = 1 << 16  # bytes: an Ogg page is at most 65,307 long
 
 
@@ -82,14 +83,14 @@ def duration(path: Path) -> float:
     try:
         with soundfile.SoundFile(path) as file:
             frames, rate = file.frames, file.samplerate
-            whole = _ends_whole(path) and _has_last_sample(file)
+            whole = _ends_whole(path, file.format) and _has_last_sample(file)
     except (soundfile.LibsndfileError, OSError) as error:
         why = f"{error}{_forked(path)}"
         raise DataError(f"{path}: truncated or not an audio file ({why})") from error
-    if not frames:
-        raise DataError(f"{path}: no samples")
     if not whole:
         raise DataError(f"{path}: truncated (the file ends before its audio does)")
+    if not frames:
+        raise DataError(f"{path}: no samples")
     return float(frames / rate)
 
 
@@ -110,14 +111,13 @@ def _has_last_sample(file: soundfile.SoundFile) -> bool:
     return len(file.read(1)) == 1
 
 
-def _ends_whole(path: Path) -> bool:
-    """Whether an Ogg file ends with its last page, a WAV file with the byte its header promises."""
-    suffix = path.suffix.lower()
-    if suffix == ".wav":
-        with path.open("rb") as file:
-            head = file.read(8)
-        return int.from_bytes(head[4:8], "little") + 8 <= path.stat().st_size
-    if suffix in (".opus", ".ogg"):
+def _ends_whole(path: Path, kind: str) -> bool:
+    """Whether an Ogg file ends with its last page, a WAV file with the byte its header promises;
+    `kind` is libsndfile's word for what is in the file, whatever its name says.
+    """
+    if kind in ("WAV", "WAVEX", "RF64"):
+        return _promised(path) + 8 <= path.stat().st_size
+    if kind == "OGG":
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL))
             tail = file.read()
@@ -127,3 +127,15 @@ def _ends_whole(path: Path) -> bool:
         size = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) > 26 else -1
         return size == len(page) and bool(page[5] & 4)
     return True
+
+
+def _promised(path: Path) -> int:
+    """Bytes that a WAV file has behind its first eight; 0 where its header does not know: sox and
+    ffmpeg write 2 GB or 4 GB there when they write into a pipe.
+    """
+    with path.open("rb") as file:
+        head = file.read(28)
+    if head.startswith(b"RF64"):  # RF64 -1 WAVE ds64 28 <bytes>: EBU Tech 3306, for over 4 GB
+        return int.from_bytes(head[20:28], "little")
+    promised = int.from_bytes(head[4:8], "big" if head.startswith(b"RIFX") else "little")
+    return promised if promised < _STREAMED else 0

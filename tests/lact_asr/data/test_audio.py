@@ -53,6 +53,31 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str, keep: float) -> 
         duration(path)
 
 
+@pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_F024, 0])
+def test_a_wav_file_that_came_through_a_pipe_is_whole(tmp_path: Path, size: int) -> None:
+    """sox and ffmpeg cannot go back to write its length."""
+    path = recording(tmp_path / "a.wav", seconds=2.0)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"data") + 4
+    data[4:8] = size.to_bytes(4, "little")
+    if size:
+        data[place : place + 4] = (size - 36).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert duration(path) == 2.0 and len(read_audio(path)) == 32_000
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "NIST", "RF64", "OGG"])
+def test_a_file_is_judged_by_what_is_in_it_and_not_by_its_name(tmp_path: Path, kind: str) -> None:
+    """TIMIT's .WAV files are NIST's SPHERE."""
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000)
+    soundfile.write(path := tmp_path / "a.WAV", samples, 16_000, format=kind)
+    assert duration(path) == 1.0
+    if kind != "NIST":
+        path.write_bytes(path.read_bytes()[:-2000])
+        with pytest.raises(DataError, match="truncated"):
+            duration(path)
+
+
 def test_an_mp3_file_that_is_cut_is_named_and_a_whole_one_is_as_long_as_it_is(
     tmp_path: Path,
 ) -> None:
