@@ -15,7 +15,7 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,16 @@ def json_object(line: str) -> dict[str, Any]:
     return record
 
 
+def refuse_part(record: Mapping[str, object]) -> None:
+    """ValueError for a part of a recording, as NeMo's manifests may name one: the whole would be
+    heard with the words of the part.
+    """
+    if record.get("offset") not in (None, "", 0, "0", "0.0"):
+        raise ValueError(
+            f"'offset' is {record['offset']}, and recordings are read whole: cut them into files"
+        )
+
+
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow symbolic links
 
@@ -145,6 +155,12 @@ def _within(root: str, path: Path) -> str:
 def _parse(line: str, folder: str) -> Utterance:
     """One line as an Utterance, or ValueError saying what is wrong with it."""
     record = json_object(line)
+    if "audio_filepath" in record and "audio" not in record:
+        raise ValueError(
+            "a line of NeMo's: read the file in a step of kind download, with source: table and "
+            "columns: {audio: audio_filepath}"
+        )
+    refuse_part(record)
     for key in ("id", "audio", "text", "speaker"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"the key {key!r} must be a string, found {record.get(key)!r}")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from lact_asr.config.table import Columns
 from lact_asr.data.corpus_check import Finding, Heard, judge, listen
-from lact_asr.data.manifest import Utterance, json_object, raise_all
+from lact_asr.data.manifest import Utterance, json_object, raise_all, refuse_part
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import is_there
 from lact_asr.utils.progress import Progress
@@ -177,14 +177,16 @@ def _check_columns(path: Path, records: Records, columns: Columns) -> None:
                 f"{path}: no column {key!r}; the columns are {', '.join(there)}: write "
                 "columns: {audio: ..., text: ...} with their names"
             )
-    raise_all(
-        [
-            f"{path}:{line}: no text in the column {key!r}"
-            for line, record in records
-            for key in (columns.audio, columns.text)
-            if not isinstance(record.get(key), str)
-        ]
-    )
+    mistakes = []
+    for line, record in records:
+        for key in (columns.audio, columns.text):
+            if not isinstance(record.get(key), str):
+                mistakes.append(f"{path}:{line}: no text in the column {key!r}")
+        try:
+            refuse_part(record)
+        except ValueError as error:
+            mistakes.append(f"{path}:{line}: {error}")
+    raise_all(mistakes)
 
 
 def _row(place: str, start: Path, record: dict[str, object], columns: Columns) -> Row:

@@ -55,11 +55,14 @@ def test_every_bad_line_is_named_with_its_number_and_what_is_wrong(tmp_path: Pat
         [],
         GOOD,
         '{"id": "d", "audio": "d", "duration": NaN, "text": "", "speaker": ""}',
+        {**GOOD, "id": "e", "offset": 3.5},
+        {"audio_filepath": "a.flac", "duration": 1.5, "text": "GO"},
+        {**GOOD, "id": "f", "offset": 0.0},
     )
     with pytest.raises(DataError) as error:
         read_manifest(path)
     found = str(error.value).splitlines()
-    assert [int(line.split(":")[1]) for line in found] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert [int(line.split(":")[1]) for line in found] == [*range(2, 12)]
     for line, part in zip(
         found,
         [
@@ -71,6 +74,8 @@ def test_every_bad_line_is_named_with_its_number_and_what_is_wrong(tmp_path: Pat
             "expected a JSON object",
             "a second utterance with the id 'a'",
             "found nan",
+            "'offset' is 3.5, and recordings are read whole: cut them into files",
+            "a line of NeMo's: read the file in a step of kind download, with source: table",
         ],
         strict=True,
     ):

@@ -203,6 +203,22 @@ def test_paths_begin_at_the_folder_of_the_audio_as_in_common_voice(tmp_path: Pat
         Settings(source="folder", folder=tmp_path, train=["a"], dev=["b"], audio_folder="x")
 
 
+def test_a_part_of_a_recording_is_refused_and_a_whole_one_of_nemo_is_read(tmp_path: Path) -> None:
+    columns = Columns(audio="audio_filepath")
+    row = {"audio_filepath": "a.wav", "duration": 5.0, "text": "x", "offset": 0.0}
+    for suffix in (".jsonl", ".csv"):
+        path = table(tmp_path / f"t{suffix}", [row, {**row, "offset": 12.5}])
+        with pytest.raises(DataError) as caught:
+            read_table(path, columns, tmp_path)
+        line = 2 if suffix == ".jsonl" else 3
+        said = (
+            f"{path}:{line}: 'offset' is 12.5, and recordings are read whole: cut them into files"
+        )
+        assert str(caught.value) == said
+        (found,) = read_table(table(path, [row]), columns, tmp_path)
+        assert found.audio == tmp_path / "a.wav"
+
+
 def test_a_name_is_found_however_its_letters_are_made_up(tmp_path: Path) -> None:
     """A Mac writes ä as a and a mark; a table has mostly one letter."""
     composed, apart = "\u00e4.wav", "a\u0308.wav"
