@@ -66,7 +66,7 @@ class Settings(Frozen):
     folder: Path | None = Field(
         None,
         description="for source: folder, LibriSpeech layout: FOLDER/SUBSET/SPEAKER/CHAPTER/; for "
-        "source: table, where the tables are (.csv, .tsv, .jsonl)",
+        "source: table, where the tables are (.csv, .tsv, .jsonl, .json)",
     )
     audio_folder: str = Field(
         "",

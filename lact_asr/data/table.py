@@ -22,7 +22,7 @@ from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import is_there
 from lact_asr.utils.progress import Progress
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # NeMo calls JSON lines .json
 THREADS = 4  # decoding leaves Python's lock
 
 
@@ -63,11 +63,11 @@ def read_table(path: Path, columns: Columns, start: Path) -> list[Row]:
     """The lines of a table, whose paths begin at the folder `start`; DataError with every line that
     cannot be taken as it stands.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: write a table that ends in {', '.join(SUFFIXES)}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            read = (_json_lines if path.suffix == ".jsonl" else _fields)(path, file)
+            read = (_json_lines if path.suffix.lower().startswith(".json") else _fields)(path, file)
     except OSError as error:
         raise DataError(f"cannot read the table {path}: {error}") from error
     except UnicodeDecodeError as error:
@@ -135,7 +135,7 @@ def _fields(path: Path, file: Iterable[str]) -> Records:
     A line of another length than the header is refused: a comma in a text without quotation marks
     would leave a text that ends there.
     """
-    tabbed = path.suffix == ".tsv"
+    tabbed = path.suffix.lower() == ".tsv"
     reader = csv.reader(file, strict=True)
     if tabbed:
         reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)

@@ -30,16 +30,18 @@ def noise(path: Path, seconds: float = 1.0, level: float = 0.1, rate: int = RATE
 def table(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Rows in the format that the path's ending says."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix == ".jsonl":
+        if path.suffix in (".jsonl", ".json"):
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         else:
-            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer = csv.DictWriter(
+                file, rows[0], delimiter="\t" if path.suffix.lower() == ".tsv" else ","
+            )
             writer.writeheader()
             writer.writerows(rows)
     return path
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".TSV", ".jsonl", ".json"])
 def test_every_format_gives_the_same_lines(tmp_path: Path, suffix: str) -> None:
     rows = [
         {"path": "a/1.wav", "sentence": "Guten Tag, Welt", "who": "anna"},
@@ -51,7 +53,7 @@ def test_every_format_gives_the_same_lines(tmp_path: Path, suffix: str) -> None:
         ("a-1", tmp_path / "a" / "1.wav", "Guten Tag, Welt", "anna"),
         ("a-2", tmp_path / "a" / "2.wav", "こんにちは", ""),
     ]
-    first = 1 if suffix == ".jsonl" else 2
+    first = 1 if suffix.startswith(".json") else 2
     assert [row.place for row in found] == [f"{tmp_path}/t{suffix}:{first + n}" for n in range(2)]
 
 
@@ -59,7 +61,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
     path = table(tmp_path / "t.csv", [{"path": "a.wav", "sentence": "x"}])
     with pytest.raises(DataError, match=r"t\.csv: no column 'audio'; .* path, sentence: write"):
         read_table(path, Columns(), tmp_path)
-    with pytest.raises(DataError, match=r"ends in \.csv, \.tsv, \.jsonl"):
+    with pytest.raises(DataError, match=r"ends in \.csv, \.tsv, \.jsonl, \.json"):
         read_table(tmp_path / "t.xlsx", Columns(), tmp_path)
     (tmp_path / "t.jsonl").write_text('{"audio": "a"\n')
     with pytest.raises(DataError, match=r"t\.jsonl:1: not JSON at column"):
