@@ -19,6 +19,7 @@ from lact_asr.utils.errors import DataError
 RATE = SAMPLE_RATE
 SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 _STREAMED = 0x7FFF_0000  # in the header of a WAV file, and up: nobody knew the length
+_ENDLESS = 1 << 48  # samples: 200 years at 44.1 kHz
 _TAIL = 1 << 16  # bytes: an Ogg page is at most 65,307 long
 
 
@@ -30,7 +31,9 @@ def is_recording(path: Path) -> bool:
 def read_audio(path: Path) -> NDArray[Any]:
     """The recording as float32 [samples] in -1..1, mono, 16 kHz; DataError names the file."""
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            _require_length(path, file)
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise DataError(f"cannot read the audio file {path}: {error}{_forked(path)}") from error
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
@@ -83,6 +86,7 @@ def duration(path: Path) -> float:
     try:
         with soundfile.SoundFile(path) as file:
             frames, rate = file.frames, file.samplerate
+            _require_length(path, file)
             whole = _ends_whole(path, file.format) and _has_last_sample(file)
     except (soundfile.LibsndfileError, OSError) as error:
         why = f"{error}{_forked(path)}"
@@ -92,6 +96,15 @@ def duration(path: Path) -> float:
     if not frames:
         raise DataError(f"{path}: no samples")
     return float(frames / rate)
+
+
+def _require_length(path: Path, file: soundfile.SoundFile) -> None:
+    """DataError for a FLAC file that was written into a pipe: libsndfile (1.2) counts 2^63 - 1."""
+    if file.frames > _ENDLESS:
+        raise DataError(
+            f"{path}: its header does not say how long it is, as it came through a pipe: write it "
+            "anew, with `flac -d` and `flac`, or sox"
+        )
 
 
 def _forked(path: Path) -> str:

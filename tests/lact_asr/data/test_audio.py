@@ -66,6 +66,18 @@ def test_a_wav_file_that_came_through_a_pipe_is_whole(tmp_path: Path, size: int)
     assert duration(path) == 2.0 and len(read_audio(path)) == 32_000
 
 
+def test_a_flac_file_without_a_length_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """As ffmpeg and sox write it into a pipe."""
+    path = recording(tmp_path / "a.flac", seconds=2.0)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the last 36 bits of these are the number of samples
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    for read in (read_audio, duration):
+        with pytest.raises(DataError, match=r"a\.flac: its header does not say how long it is"):
+            read(path)
+
+
 @pytest.mark.parametrize("kind", ["FLAC", "NIST", "RF64", "OGG"])
 def test_a_file_is_judged_by_what_is_in_it_and_not_by_its_name(tmp_path: Path, kind: str) -> None:
     """TIMIT's .WAV files are NIST's SPHERE."""
