@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from jobs.job import Job
 from lact_asr.config.base import Frozen
+from lact_asr.utils.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -30,13 +31,20 @@ class ListeningSettings(Frozen):
 
 
 def utterances(settings: ListeningSettings) -> "list[Utterance]":
-    """All of them; those of bare audio files have no text."""
+    """All of them; those of bare audio files have no text. DataError with all unreadable ones."""
     from lact_asr.data.audio import duration
-    from lact_asr.data.manifest import Utterance, read_manifest
+    from lact_asr.data.manifest import Utterance, raise_all, read_manifest
 
     if settings.manifest:
         return read_manifest(settings.manifest)
-    return [Utterance(str(path), path, duration(path), "", "") for path in settings.audio]
+    found, mistakes = list[Utterance](), list[str]()
+    for path in settings.audio:
+        try:
+            found.append(Utterance(str(path), path, duration(path), "", ""))
+        except DataError as error:
+            mistakes.append(str(error))
+    raise_all(mistakes)
+    return found
 
 
 def device(job: Job) -> "torch.device":

@@ -24,9 +24,10 @@ from lact_asr.utils.spread import spread
 if TYPE_CHECKING:
     from lact_asr.data.manifest import Utterance
     from lact_asr.decoding.metrics import Scores
-    from lact_asr.decoding.transcribe import Transcription
+    from lact_asr.decoding.transcribe import Hypothesis, Transcription
     from lact_asr.text.vocabulary import Vocabulary
 
+HYPOTHESES = "hypotheses.jsonl"
 _COUNTS = ("wer", "cer", "substitutions", "deletions", "insertions", "words")
 RESOURCES = Resources(time="2h", cpus=2, memory_gb=16)
 
@@ -62,17 +63,11 @@ def run(settings: Settings, job: Job) -> Result:
     """Transcribe, store, print and score."""
     offered = utterances(settings)
     chosen = spread(offered, settings.num_samples or len(offered))
-    transcription, vocabulary = _transcribe(settings, chosen, job)
-    heard = [
-        _Heard(each.id, hypothesis.text, vocabulary.normal(each.text))
-        for each, hypothesis in zip(chosen, transcription.hypotheses, strict=True)
-    ]
-    hypotheses = job.directory / "hypotheses.jsonl"
+    transcription, heard = _transcribe(settings, chosen, job)
     scores = _scores(heard)
     factor = transcription.real_time_factor
     if job.rank == 0:
-        job.fence()
-        write_atomic(hypotheses, "".join(each.line() for each in heard))
+        _store(heard, job)
         for each in spread(heard, settings.samples):
             each.show()
         if scores:
@@ -86,8 +81,14 @@ def run(settings: Settings, job: Job) -> Result:
         utterances=len(heard),
         audio_seconds=round(transcription.audio_seconds, 3),
         real_time_factor=round(factor, 6),
-        hypotheses=hypotheses,
+        hypotheses=job.directory / HYPOTHESES,
     )
+
+
+def _store(heard: "Sequence[_Heard]", job: Job) -> None:
+    """Write hypotheses.jsonl."""
+    job.fence()
+    write_atomic(job.directory / HYPOTHESES, "".join(each.line() for each in heard))
 
 
 def _scores(heard: "Sequence[_Heard]") -> "Scores | None":
@@ -142,9 +143,12 @@ class _Heard:
 
 def _transcribe(
     settings: Settings, chosen: "list[Utterance]", job: Job
-) -> "tuple[Transcription, Vocabulary]":
+) -> "tuple[Transcription, list[_Heard]]":
+    """What is heard, also beside what was said. Of a list with unreadable files the others' texts
+    are stored, and Unheard is raised.
+    """
     from distill.models.registry import FAMILIES
-    from lact_asr.decoding.transcribe import transcribe
+    from lact_asr.decoding.transcribe import Unheard, transcribe
     from lact_asr.distributed import processes
     from lact_asr.training import checkpoint
 
@@ -155,12 +159,30 @@ def _transcribe(
         print(f"Transcribing {len(chosen)} utterances with {path}", flush=True)
     seconds, precision = settings.batch_seconds, settings.precision
     progress = counter(job, len(chosen), world.world_size)
-    found = transcribe(
-        model, vocabulary, chosen, seconds, world.device(), progress, precision, world=world
-    )
+    try:
+        found = transcribe(
+            model, vocabulary, chosen, seconds, world.device(), progress, precision, world=world
+        )
+    except Unheard as error:
+        if world.main:
+            _store(_beside(chosen, error.hypotheses, vocabulary), job)
+            print(f"{HYPOTHESES} in {job.directory} has the texts of the others", flush=True)
+        raise
     if world.world_size > 1:  # shares are not of one size
         job.report({"step": len(chosen), "total_steps": len(chosen)})
-    return found, vocabulary
+    return found, _beside(chosen, found.hypotheses, vocabulary)
+
+
+def _beside(
+    chosen: "Sequence[Utterance]", heard: "Sequence[Hypothesis]", vocabulary: "Vocabulary"
+) -> list[_Heard]:
+    """What was heard of each utterance, beside what was said; some may not have been heard."""
+    texts = {each.id: each.text for each in heard}
+    return [
+        _Heard(each.id, texts[each.id], vocabulary.normal(each.text))
+        for each in chosen
+        if each.id in texts
+    ]
 
 
 def _show_worst(heard: "Sequence[_Heard]", count: int, file: Path) -> None:

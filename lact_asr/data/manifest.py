@@ -98,10 +98,14 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
 
 def raise_all(mistakes: Sequence[str]) -> None:
     """One DataError with every mistake (the first twenty in full), if there are any."""
-    if not mistakes:
-        return
+    if mistakes:
+        raise DataError(listed(mistakes))
+
+
+def listed(mistakes: Sequence[str]) -> str:
+    """A mistake a line: the first twenty, and how many more there are."""
     more = [f"... and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
-    raise DataError("\n".join([*mistakes[:SHOWN], *more]))
+    return "\n".join([*mistakes[:SHOWN], *more])
 
 
 def json_object(line: str) -> dict[str, Any]:

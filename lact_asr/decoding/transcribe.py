@@ -10,7 +10,7 @@ from lact_asr.data.batch import Batch
 from lact_asr.data.batch_plan import by_length
 from lact_asr.data.dataset import whole_corpus
 from lact_asr.data.loader import default_workers, loader
-from lact_asr.data.manifest import Utterance
+from lact_asr.data.manifest import Utterance, listed
 from lact_asr.decoding.greedy import greedy
 from lact_asr.distributed.processes import ALONE, World
 from lact_asr.model.forward import autocast, forward_batch
@@ -41,6 +41,17 @@ class Transcription:
         return self.compute_seconds / self.audio_seconds
 
 
+class Unheard(DataError):
+    """Utterances that could not be read; what was heard in the others is not lost."""
+
+    def __init__(
+        self, unreadable: Sequence[tuple[str, str]], hypotheses: list[Hypothesis], asked: int
+    ) -> None:
+        named = listed([f"utterance {identity}: {why}" for identity, why in unreadable])
+        super().__init__(f"{len(unreadable)} of {asked} utterances cannot be read: {named}")
+        self.hypotheses = hypotheses
+
+
 def transcribe(
     model: CTCModel,
     vocabulary: Vocabulary,
@@ -54,8 +65,8 @@ def transcribe(
     """Greedy texts of utterances of any length; progress gets utterances done by this rank.
 
     The ranks share the batches, and each returns all texts, those that one alone would hear. The
-    model is moved to the device and left in eval mode. An unreadable file is a DataError on every
-    rank that names the utterance: a score over the readable rest would flatter.
+    model is moved to the device and left in eval mode. Unreadable files are an Unheard on every
+    rank that names the utterances: a score over the readable rest would flatter.
     """
     device = device or world.device()
     model.to(device).eval()
@@ -66,15 +77,14 @@ def transcribe(
     unreadable: list[tuple[str, str]] = []
     started = time.monotonic()
     for batch, _, heard in decode(model, vocabulary, read, device, precision, unreadable.extend):
-        if unreadable:
-            break
         texts |= zip(batch.ids, heard, strict=True)
         if progress:
             progress(len(batch))
     shares = world.gather((texts, unreadable, time.monotonic() - started))
-    _refuse([each for _, missing, _ in shares for each in missing])
     every = {identity: text for part, _, _ in shares for identity, text in part.items()}
-    hypotheses = [Hypothesis(each.id, every[each.id]) for each in utterances]
+    hypotheses = [Hypothesis(each.id, every[each.id]) for each in utterances if each.id in every]
+    if missing := [each for _, missing, _ in shares for each in missing]:
+        raise Unheard(missing, hypotheses, len(utterances))
     slowest = max(seconds for _, _, seconds in shares)
     return Transcription(hypotheses, float(corpus.durations.sum()), slowest)
 
@@ -101,10 +111,3 @@ def decode(
         with torch.no_grad(), autocast(device, precision):
             output = forward_batch(model, batch)
         yield batch, output, greedy(output.log_probs, output.lengths, vocabulary)
-
-
-def _refuse(unreadable: list[tuple[str, str]]) -> None:
-    if not unreadable:
-        return
-    named = "\n".join(f"utterance {identity}: {why}" for identity, why in unreadable)
-    raise DataError(f"cannot transcribe everything that was asked for:\n{named}")

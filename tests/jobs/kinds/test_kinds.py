@@ -20,7 +20,7 @@ from jobs.job import Job
 from jobs.pipeline import Resources
 from jobs.reading import json_schema
 from lact_asr.config.precision import MEANING, Precision
-from lact_asr.data.manifest import Utterance, write_manifest
+from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.files import read_json
 from tests.conftest import REPOSITORY
@@ -288,14 +288,26 @@ def test_evaluate_takes_audio_without_texts_and_then_has_no_rates(
     assert not (tmp_path / "worst.json").exists()
 
 
-def test_evaluate_refuses_what_it_cannot_score_honestly(
-    tmp_path: Path, trained: tuple[Path, Any]
+def test_evaluate_refuses_what_it_cannot_score_honestly_and_keeps_what_it_has_heard(
+    tmp_path: Path, corpus: dict[str, Path], trained: tuple[Path, Any]
 ) -> None:
     gone = Utterance("gone", tmp_path / "gone.wav", 1.0, "A B", "x")
-    write_manifest(tmp_path / "gone.jsonl", [gone])
-    with pytest.raises(DataError, match=r"utterance gone: cannot read"):
+    known = read_manifest(corpus["dev"])
+    write_manifest(tmp_path / "gone.jsonl", [gone, *known])
+    with pytest.raises(
+        DataError, match=r"^1 of \d+ utterances cannot be read: utterance gone: can"
+    ):
         given = {"checkpoint": trained[0], "manifest": tmp_path / "gone.jsonl"}
         run("evaluate", told(tmp_path)[0], **given)
+    kept = (tmp_path / "hypotheses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in kept] == [each.id for each in known]
+    (tmp_path / "no.wav").write_text("no audio")
+    with pytest.raises(DataError) as several:
+        paths = [tmp_path / "no.wav", tmp_path / "gone.wav"]
+        run("evaluate", told(tmp_path)[0], checkpoint=trained[0], audio=paths)
+    assert [line.partition(": ")[0] for line in str(several.value).splitlines()] == [
+        *map(str, paths)
+    ]
     with pytest.raises(ValidationError, match="either manifest: FILE or audio"):
         run("evaluate", told(tmp_path)[0], checkpoint=trained[0])
 

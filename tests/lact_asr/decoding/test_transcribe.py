@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lact_asr.decoding.transcribe import transcribe
-from lact_asr.utils.errors import DataError
+from lact_asr.decoding.transcribe import Unheard, transcribe
 from tests.lact_asr.tiny_runs import VOCABULARY, tiny, tones
 
 
@@ -35,8 +34,17 @@ def test_utterances_without_text_are_transcribed_too(tmp_path):
     assert len(transcribe(tiny(), VOCABULARY, utterances).hypotheses) == 2
 
 
-def test_a_file_that_cannot_be_read_is_an_error_with_its_id(tmp_path):
-    utterances = tones(tmp_path, 2)
-    missing = replace(utterances[0], id="lost", audio=tmp_path / "lost.flac")
-    with pytest.raises(DataError, match=r"utterance lost: .*lost\.flac"):
-        transcribe(tiny(), VOCABULARY, [*utterances, missing])
+def test_files_that_cannot_be_read_are_an_error_with_their_ids_and_the_others_are_heard(tmp_path):
+    utterances = tones(tmp_path, 3)
+    lost = [
+        replace(utterances[0], id=name, audio=tmp_path / f"{name}.flac")
+        for name in ("lost", "gone")
+    ]
+    with pytest.raises(Unheard) as error:
+        transcribe(tiny(), VOCABULARY, [*lost, *utterances], 0.1)
+    said = str(error.value)
+    assert said.startswith("2 of 5 utterances cannot be read: utterance ")
+    assert all(
+        f"utterance {each.id}: cannot read the audio file {each.audio}" in said for each in lost
+    )
+    assert error.value.hypotheses == transcribe(tiny(), VOCABULARY, utterances).hypotheses
