@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from jobs.commands.options import FILE, Add, add_cluster, add_set
@@ -41,9 +42,9 @@ def _tell_recipes(pipeline: "Pipeline", document: "Document", effective: bool) -
     """What the file changes of its presets; with --effective the whole recipe of each training."""
     from jobs.printing import print_recipe
     from jobs.reading.effective import facts, overridden, trains, values
-    from jobs.reading.gates import differences
+    from jobs.reading.gates import differences, idle
 
-    for line in [*overridden(pipeline, document), *differences(pipeline, document)]:
+    for line in chain(*(tell(pipeline, document) for tell in (overridden, differences, idle))):
         print(line, file=sys.stderr)
     for step in filter(trains, pipeline.steps if effective else ()):
         print_recipe(f"{step.name} ({step.kind})", values(step, document), facts(step))

@@ -90,6 +90,18 @@ def differences(pipeline: Pipeline, document: Document) -> list[str]:
     return lines
 
 
+def idle(pipeline: Pipeline, document: Document) -> list[str]:
+    """One line for each gate for which no step waits: it would stop nothing."""
+    trained = [step.name for step in pipeline.steps if can_be_guarded(step.settings)]
+    needed = {need for step in pipeline.steps for need in step.needs}
+    return [
+        f"{document.where(('steps', gate.name))}: no step needs {gate.name}, which so stops "
+        f"nothing: write it into the needs of {' or '.join(trained)}"
+        for gate in pipeline.steps
+        if gate.kind == _GATE and trained and gate.name not in needed
+    ]
+
+
 def _is_meant(gate: Step, step: Step, pipeline: Pipeline) -> bool:
     """Whether a step is a gate that guards another: one of another family that guards its own
     stands in front of the others for the order only.

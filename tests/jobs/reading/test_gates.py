@@ -9,6 +9,7 @@ from jobs.errors import SpecError
 from jobs.reading.effective import facts, values
 from jobs.reading.gates import differences
 from jobs.reading.pipeline_file import overlaid, read_pipeline
+from tests.jobs.launcher import Launcher
 
 GUARDED = {
     "train": "kind: train, settings: {train: t.jsonl, dev: d.jsonl, size: base, vocabulary: bpe, "
@@ -130,6 +131,18 @@ def test_check_says_where_a_gate_differs_from_what_it_guards(tmp_path: Path) -> 
     )
     (line,) = told(tmp_path, "manifest: m, family: teacher")
     assert "which it guards: family teacher, not lact; write" in line
+
+
+def test_check_says_which_gate_stops_nothing(tmp_path: Path) -> None:
+    gate = "  gate: {kind: overfit, settings: {like: train}}"
+    launch = Launcher(tmp_path)
+    told = launch("check", written(tmp_path, gate))
+    assert told.returncode == 0 and told.stderr.splitlines()[-1] == (
+        f"{tmp_path}/p.yaml:6: no step needs gate, which so stops nothing: write it into the needs "
+        "of train or teacher or distill"
+    )
+    guarded = f"  last: {{needs: [gate], {GUARDED['train']}}}"
+    assert "stops nothing" not in launch("check", written(tmp_path, gate, guarded)).stderr
 
 
 def test_dropout_is_no_difference(tmp_path: Path) -> None:
