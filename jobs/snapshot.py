@@ -43,11 +43,15 @@ def _copy_folder(folder: Path, target: Path) -> None:
 
 
 def _no_code(folder: str, names: list[str]) -> list[str]:
-    """What is neither a file nor a folder: Emacs marks a file with changes that are not saved by a
-    link to nowhere beside it.
+    """What is neither a file nor a folder, as Emacs marks a file with changes that are not saved by
+    a link to nowhere beside it; and what another Python is compiling, which is gone in a moment.
     """
     paths = {name: Path(folder, name) for name in names}
-    return [name for name, path in paths.items() if not (path.is_dir() or path.is_file())]
+    return [
+        name
+        for name, path in paths.items()
+        if ".pyc." in name or not (path.is_dir() or path.is_file())
+    ]
 
 
 def _first(error: OSError) -> str:
@@ -86,7 +90,8 @@ def provenance(dirty: Path) -> dict[str, Any]:
 def _difference() -> str:
     """What has been changed in our code since the commit, and the names of what is new in it."""
     new = _git("ls-files", "--others", "--exclude-standard", "--", *PARTS).splitlines()
-    return _git("diff", "HEAD", "--", *PARTS) + "".join(f"# new, not in git: {n}\n" for n in new)
+    named = [f"# new, not in git: {name}\n" for name in new if "__pycache__" not in name]
+    return _git("diff", "HEAD", "--", *PARTS) + "".join(named)
 
 
 def _version(name: str) -> str | None:

@@ -65,6 +65,8 @@ def test_a_commit_is_recorded_where_git_knows_the_code_and_nowhere_else(copied: 
     assert "+# edited" in (copied / "dirty.diff").read_text()
     git(copied.parent, "commit", "-qam", "edited")
     (copied / "beside.txt").touch()  # no code of ours
+    (copied / "jobs" / "__pycache__").mkdir(exist_ok=True)
+    (copied / "jobs" / "__pycache__" / "gate.cpython-311.pyc").touch()
     assert '"dirty": false' in provenance(copied)
     (copied / "jobs" / "kinds" / "new.py").touch()
     assert '"dirty": true' in provenance(copied)
@@ -108,12 +110,14 @@ def test_what_an_editor_keeps_beside_a_file_stops_no_run(copied: Path, tmp_path:
     """Emacs marks what is not saved yet by a link to nowhere."""
     (copied / "jobs" / ".#cli.py").symlink_to("me@host.123:456")
     os.mkfifo(copied / "jobs" / "pipe")
+    (copied / "jobs" / "gate.cpython-311.pyc.140213").touch()  # Python renames it when it is whole
     copy = "import pathlib, sys; from jobs.snapshot import copy_code; "
     copy += "copy_code(pathlib.Path(sys.argv[1]))"
     words = [sys.executable, "-c", copy, str(tmp_path / "copy")]
     subprocess.run(words, cwd=copied, check=True, timeout=60)
-    names = lambda folder: {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
-    assert names(tmp_path / "copy") == names(copied) - {"jobs/.#cli.py"}
+    names = lambda folder: {str(path.relative_to(folder)) for path in folder.rglob("*.py*")}
+    left = {"jobs/.#cli.py", "jobs/gate.cpython-311.pyc.140213"}
+    assert names(tmp_path / "copy") == names(copied) - left
 
 
 def test_a_run_is_resumed_from_another_folder_and_its_steps_run_where_it_was_started(
