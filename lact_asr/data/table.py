@@ -10,7 +10,7 @@ what is found is named by the table's line.
 import csv
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -103,14 +103,18 @@ def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checke
 
 
 def _listen(row: Row) -> tuple[Row, Heard | Finding]:
-    """A row with its file's own spelling, and what is in the file: a Mac writes ä as two letters, a
-    and a mark, where a table has one.
+    """A row with its file's own spelling, and what is in the file."""
+    spelled = row.audio if is_there(row.audio) else next(_other_spellings(row.audio), row.audio)
+    return row._replace(audio=spelled), listen(spelled)
+
+
+def _other_spellings(path: Path) -> Iterator[Path]:
+    """Files that a path may mean: a Mac writes ä as two letters, a and a mark, where a table has
+    one; and Windows parts folders by backslashes.
     """
-    spelled = [row.audio]
-    if not row.audio.name.isascii():
-        spelled += [Path(unicodedata.normalize(form, str(row.audio))) for form in ("NFC", "NFD")]
-    audio = next(filter(is_there, spelled), row.audio)
-    return row._replace(audio=audio), listen(audio)
+    name = str(path)
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    yield from filter(is_there, map(Path, [*forms, name.replace("\\", "/")]))
 
 
 def _judge_row(

@@ -221,13 +221,18 @@ def test_a_part_of_a_recording_is_refused_and_a_whole_one_of_nemo_is_read(tmp_pa
         assert found.audio == tmp_path / "a.wav"
 
 
-def test_a_name_is_found_however_its_letters_are_made_up(tmp_path: Path) -> None:
-    """A Mac writes ä as a and a mark; a table has mostly one letter."""
-    composed, apart = "\u00e4.wav", "a\u0308.wav"
+def test_a_name_is_found_however_its_letters_and_folders_are_written(tmp_path: Path) -> None:
+    """A Mac writes ä as a and a mark, where a table has mostly one letter; Windows backslashes."""
+    apart = "a\u0308.wav"
+    (tmp_path / "clips").mkdir()
     noise(tmp_path / apart)
-    rows = [{"audio": composed, "text": "x"}]
+    noise(tmp_path / "clips" / "b1.wav", seconds=1.1)
+    rows = [{"audio": "\u00e4.wav", "text": "x"}, {"audio": "clips\\b1.wav", "text": "y"}]
     checked = check_table(read_table(table(tmp_path / "t.csv", rows), Columns(), tmp_path), {}, "t")
-    assert [each.audio.name for each in checked.utterances] == [apart]
+    assert [each.audio for each in checked.utterances] == [
+        tmp_path / apart,
+        tmp_path / "clips" / "b1.wav",
+    ]
     assert checked.findings == []
 
 
