@@ -35,7 +35,7 @@ def read_audio(path: Path) -> NDArray[Any]:
             _require_length(path, file)
             samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"cannot read the audio file {path}: {error}{_forked(path)}") from error
+        raise _refusal(path, error) from error
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if not len(mono):
         raise DataError(f"the audio file {path} has no samples")
@@ -89,8 +89,7 @@ def duration(path: Path) -> float:
             _require_length(path, file)
             whole = _ends_whole(path, file.format) and _has_last_sample(file)
     except (soundfile.LibsndfileError, OSError) as error:
-        why = f"{error}{_forked(path)}"
-        raise DataError(f"{path}: truncated or not an audio file ({why})") from error
+        raise _refusal(path, error) from error
     if not whole:
         raise DataError(f"{path}: truncated (the file ends before its audio does)")
     if not frames:
@@ -107,10 +106,17 @@ def _require_length(path: Path, file: soundfile.SoundFile) -> None:
         )
 
 
-def _forked(path: Path) -> str:
-    """What may be behind an error of libsndfile (1.2): it takes ._NAME for a part of NAME."""
+def _refusal(path: Path, error: Exception) -> DataError:
+    """What to say of a file that libsndfile (1.2) refuses. What the file system has against it, it
+    calls a "System error"; and it takes ._NAME for a part of NAME.
+    """
+    try:
+        path.open("rb").close()
+    except OSError as trouble:
+        return DataError(f"cannot read the audio file {path}: {trouble.strerror}")
     left = path.with_name(f"._{path.name}")
-    return f"; remove {left}, which a Mac has left there" if left.exists() else ""
+    forked = f"; remove {left}, which a Mac has left there" if left.exists() else ""
+    return DataError(f"{path}: truncated or not an audio file ({error}{forked})")
 
 
 def _has_last_sample(file: soundfile.SoundFile) -> bool:

@@ -305,9 +305,8 @@ def test_evaluate_refuses_what_it_cannot_score_honestly_and_keeps_what_it_has_he
     with pytest.raises(DataError) as several:
         paths = [tmp_path / "no.wav", tmp_path / "gone.wav"]
         run("evaluate", told(tmp_path)[0], checkpoint=trained[0], audio=paths)
-    assert [line.partition(": ")[0] for line in str(several.value).splitlines()] == [
-        *map(str, paths)
-    ]
+    said = str(several.value).splitlines()
+    assert all(str(path) in line for path, line in zip(paths, said, strict=True))
     with pytest.raises(ValidationError, match="either manifest: FILE or audio"):
         run("evaluate", told(tmp_path)[0], checkpoint=trained[0])
 

@@ -126,6 +126,17 @@ def test_what_is_no_audio_is_named(tmp_path: Path, content: bytes | None) -> Non
             read(path)
 
 
+def test_what_the_file_system_has_against_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "link.flac").symlink_to(tmp_path / "gone.flac")
+    (tmp_path / "folder.flac").mkdir()
+    said = {"link.flac": "No such file or directory", "folder.flac": "Is a directory"}
+    for name, words in said.items():
+        for read in (read_audio, duration):
+            with pytest.raises(DataError) as error:
+                read(tmp_path / name)
+            assert str(error.value) == f"cannot read the audio file {tmp_path / name}: {words}"
+
+
 def test_a_file_without_samples_is_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
     for read in (read_audio, duration):
