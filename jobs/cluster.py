@@ -137,7 +137,7 @@ def _mistake_of(key: str, value: object) -> str:
 
 def names() -> list[str]:
     """The clusters that have a file."""
-    return sorted(file.stem for file in (TEMPLATES / "clusters").glob("*.yaml"))
+    return sorted(file.stem for file in (TEMPLATES / "clusters").glob("[!.]*.yaml"))
 
 
 def default_cluster() -> str:
@@ -152,9 +152,10 @@ def load_cluster(name: str | None = None) -> Cluster:
     is_path = "/" in name or name.endswith((".yaml", ".yml"))
     path = Path(name) if is_path else TEMPLATES / "clusters" / f"{name}.yaml"
     if not is_path and name not in names():
-        known = ", ".join(names())
+        hint = nearest(name, names())
+        listed = "" if hint.startswith("valid") else f" There are {', '.join(names())};"
         raise UserError(
-            f"no cluster {name!r}: {nearest(name, names())} There are {known}; "
+            f"no cluster {name!r}: {hint}{listed or ';'} "
             f"a new one is a copy of {TEMPLATES / 'clusters' / 'example.yaml'}"
         )
     cluster = read_model(path, Cluster)

@@ -12,11 +12,8 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-NAMES = tuple(
-    sorted(
-        file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_")
-    )
-)
+# Emacs leaves a .#train.py beside a train.py whose changes are not saved yet.
+NAMES = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[!._]*.py")))
 
 
 def load(name: str) -> ModuleType:

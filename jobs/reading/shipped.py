@@ -16,7 +16,7 @@ def find_pipeline(text: str) -> Path:
     path = Path(text)
     if "/" in text or path.suffix or path.is_file():
         return path
-    known = sorted(file.stem for file in PIPELINES.glob("*.yaml"))
+    known = sorted(file.stem for file in PIPELINES.glob("[!.]*.yaml"))
     if text in known:
         return PIPELINES / f"{text}.yaml"
     hint = nearest(text, known)

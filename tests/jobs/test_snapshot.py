@@ -73,6 +73,20 @@ def test_a_commit_is_recorded_where_git_knows_the_code_and_nowhere_else(copied: 
     assert (copied / "dirty.diff").read_text() == "# new, not in git: jobs/kinds/new.py\n"
 
 
+def test_what_an_editor_keeps_beside_a_file_is_no_kind_pipeline_or_cluster(
+    copied: Path, tmp_path: Path
+) -> None:
+    for place in ("jobs/kinds/.#train.py", "jobs/pipelines/.#demo.yaml"):
+        (copied / place).symlink_to("me@host.123:456")
+    (copied / "slurm_templates/clusters/.#mine.yaml").symlink_to("me@host.123:456")
+    launch = Launcher(tmp_path, code=copied)
+    said = [launch("kinds"), launch("schema"), launch("check", "demoo")]
+    said += [launch("check", "demo", "--cluster", "elsewhere")]
+    assert [each.returncode for each in said] == [0, 0, 2, 2]
+    assert not any(".#" in each.stdout + each.stderr for each in said)
+    assert said[-1].stderr.startswith("no cluster 'elsewhere': valid are example, h200, local, ")
+
+
 def test_code_that_is_taken_later_has_its_own_commit_on_record(
     copied: Path, tmp_path: Path
 ) -> None:
