@@ -77,6 +77,8 @@ def test_recordings_below_a_folder_are_utterances_without_texts(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no recordings"):
         find_audio(tmp_path / "empty")
+    with pytest.raises(DataError, match="nowhere: cannot read this folder: No such file"):
+        find_audio(tmp_path / "nowhere")
 
 
 def test_a_model_labels_what_it_is_sure_of_and_what_it_learned_comes_back(speech, tmp_path):

@@ -66,7 +66,7 @@ def test_a_commit_is_recorded_where_git_knows_the_code_and_nowhere_else(copied: 
     git(copied.parent, "commit", "-qam", "edited")
     (copied / "beside.txt").touch()  # no code of ours
     (copied / "jobs" / "__pycache__").mkdir(exist_ok=True)
-    (copied / "jobs" / "__pycache__" / "gate.cpython-311.pyc").touch()
+    (copied / "jobs" / "__pycache__" / "new.cpython-311.pyc").touch()
     assert '"dirty": false' in provenance(copied)
     (copied / "jobs" / "kinds" / "new.py").touch()
     assert '"dirty": true' in provenance(copied)

@@ -65,8 +65,9 @@ def test_a_file_that_is_missing_keeps_its_place_for_training_to_name(tmp_path):
 
 def test_too_little_room_is_refused_before_anything_is_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(local_copy, "SPARE", 1 << 60)  # bytes: no disk has that
-    with pytest.raises(Failed, match=r"staging needs .* kB in .* write stage: false"):
+    with pytest.raises(Failed, match=r"staging needs .* kB in .* write stage: false") as failed:
         stage_files(tones(tmp_path / "far", 2), tmp_path / "near")
+    assert failed.value.cause == "disk_full"
     assert not list((tmp_path / "near").rglob("*.wav"))
 
 
