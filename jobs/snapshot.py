@@ -29,17 +29,14 @@ def copy_code(target: Path) -> None:
     try:
         # no links to the checkout: an editor that writes in place would change the copy
         for part in PARTS:
-            (_copy_folder if (ROOT / part).is_dir() else shutil.copy2)(
-                ROOT / part, temporary / part
-            )
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, temporary / part, ignore=_no_code)
+            else:
+                shutil.copy2(ROOT / part, temporary / part)
     except OSError as error:
         advice = "make room there, or name another folder (TRAINYARD_RUNS, or --out of render)"
         raise UserError(f"{target} cannot be created: {_first(error)}: {advice}") from None
     temporary.rename(target)
-
-
-def _copy_folder(folder: Path, target: Path) -> None:
-    shutil.copytree(folder, target, ignore=_no_code)
 
 
 def _no_code(folder: str, names: list[str]) -> list[str]:
