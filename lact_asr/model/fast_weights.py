@@ -215,9 +215,33 @@ class _NewtonSchulz(torch.autograd.Function):
 
 def _iterate(x: Tensor, stages: Sequence[Triple]) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = _unit(x.mT if tall else x)
     for a, b, c in stages:
         s = x @ x.mT
         x = a * x + (b * s + c * (s @ s)) @ x
     return x.mT if tall else x
+
+
+def newton_schulz_by_gram(matrices: Tensor, coefficients: str) -> Tensor:
+    """`newton_schulz` by square products alone, for an optimizer on a CPU: x and its Gram matrix s
+    change by the same polynomial of s.
+
+    Four matrices of 192 x 1,024 on one thread: 21 ms, and 61 with a wide product in each stage.
+    Where singular values lie within float32's rounding of the largest, results are off by up to
+    1e-3 (in spectral norm; 3e-5 the other way). In bfloat16 and TF32 this diverges: what rounding
+    leaves in s of a small one's square, of either sign, grows by up to 30,000 until the last stage.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = _unit(wide(matrices.mT if tall else matrices))
+    s, turn, one = x @ x.mT, None, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    for a, b, c in NEWTON_SCHULZ[coefficients]:
+        p = a * one + b * s + c * (s @ s)
+        turn = p if turn is None else p @ turn
+        s = p @ s @ p
+    assert turn is not None, "there is a first stage"
+    return ((turn @ x).mT if tall else turn @ x).to(matrices.dtype)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Matrices of Frobenius norm 1, so that no singular value is above 1."""
+    return x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)

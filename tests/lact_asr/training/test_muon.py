@@ -1,5 +1,7 @@
 """Muon's matrices are shared over the ranks, and every bit is what one rank would make of them."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from lact_asr.config.training import OptimConfig
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import fsdp, processes
 from lact_asr.distributed.processes import World
-from lact_asr.model.fast_weights import newton_schulz
+from lact_asr.model.fast_weights import newton_schulz, newton_schulz_by_gram
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import muon, optim
 from lact_asr.training.muon import Muon, assign, orthogonal
@@ -24,22 +26,22 @@ GIVEN = OptimConfig(method="muon", learning_rate=0.01)
 
 
 class Counted:
-    """Muon's `newton_schulz` until the block ends, which counts the matrices that it is given."""
+    """Muon's `orthogonal` until the block ends, which counts the matrices that it is given."""
 
     def __init__(self) -> None:
         self.matrices = 0
 
     def __enter__(self) -> "Counted":
         self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(muon, "newton_schulz", self)
+        self._patch.setattr(muon, "orthogonal", self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._patch.undo()
 
-    def __call__(self, stack: Tensor, coefficients: str) -> Tensor:
-        self.matrices += len(stack)
-        return newton_schulz(stack, coefficients)
+    def __call__(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        self.matrices += len(matrices)
+        return orthogonal(matrices)
 
 
 def moved(world: World, steps: int = 3, split: bool = False) -> tuple[dict, list[Tensor], int]:
@@ -143,3 +145,33 @@ def test_a_matrix_becomes_the_same_in_whatever_company() -> None:
     together = orthogonal(matrices)
     for matrix, found in zip(matrices, together, strict=True):
         assert torch.equal(orthogonal([matrix])[0], found)
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (96, 24), (1024, 192)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-8, 1e-20])
+def test_a_wide_matrix_becomes_on_a_cpu_what_all_stages_on_the_whole_make_of_it(
+    shape: tuple[int, int], smallest: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, _, v = torch.linalg.svd(
+        torch.randn(shape, dtype=torch.float64, generator=generator), full_matrices=False
+    )
+    values = torch.logspace(0, math.log10(smallest), min(shape), dtype=torch.float64)
+    matrix = u * values @ v
+    expected = newton_schulz(matrix, "five_stage")
+    (found,) = orthogonal([matrix.float()])
+    assert found.dtype == torch.float32
+    assert torch.linalg.matrix_norm(found - expected, 2) < (1e-4 if smallest == 1 else 2e-3)
+    (exact,) = orthogonal([matrix])
+    assert torch.linalg.matrix_norm(exact - expected, 2) < 1e-7
+    assert torch.equal(found, newton_schulz_by_gram(matrix.float(), "five_stage"))
+
+
+def test_a_wide_matrix_of_zeros_stays_one() -> None:
+    zeros = torch.zeros(4, 16)
+    assert torch.equal(orthogonal([zeros])[0], zeros)
+
+
+def test_a_matrix_that_is_hardly_wide_goes_through_all_stages_whole() -> None:
+    matrix = torch.randn(24, 47, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(orthogonal([matrix])[0], newton_schulz(matrix, "five_stage"))
