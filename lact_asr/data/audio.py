@@ -14,6 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from lact_asr.config.model import SAMPLE_RATE
+from lact_asr.data.mp3 import LONGEST, count_seconds
 from lact_asr.utils.errors import DataError
 
 RATE = SAMPLE_RATE
@@ -98,11 +99,22 @@ def duration(path: Path) -> float:
 
 
 def _require_length(path: Path, file: soundfile.SoundFile) -> None:
-    """DataError for a FLAC file that was written into a pipe: libsndfile (1.2) counts 2^63 - 1."""
+    """DataError for a FLAC file that was written into a pipe: libsndfile (1.2) counts 2^63 - 1; and
+    for an MP3 file that it would hear a part of.
+    """
     if file.frames > _ENDLESS:
         raise DataError(
             f"{path}: its header does not say how long it is, as it came through a pipe: write it "
             "anew, with `flac -d` and `flac`, or sox"
+        )
+    if file.format != "MP3":
+        return
+    counted, heard = count_seconds(path.read_bytes()), file.frames / file.samplerate
+    if counted > 1.01 * heard + 4 * LONGEST / file.samplerate:  # padded at both ends
+        raise DataError(
+            f"{path}: {counted:.1f} s of MP3, of which only {heard:.1f} would be heard (a variable "
+            "rate without a header, or several files put into one): write it anew as FLAC or WAV, "
+            "with ffmpeg or sox"
         )
 
 

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lact_asr.data.audio import duration, read_audio, resample
+from lact_asr.data.mp3 import count_seconds
 from lact_asr.utils.errors import DataError
 from tests.conftest import shared
 from tests.lact_asr.data.noise_corpus import recording
@@ -104,6 +107,43 @@ def test_an_mp3_file_that_is_cut_is_named_and_a_whole_one_is_as_long_as_it_is(
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"a\.mp3: truncated \(the file ends before"):
         duration(path)
+
+
+def quiet_then_loud(path: Path, rate: int = 16_000, **kind: object) -> bytes:
+    """12 s of MP3 of a variable rate."""
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 12 * rate)
+    noise[: 4 * rate] /= 1000
+    soundfile.write(path, noise, rate, bitrate_mode="VARIABLE", **kind)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("rate", [8_000, 12_000, 16_000, 22_050, 32_000, 44_100, 48_000])
+def test_all_frames_of_an_mp3_file_are_counted(tmp_path: Path, rate: int) -> None:
+    whole = quiet_then_loud(tmp_path / "a.mp3", rate)
+    assert 0 <= count_seconds(whole) - duration(tmp_path / "a.mp3") < 4 * 1152 / rate
+    tag = b"ID3\3\0\0\0\0\1\0" + whole[:128]  # a tag's bytes are no frames, whatever they are
+    twice = count_seconds(tag + whole + b"TAG" + bytes(125) + tag + whole)
+    assert twice == pytest.approx(2 * count_seconds(whole))
+
+
+@pytest.mark.parametrize("fault", ["no header", "joined"])
+def test_an_mp3_file_of_which_a_part_would_be_heard_is_named(tmp_path: Path, fault: str) -> None:
+    """libsndfile 1.2 hears 5.7 s and 12 s of them, without a word."""
+    whole = quiet_then_loud(tmp_path / "a.mp3")
+    begin = whole.index(whole[:2], 4)  # of the second frame: the first one has the length
+    (tmp_path / "b.mp3").write_bytes(whole[begin:] if fault == "no header" else whole * 2)
+    said = (
+        r"b\.mp3: (12|24)\.\d s of MP3, of which only (5\.7|12\.0) would be heard .*write it anew"
+    )
+    for read in (read_audio, duration):
+        with pytest.raises(DataError, match=said):
+            read(tmp_path / "b.mp3")
+
+
+@given(st.binary(max_size=400), st.binary(max_size=40))
+def test_the_frames_of_anything_can_be_counted(noise: bytes, more: bytes) -> None:
+    assert 0 <= count_seconds(noise) < 1000
+    assert count_seconds(b"\xff\xf3\x88\xc4" + noise + b"\xff\xf3" + more) > 0
 
 
 def test_a_file_of_a_mac_that_keeps_a_recording_from_being_read_is_named(tmp_path: Path) -> None:
