@@ -2,9 +2,10 @@
 
 LibriSpeech and Mini LibriSpeech come from OpenSLR or a mirror, into `root`, once for all pipelines;
 `folder` takes what is already there in LibriSpeech layout; `table` takes your own corpus, a line
-of CSV, TSV or JSON for each recording, after a look at every one; `synthetic` speaks a small corpus
-with espeak-ng. Up to date takes seconds. Where compute nodes have no internet, run this step alone
-on a login node that shares `root`: `run FILE --only STEP --cluster local`.
+of CSV, TSV or JSON for each utterance, and `kaldi` data directories of Kaldi and ESPnet, after a
+look at every recording; `synthetic` speaks a small corpus with espeak-ng. Up to date takes seconds.
+Where compute nodes have no internet, run this step alone on a login node that shares `root`:
+`run FILE --only STEP --cluster local`.
 """
 
 import re
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 RESOURCES = Resources(time="6h", cpus=2, memory_gb=4)
 PARTS = ("train", "dev", "test")
-_OWN = ("folder", "table")  # corpora that are there already
+_OWN = ("folder", "table", "kaldi")  # corpora that are there already
+_HEARD = ("table", "kaldi")  # of which every recording is looked at
 
 
 def data_root() -> Path:
@@ -45,8 +47,8 @@ def data_root() -> Path:
 class Settings(Frozen):
     """Which corpus, and which of its subsets are for what."""
 
-    source: Literal["librispeech", "mini_librispeech", "folder", "table", "synthetic"] = Field(
-        description="the corpus; synthetic makes its own train, dev and test"
+    source: Literal["librispeech", "mini_librispeech", "folder", "table", "kaldi", "synthetic"] = (
+        Field(description="the corpus; synthetic makes its own train, dev and test")
     )
     train: list[str] = Field(
         [], description="subsets to learn from, such as train-clean-100, or tables: [train.csv]"
@@ -66,19 +68,20 @@ class Settings(Frozen):
     folder: Path | None = Field(
         None,
         description="for source: folder, LibriSpeech layout: FOLDER/SUBSET/SPEAKER/CHAPTER/; for "
-        "source: table, where the tables are (.csv, .tsv, .jsonl, .json)",
+        "source: table, where the tables are (.csv, .tsv, .jsonl, .json); for source: kaldi, where "
+        "the data directories are",
     )
     audio_folder: str = Field(
         "",
-        description="for source: table, where the paths in tables begin, from `folder` on, such as "
-        "clips; `folder` itself if not given",
+        description="for source: table and kaldi, where the paths in tables and in wav.scp begin, "
+        "from `folder` on, such as clips or ..; `folder` itself if not given",
     )
     columns: Columns = Columns()
     faulty: Literal["refuse", "leave_out"] = Field(
         "refuse",
-        description="for source: table, what becomes of recordings that are missing, unreadable, "
-        "silent, too short for their text or doubled: the step fails and names them, or they are "
-        "left out; the whole list is in corpus_check.txt in the step's folder",
+        description="for source: table and kaldi, what becomes of recordings that are missing, "
+        "unreadable, silent, too short for their text or doubled: the step fails and names them, "
+        "or they are left out; the whole list is in corpus_check.txt in the step's folder",
     )
     mirror: str = Field(
         MIRROR, pattern=r"^https?://", description=f"one of {', '.join(MIRRORS)}, or your own copy"
@@ -100,8 +103,8 @@ class Settings(Frozen):
             return [f"source: {self.source} needs `folder`, the path that holds the subsets"]
         if self.source not in _OWN and self.folder is not None:
             return [f"`folder` goes with source: folder, not with {self.source}"]
-        if self.source != "table" and self.audio_folder:
-            return [f"`audio_folder` goes with source: table, not with {self.source}"]
+        if self.source not in _HEARD and self.audio_folder:
+            return [f"`audio_folder` goes with source: table or kaldi, not with {self.source}"]
         return []
 
     def _mistakes_of_subsets(self) -> list[str]:
@@ -200,7 +203,7 @@ def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]
 
         made = synthesize(settings.synthetic, settings.root)
         return made / "manifests", {part: scan(made / part) for part in PARTS}
-    if settings.source == "table":
+    if settings.source in _HEARD:
         return job.directory / "manifests", _tables(settings, wanted, job)
     if settings.folder is not None:  # it may change and it may be read-only: manifests to the run
         folder = settings.folder
@@ -211,19 +214,24 @@ def _bring(settings: Settings, job: Job) -> tuple[Path, "dict[str, Utterances]"]
 
 def _tables(settings: Settings, names: Sequence[str], job: Job) -> "dict[str, Utterances]":
     """The utterances of each table; DataError with what is wrong with them, unless left out."""
+    from lact_asr.data.kaldi import read_kaldi
     from lact_asr.data.table import check_table, read_table
 
     assert settings.folder is not None  # as `_mistakes_of_source` has seen
     seen: dict[int, str] = {}
     start = settings.folder / settings.audio_folder
-    read = {name: read_table(settings.folder / name, settings.columns, start) for name in names}
+    paths = {name: settings.folder / name for name in names}
+    if settings.source == "kaldi":
+        read = {name: read_kaldi(path, start) for name, path in paths.items()}
+    else:
+        read = {name: read_table(path, settings.columns, start) for name, path in paths.items()}
     checked = {name: check_table(rows, seen, name) for name, rows in read.items()}
     lines = [line for each in checked.values() for line in each.lines()]
     job.fence()
     report = job.directory / "corpus_check.txt"
     write_atomic(report, "".join(f"{line}\n" for line in lines))
     for name, each in checked.items():
-        print(f"{name}: {len(each.utterances):,} of {len(read[name]):,} recordings are sound")
+        print(f"{name}: {len(each.utterances):,} of {len(read[name]):,} utterances are sound")
         if each.findings:
             print(f"{name}: {each.counts()}; see {report}", flush=True)
             job.event("corpus_check", table=name, found=each.counts(), report=str(report))

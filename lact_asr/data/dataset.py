@@ -83,6 +83,8 @@ class Corpus:
         self.ids = Strings(each.id for each in utterances)
         self.paths = Strings(str(each.audio) for each in utterances)
         self.texts = Strings(texts)
+        self.offsets = np.array([math.nan if u.offset is None else u.offset for u in utterances])
+        self.channels = np.array([-1 if u.channel is None else u.channel for u in utterances])
         flat = np.fromiter(chain.from_iterable(labels), np.int32, sum(map(len, labels)))
         self.labels = Rows(flat, map(len, labels))
 
@@ -90,8 +92,10 @@ class Corpus:
         return len(self.durations)
 
     def fingerprint(self) -> int:
-        """A number that changes when utterances come, go or change length."""
-        return zlib.crc32(self.ids.flat.tobytes(), zlib.crc32(self.durations.tobytes()))
+        """A number that changes when utterances come, go, change length or begin elsewhere."""
+        begins = self.offsets[~np.isnan(self.offsets)].tobytes()
+        seconds = zlib.crc32(begins, zlib.crc32(self.durations.tobytes()))
+        return zlib.crc32(self.ids.flat.tobytes(), seconds)
 
 
 @without_garbage_collection()
@@ -163,14 +167,23 @@ def _labels(text: str, vocabulary: Vocabulary) -> tuple[list[int], str]:
 
 def read(corpus: Corpus, index: int) -> NDArray[Any]:
     """The samples of one utterance; DataError if there are none, too many, or not finite."""
-    samples = read_audio(Path(corpus.paths.text(index)))
-    seconds, promised = len(samples) / RATE, float(corpus.durations[index])
+    path, promised = corpus.paths.text(index), float(corpus.durations[index])
+    offset, channel = float(corpus.offsets[index]), int(corpus.channels[index])
+    part = not math.isnan(offset)
+    samples = read_audio(
+        Path(path),
+        offset if part else 0.0,
+        promised if part else None,
+        channel if channel >= 0 else None,
+    )
+    seconds = len(samples) / RATE
     if abs(seconds - promised) > max(0.1, 0.01 * promised):
         raise DataError(
-            f"{corpus.paths.text(index)} has {seconds:.2f} s of audio, its manifest says "
-            f"{promised:.2f} s: the file is cut off, or the manifest is older than the file"
+            f"{path} has {seconds:.2f} s of audio{f' from {offset:g} s on' if part else ''}, "
+            f"its manifest says {promised:.2f} s: the file is cut off, or the manifest is older "
+            "than the file"
         )
-    _require_audio(corpus.paths.text(index), samples)
+    _require_audio(path, samples)
     return samples
 
 

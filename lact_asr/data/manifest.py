@@ -4,7 +4,8 @@
      "duration": 3.275, "text": "GO", "speaker": "84"}        (on one line)
 
 "video" may name a file of video beside the audio (`lact_asr.data.video`), for models that look at
-it.
+it. "offset" is where an utterance begins in its recording, in seconds, if it is a part of it;
+"channel" is the one in which it is heard, from 0 on, in place of their mean.
 
 Durations are read from the audio headers once, when the manifest is written: reading them at the
 start of training has cost a public project 15 minutes before its first step (104,014 files, twice,
@@ -15,7 +16,7 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import write_atomic
 
+CHANNELS = 1024  # of a recording, as libsndfile (1.2) allows
 SHOWN = 20  # mistakes listed in one error; the rest are counted
 
 
@@ -37,6 +39,8 @@ class Utterance:
     text: str
     speaker: str
     video: Path | None = None
+    offset: float | None = None  # seconds into the recording, of a part of it
+    channel: int | None = None  # of the recording, from 0 on; their mean if None
 
 
 @contextmanager
@@ -126,16 +130,6 @@ def json_object(line: str) -> dict[str, Any]:
     return record
 
 
-def refuse_part(record: Mapping[str, object]) -> None:
-    """ValueError for a part of a recording, as NeMo's manifests may name one: the whole would be
-    heard with the words of the part.
-    """
-    if record.get("offset") not in (None, "", 0, "0", "0.0"):
-        raise ValueError(
-            f"'offset' is {record['offset']}, and recordings are read whole: cut them into files"
-        )
-
-
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow symbolic links
 
@@ -148,7 +142,12 @@ def _record(utterance: Utterance, root: str) -> dict[str, Any]:
         "text": utterance.text,
         "speaker": utterance.speaker,
     }
-    return {**record, "video": _within(root, utterance.video)} if utterance.video else record
+    more = {
+        "video": utterance.video and _within(root, utterance.video),
+        "offset": utterance.offset,
+        "channel": utterance.channel,
+    }
+    return {**record, **{key: value for key, value in more.items() if value is not None}}
 
 
 def _within(root: str, path: Path) -> str:
@@ -164,21 +163,34 @@ def _parse(line: str, folder: str) -> Utterance:
             "a line of NeMo's: read the file in a step of kind download, with source: table and "
             "columns: {audio: audio_filepath}"
         )
-    refuse_part(record)
     for key in ("id", "audio", "text", "speaker"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"the key {key!r} must be a string, found {record.get(key)!r}")
-    duration: Any = record.get("duration")
-    is_number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
-    seconds = float(duration) if is_number else math.nan
+    seconds = _number(record.get("duration"))
     if not 0 < seconds < math.inf:
-        raise ValueError(f"'duration' must be a number of seconds above 0, found {duration!r}")
+        said = repr(record.get("duration"))
+        raise ValueError(f"'duration' must be a number of seconds above 0, found {said}")
+    offset, channel = record.get("offset"), record.get("channel")
+    if offset is not None and not 0 <= _number(offset) < math.inf:
+        raise ValueError(f"'offset' must be a number of seconds from 0 on, found {offset!r}")
+    if channel is not None and not (type(channel) is int and 0 <= channel < CHANNELS):
+        raise ValueError(f"'channel' must be a whole number from 0 on, found {channel!r}")
     audio, video = _join_path(folder, record["audio"]), record.get("video")
     if video is not None:
         if not isinstance(video, str):
             raise ValueError(f"the key 'video' must be a string, found {video!r}")
+        if offset is not None:
+            raise ValueError("'offset' is for utterances without a video, which has none")
         video = _join_path(folder, video)
-    return Utterance(record["id"], audio, seconds, record["text"], record["speaker"], video)
+    heard = (audio, seconds, record["text"], record["speaker"])
+    offset = None if offset is None else _number(offset)
+    return Utterance(record["id"], *heard, video, offset, channel)
+
+
+def _number(value: object) -> float:
+    """A number of a JSON line, NaN if it is none; integers of any size."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(repr(value)) if is_number else math.nan
 
 
 def _join_path(folder: str, path: str) -> Path:

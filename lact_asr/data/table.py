@@ -3,11 +3,13 @@
     path,sentence,client_id               the names of the columns are settings
     clips/1.mp3,"Guten Tag, Welt.",anna   paths begin at the folder of the audio
 
-Any audio that soundfile reads will do. Every recording is read once and judged (`corpus_check`);
-what is found is named by the table's line.
+A line with an `offset` is a part of its recording. Any audio that soundfile reads will do. Every
+recording is read once and judged (`corpus_check`); what is found is named by the table's line.
 """
 
 import csv
+import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +19,13 @@ from typing import NamedTuple
 
 from lact_asr.config.table import Columns
 from lact_asr.data.corpus_check import Finding, Heard, judge, listen
-from lact_asr.data.manifest import Utterance, json_object, raise_all, refuse_part
+from lact_asr.data.manifest import CHANNELS, Utterance, json_object, raise_all
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import is_there
 from lact_asr.utils.progress import Progress
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # NeMo calls JSON lines .json
+OFFSETS = ("offset", "start")  # columns, where none is named
 THREADS = 4  # decoding leaves Python's lock
 
 
@@ -37,6 +40,9 @@ class Row(NamedTuple):
     audio: Path
     text: str
     speaker: str
+    offset: float | None = None  # seconds into the recording, of a part of it
+    seconds: float | None = None  # of the part; None up to the recording's end
+    channel: int | None = None  # from 0; None is the mean of all
 
 
 class Checked(NamedTuple):
@@ -80,7 +86,14 @@ def read_table(path: Path, columns: Columns, start: Path) -> list[Row]:
     _check_columns(path, read, columns)
     if not start.is_dir():
         raise DataError(f"{path}: there is no folder {start}, where its paths begin")
-    return [_row(f"{path}:{line}", start, record, columns) for line, record in read]
+    rows, mistakes = list[Row](), list[str]()
+    for line, record in read:
+        try:
+            rows.append(_row(f"{path}:{line}", start, record, columns))
+        except ValueError as error:
+            mistakes.append(f"{path}:{line}: {error}")
+    raise_all(mistakes)
+    return rows
 
 
 def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checked:
@@ -95,9 +108,8 @@ def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checke
             findings += [(row.place, each) for each in found]
             if isinstance(heard, Heard) and not any(each.fatal for each in found):
                 names[row.id] = row.place
-                utterances.append(
-                    Utterance(row.id, row.audio, heard.seconds, row.text, row.speaker)
-                )
+                said = (row.id, row.audio, heard.seconds, row.text, row.speaker)
+                utterances.append(Utterance(*said, offset=row.offset, channel=row.channel))
             progress.advance()
     return Checked(utterances, findings)
 
@@ -105,7 +117,7 @@ def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checke
 def _listen(row: Row) -> tuple[Row, Heard | Finding]:
     """A row with its file's own spelling, and what is in the file."""
     spelled = row.audio if is_there(row.audio) else next(_other_spellings(row.audio), row.audio)
-    return row._replace(audio=spelled), listen(spelled)
+    return row._replace(audio=spelled), listen(spelled, row.offset, row.seconds, row.channel)
 
 
 def _other_spellings(path: Path) -> Iterator[Path]:
@@ -175,26 +187,72 @@ def _json_lines(path: Path, file: Iterable[str]) -> Records:
 
 def _check_columns(path: Path, records: Records, columns: Columns) -> None:
     there = list(dict.fromkeys(name for _, record in records for name in record))
-    for key in (columns.audio, columns.text):
-        if key not in there:
+    for name in ("audio", "text", "offset"):
+        if (key := getattr(columns, name)) and key not in there:
             raise DataError(
                 f"{path}: no column {key!r}; the columns are {', '.join(there)}: write "
-                "columns: {audio: ..., text: ...} with their names"
+                f"columns: {{{name}: ...}} with its name"
             )
-    mistakes = []
-    for line, record in records:
-        for key in (columns.audio, columns.text):
-            if not isinstance(record.get(key), str):
-                mistakes.append(f"{path}:{line}: no text in the column {key!r}")
-        try:
-            refuse_part(record)
-        except ValueError as error:
-            mistakes.append(f"{path}:{line}: {error}")
-    raise_all(mistakes)
 
 
 def _row(place: str, start: Path, record: dict[str, object], columns: Columns) -> Row:
+    for key in (columns.audio, columns.text):
+        if not isinstance(record.get(key), str):
+            raise ValueError(f"no text in the column {key!r}")
     audio, text = str(record[columns.audio]), str(record[columns.text])
-    name = str(record.get(columns.id) or Path(audio).with_suffix(""))
+    offset, seconds, channel = part = _part(record, columns)
+    name = record.get(columns.id) or f"{Path(audio).with_suffix('')}{part_name(*part)}"
     speaker = str(record.get(columns.speaker) or "")
-    return Row(place, name.strip("/").replace("/", "-"), start / audio, text, speaker)
+    identity = str(name).strip("/").replace("/", "-")
+    return Row(place, identity, start / audio, text, speaker, offset, seconds, channel)
+
+
+def part_name(offset: float | None, seconds: float | None, channel: int | None) -> str:
+    """What a part's name has behind its recording's: hundredths of seconds, as in Kaldi's."""
+    ends = [] if offset is None else [offset, *([] if seconds is None else [offset + seconds])]
+    parts = [f"{round(each * 100):07}" for each in ends]
+    return "".join(f"-{part}" for part in ([] if channel is None else [str(channel)]) + parts)
+
+
+def _part(
+    record: dict[str, object], columns: Columns
+) -> tuple[float | None, float | None, int | None]:
+    """Offset and length in seconds, and channel, where a line has them; ValueError."""
+    names = [columns.offset] if columns.offset else OFFSETS
+    offset = _seconds(record, next((name for name in names if name in record), ""))
+    channel = channel_number(record.get(columns.channel), columns.channel)
+    if offset is None:
+        return None, None, channel
+    end = _seconds(record, columns.end)
+    seconds = _seconds(record, columns.duration) if end is None else end - offset
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"a part of {seconds:g} s, from {offset:g} s on")
+    return offset, seconds, channel
+
+
+def _seconds(record: dict[str, object], key: str) -> float | None:
+    given = record.get(key)
+    if given is None or given == "":
+        return None
+    try:
+        seconds = float(str(given))
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{given!r} in the column {key!r} is no number of seconds")
+    return seconds
+
+
+def channel_number(given: object, key: str = "channel") -> int | None:
+    """0 for 0 and A, the first; ValueError for what is no channel."""
+    if given is None or given == "":
+        return None
+    number = {"A": 0, "B": 1}.get(str(given).upper())
+    if number is None and re.fullmatch(r"[0-9]{1,4}", str(given)):
+        number = int(str(given))
+    if number is None or number >= CHANNELS:
+        raise ValueError(
+            f"{given!r} in the column {key!r} is no channel of a recording, such as 0, 1, A or B: "
+            "write columns: {channel: ''} if it is about something else"
+        )
+    return number

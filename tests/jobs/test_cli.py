@@ -210,7 +210,7 @@ steps:
     result = json.loads((run / "steps/corpus/result.json").read_bytes())
     assert Path(result["train"]).read_text(encoding="utf-8").count("träin.flac") == 1
     assert launch("logs", f"{run.name}/echo").stdout.strip() == "größer"
-    assert "träin.csv: 1 of 1 recordings are sound" in launch("logs", f"{run.name}/corpus").stdout
+    assert "träin.csv: 1 of 1 utterances are sound" in launch("logs", f"{run.name}/corpus").stdout
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_and_nothing_is_left_in_it(

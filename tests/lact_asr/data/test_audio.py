@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lact_asr.data.audio import duration, read_audio, resample
+from lact_asr.data.audio import duration, read_audio, read_samples, resample
 from lact_asr.data.mp3 import count_seconds
 from lact_asr.utils.errors import DataError
 from tests.conftest import shared
@@ -126,6 +126,16 @@ def test_all_frames_of_an_mp3_file_are_counted(tmp_path: Path, rate: int) -> Non
     assert twice == pytest.approx(2 * count_seconds(whole))
 
 
+def test_what_looks_like_frames_is_none_inside_a_tag_or_at_another_rate(tmp_path: Path) -> None:
+    whole = quiet_then_loud(tmp_path / "a.mp3")
+    alike, other = b"\xff\xf3\x18\xc4" + bytes(32), b"\xff\xf3\x14\xc4" + bytes(20)  # 8 kbit/s
+    assert count_seconds(alike * 64) == 64 * 576 / 16_000
+    assert count_seconds(other * 64) == 64 * 576 / 24_000
+    tag = b"ID3\3\0\0\0\0\x12\0" + alike * 64
+    assert count_seconds(tag + whole) == count_seconds(whole)
+    assert count_seconds(whole + other * 64) == count_seconds(whole)
+
+
 @pytest.mark.parametrize("fault", ["no header", "joined"])
 def test_an_mp3_file_of_which_a_part_would_be_heard_is_named(tmp_path: Path, fault: str) -> None:
     """libsndfile 1.2 hears 5.7 s and 12 s of them, without a word."""
@@ -135,9 +145,46 @@ def test_an_mp3_file_of_which_a_part_would_be_heard_is_named(tmp_path: Path, fau
     said = (
         r"b\.mp3: (12|24)\.\d s of MP3, of which only (5\.7|12\.0) would be heard .*write it anew"
     )
-    for read in (read_audio, duration):
-        with pytest.raises(DataError, match=said):
-            read(tmp_path / "b.mp3")
+    with pytest.raises(DataError, match=said):
+        duration(tmp_path / "b.mp3")
+
+
+FORMATS = [
+    ("FLAC", None), ("WAV", None), ("WAV", "ULAW"), ("WAV", "MS_ADPCM"), ("WAV", "GSM610"),
+    ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None), ("NIST", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+@pytest.mark.parametrize("rate", [8_000, 24_000])
+def test_a_part_of_a_recording_is_what_is_there_in_the_whole(
+    tmp_path: Path, kind: str, subtype: str | None, rate: int
+) -> None:
+    random = np.random.default_rng(0)
+    path = tmp_path / "a.audio"
+    soundfile.write(path, random.uniform(-0.3, 0.3, 9 * rate), rate, subtype, format=kind)
+    whole, _ = read_samples(path)
+    for start in [0, 1, rate // 50, 8 * rate, *random.integers(0, 8 * rate, 30).tolist()]:
+        seconds = float(random.uniform(0.01, 1))
+        part, found = read_samples(path, start / rate, seconds)
+        count = min(round(seconds * rate), len(whole) - start)
+        assert found == rate and part.shape == (count, 1)
+        assert np.abs(part - whole[start : start + count]).max() < 1e-6
+    rest, _ = read_samples(path, 8.5)
+    assert len(rest) == len(whole) - round(8.5 * rate)
+    assert np.array_equal(read_samples(path, 8.5, 1e9)[0], rest)
+    assert len(read_audio(path, 2.0, 1.5)) == 24_000
+    with pytest.raises(DataError, match=r"a\.audio has no samples from 20 s on"):
+        read_audio(path, 20.0, 1.0)
+
+
+def test_a_channel_is_heard_alone(tmp_path: Path) -> None:
+    left, right = np.full(1600, 0.5), np.full(1600, -0.25)
+    soundfile.write(path := tmp_path / "a.wav", np.stack([left, right], 1), 16_000, "FLOAT")
+    assert np.allclose(read_audio(path, channel=0), 0.5)
+    assert np.allclose(read_audio(path, 0.05, 0.01, channel=1), -0.25)
+    with pytest.raises(DataError, match=r"a\.wav: no channel 2 in 2: 0 is the first"):
+        read_audio(path, channel=2)
 
 
 @given(st.binary(max_size=400), st.binary(max_size=40))

@@ -1,6 +1,7 @@
 """Manifests: what is written is what is read, and every bad line is named."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -55,14 +56,20 @@ def test_every_bad_line_is_named_with_its_number_and_what_is_wrong(tmp_path: Pat
         [],
         GOOD,
         '{"id": "d", "audio": "d", "duration": NaN, "text": "", "speaker": ""}',
-        {**GOOD, "id": "e", "offset": 3.5},
+        {**GOOD, "id": "e", "offset": -3.5},
         {"audio_filepath": "a.flac", "duration": 1.5, "text": "GO"},
-        {**GOOD, "id": "f", "offset": 0.0},
+        {**GOOD, "id": "f", "offset": "0"},
+        {**GOOD, "id": "g", "offset": 1.0, "video": "a.npy"},
+        {**GOOD, "id": "h", "channel": True},
+        {**GOOD, "id": "i", "channel": 5000},
+        {**GOOD, "id": "j", "duration": 10**400},
+        {**GOOD, "id": "k", "offset": math.inf},
+        {**GOOD, "id": "l", "offset": 0, "channel": 1},
     )
     with pytest.raises(DataError) as error:
         read_manifest(path)
     found = str(error.value).splitlines()
-    assert [int(line.split(":")[1]) for line in found] == [*range(2, 12)]
+    assert [int(line.split(":")[1]) for line in found] == [*range(2, 18)]
     for line, part in zip(
         found,
         [
@@ -74,8 +81,14 @@ def test_every_bad_line_is_named_with_its_number_and_what_is_wrong(tmp_path: Pat
             "expected a JSON object",
             "a second utterance with the id 'a'",
             "found nan",
-            "'offset' is 3.5, and recordings are read whole: cut them into files",
+            "'offset' must be a number of seconds from 0 on, found -3.5",
             "a line of NeMo's: read the file in a step of kind download, with source: table",
+            "'offset' must be a number of seconds from 0 on, found '0'",
+            "'offset' is for utterances without a video",
+            "'channel' must be a whole number from 0 on, found True",
+            "found 5000",
+            "'duration' must be a number of seconds above 0, found 1000",
+            "'offset' must be a number of seconds from 0 on, found inf",
         ],
         strict=True,
     ):
@@ -97,3 +110,14 @@ def test_a_missing_empty_or_binary_manifest_is_a_clear_error(
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=r"a\.jsonl"):
         read_manifest(path)
+
+
+def test_a_part_of_a_recording_keeps_its_place_and_its_channel(tmp_path: Path) -> None:
+    audio = tmp_path / "data" / "a.flac"
+    given = [
+        Utterance("a", audio, 2.5, "A", "1", offset=0.0),
+        Utterance("b", audio, 1.25, "B", "2", offset=2.5, channel=1),
+        Utterance("c", audio, 9.0, "C", "2", channel=0),
+    ]
+    write_manifest(tmp_path / "manifests" / "x.jsonl", given)
+    assert read_manifest(tmp_path / "manifests" / "x.jsonl") == given

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import soundfile
 
 from jobs.kinds.download import Settings, run
 from lact_asr.config.table import Columns
-from lact_asr.data.corpus_check import judge, listen
+from lact_asr.data.corpus_check import Finding, Heard, judge, listen
+from lact_asr.data.dataset import Reader, read, whole_corpus
+from lact_asr.data.local_copy import stage_files
 from lact_asr.data.manifest import read_manifest
 from lact_asr.data.table import check_table, read_table
+from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.utils.errors import DataError
 from tests.jobs.kinds.test_download import job
 from tests.lact_asr.spoken import SAID, speak
@@ -205,20 +210,143 @@ def test_paths_begin_at_the_folder_of_the_audio_as_in_common_voice(tmp_path: Pat
         Settings(source="folder", folder=tmp_path, train=["a"], dev=["b"], audio_folder="x")
 
 
-def test_a_part_of_a_recording_is_refused_and_a_whole_one_of_nemo_is_read(tmp_path: Path) -> None:
+def talk(path: Path, seconds: float = 6.0) -> Path:
+    """Two channels of noise, a recording of more than one utterance."""
+    samples = np.random.default_rng(0).normal(0, 0.1, (int(seconds * RATE), 2))
+    soundfile.write(path, np.clip(samples, -1, 1), RATE)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_line_with_an_offset_is_a_part_of_its_recording(tmp_path: Path, suffix: str) -> None:
+    """NeMo's manifests have offset and duration, others start and end."""
+    talk(tmp_path / "talk.wav")
+    nemo = {"audio_filepath": "talk.wav", "offset": 1.5, "duration": 2.25, "text": "one"}
     columns = Columns(audio="audio_filepath")
-    row = {"audio_filepath": "a.wav", "duration": 5.0, "text": "x", "offset": 0.0}
-    for suffix in (".jsonl", ".csv"):
-        path = table(tmp_path / f"t{suffix}", [row, {**row, "offset": 12.5}])
-        with pytest.raises(DataError) as caught:
-            read_table(path, columns, tmp_path)
-        line = 2 if suffix == ".jsonl" else 3
-        said = (
-            f"{path}:{line}: 'offset' is 12.5, and recordings are read whole: cut them into files"
+    path = table(tmp_path / f"nemo{suffix}", [nemo, {**nemo, "offset": 0, "text": "two"}])
+    checked = check_table(read_table(path, columns, tmp_path), {}, "t")
+    assert checked.findings == []
+    assert [(each.id, each.offset, each.duration) for each in checked.utterances] == [
+        ("talk-0000150-0000375", 1.5, 2.25),
+        ("talk-0000000-0000225", 0.0, 2.25),
+    ]
+    ours = {"audio": "talk.wav", "start": 2.0, "end": 3.5, "channel": "B", "text": "three"}
+    path = table(tmp_path / f"ours{suffix}", [ours, {**ours, "channel": 0, "end": ""}])
+    checked = check_table(read_table(path, Columns(), tmp_path), {}, "t")
+    assert [(u.id, u.offset, u.duration, u.channel) for u in checked.utterances] == [
+        ("talk-1-0000200-0000350", 2.0, 1.5, 1),
+        ("talk-0-0000200", 2.0, 4.0, 0),
+    ]
+    named = Columns(offset="from", end="to")
+    path = table(tmp_path / f"named{suffix}", [{"audio": "a", "text": "x", "from": 1, "to": 2.5}])
+    assert read_table(path, named, tmp_path)[0][-3:] == (1.0, 1.5, None)
+    with pytest.raises(DataError, match=r"no column 'from'; .*: write columns: \{offset: \.\.\."):
+        read_table(
+            tmp_path / f"nemo{suffix}", Columns(audio="audio_filepath", offset="from"), tmp_path
         )
-        assert str(caught.value) == said
-        (found,) = read_table(table(path, [row]), columns, tmp_path)
-        assert found.audio == tmp_path / "a.wav"
+    path = table(tmp_path / f"whole{suffix}", [{"audio": "a", "text": "x", "duration": "3:21"}])
+    assert read_table(path, Columns(), tmp_path)[0][-3:] == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"offset": "1:30"}, "'1:30' in the column 'offset' is no number of seconds"),
+        ({"offset": -1}, "in the column 'offset' is no number of seconds"),
+        ({"offset": "nan"}, "'nan' in the column 'offset' is no number of seconds"),
+        ({"offset": 3, "end": 3}, "a part of 0 s, from 3 s on"),
+        ({"offset": 3, "end": "x"}, "'x' in the column 'end' is no number of seconds"),
+        ({"offset": 3, "duration": 0}, "a part of 0 s, from 3 s on"),
+        ({"channel": "TED"}, "'TED' in the column 'channel' is no channel of a recording, such as"),
+        ({"channel": 1024}, "is no channel of a recording"),
+    ],
+)
+def test_a_part_that_cannot_be_is_named_by_its_line(
+    tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
+    good = {"audio": "a.wav", "text": "x"} | dict.fromkeys(more, "")
+    path = table(tmp_path / "t.csv", [good, {**good, **more}])
+    with pytest.raises(DataError) as caught:
+        read_table(path, Columns(), tmp_path)
+    assert str(caught.value).startswith(f"{path}:3: ") and said in str(caught.value)
+
+
+def test_a_part_is_judged_by_itself(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, (6 * RATE, 2))
+    samples[: 2 * RATE, 1] = 0
+    soundfile.write(tmp_path / "talk.wav", np.clip(samples, -1, 1), RATE)
+    part = {"audio": "talk.wav", "text": "what was said", "channel": 1}
+    rows = [
+        {**part, "start": 0, "end": 2},
+        {**part, "start": 2, "end": 2.2},
+        {**part, "start": 3, "end": 4},
+        {**part, "start": 3, "end": 4},
+        {**part, "start": 5, "end": 6.5},
+        {**part, "start": 6, "end": ""},
+        {**part, "start": 4, "end": 5, "channel": 2},
+        {**part, "start": 5, "end": 6.05},
+    ]
+    path = table(tmp_path / "t.csv", rows)
+    checked = check_table(read_table(path, Columns(), tmp_path), {}, "t")
+    assert [(place[-1], finding.said) for place, finding in checked.findings] == [
+        ("2", "silent: no sample above 0.001 of full scale"),
+        ("3", "too short for its text: 11 characters in 0.20 s"),
+        ("5", f"doubled: the same audio as {path}:4"),
+        ("6", f"beyond the end: {tmp_path}/talk.wav has 6.00 s, and not the part up to 6.5 s"),
+        ("7", f"beyond the end: {tmp_path}/talk.wav has 6.00 s, and not the part from 6 s on"),
+        ("8", f"unreadable: {tmp_path}/talk.wav: no channel 2 in 2: 0 is the first"),
+    ]
+    assert [each.duration for each in checked.utterances] == [1.0, 1.0]
+
+
+def test_a_recording_that_has_changed_is_listened_to_anew(tmp_path: Path) -> None:
+    path = noise(tmp_path / "a.wav")
+    assert isinstance(listen(path), Heard)
+    data = bytearray(path.read_bytes())
+    data[4:8] = (2 * len(data)).to_bytes(4, "little")  # as much is promised
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    found = listen(path)
+    assert isinstance(found, Finding) and "truncated" in found.said
+
+
+def test_what_is_learned_from_is_the_part(tmp_path: Path) -> None:
+    """Through the manifest, and from a copy on the node's own disk."""
+    path = talk(tmp_path / "talk.wav")
+    whole, _ = soundfile.read(path, dtype="float32")
+    rows = [
+        {"audio": "talk.wav", "start": at, "end": at + 1.5, "channel": at % 2, "text": "so it is"}
+        for at in range(5)
+    ]
+    table(tmp_path / "all.csv", rows)
+    given = {"source": "table", "folder": tmp_path, "holdout_speakers": 1, "train": ["all.csv"]}
+    with pytest.raises(DataError, match="1 speakers leaves none of 1 for training"):
+        run(Settings(**given), job(tmp_path / "job"))
+    rows = [{**row, "speaker": number} for number, row in enumerate(rows)]
+    table(tmp_path / "all.csv", [{key: str(value) for key, value in row.items()} for row in rows])
+    result = run(Settings(**given), job(tmp_path / "job"))
+    heard = [
+        each for part in (result.train, result.dev, result.test) for each in read_manifest(part)
+    ]
+    assert {each.offset for each in heard} == {0, 1, 2, 3, 4}
+    for utterances in (heard, stage_files(heard, tmp_path / "staged")):
+        corpus = whole_corpus(utterances, Vocabulary.characters())
+        for index, each in enumerate(utterances):
+            begin = round(each.offset * RATE)
+            expected = whole[begin : begin + round(1.5 * RATE), each.channel]
+            assert np.array_equal(read(corpus, index), expected)
+    moved = [replace(each, offset=each.offset / 2) for each in heard]
+    assert whole_corpus(moved, Vocabulary.characters()).fingerprint() != corpus.fingerprint()
+    with soundfile.SoundFile(path, "r+") as file:
+        file.truncate(3 * RATE)
+    batch = Reader(whole_corpus(heard, Vocabulary.characters()))[range(5)]
+    assert sorted(name for name, _ in batch.unreadable) == sorted(
+        each.id for each in heard if each.offset > 1
+    )
+    assert dict(batch.unreadable)["talk-0-0000200-0000350"] == (
+        f"{path} has 1.00 s of audio from 2 s on, its manifest says 1.50 s: the file is cut off, "
+        "or the manifest is older than the file"
+    )
 
 
 def test_a_name_is_found_however_its_letters_and_folders_are_written(tmp_path: Path) -> None:
