@@ -63,7 +63,7 @@ def init_from_field() -> Any:
         None,
         description="weights to begin with, for fine-tuning: a checkpoint, a `checkpoints` folder "
         "or a step's folder of any run, of the same model and vocabulary (a bpe vocabulary is "
-        "taken over); optimizer, schedule and counters start anew",
+        "taken over; of another one with new_head); optimizer, schedule and counters start anew",
     )
 
 
@@ -124,6 +124,11 @@ class TrainingSettings(ModelSettings):
     train: Path = Field(description="manifest to learn from")
     dev: Path = Field(description="manifest that chooses the best checkpoint")
     init_from: Annotated[Path | None, Present()] = init_from_field()
+    new_head: bool = Field(
+        False,
+        description="with init_from: the output layer begins anew, for other symbols: another "
+        "language, or pieces of words after characters",
+    )
     stage: bool = Field(
         False,
         description="copy the audio to each node's own disk first ($SLURM_TMPDIR, else $TMPDIR), "
@@ -149,6 +154,12 @@ class TrainingSettings(ModelSettings):
         return self
 
     @model_validator(mode="after")
+    def _has_weights(self) -> "TrainingSettings":
+        if self.new_head and self.init_from is None:
+            _refuse(("new_head",), "without init_from every layer begins anew: leave new_head out")
+        return self
+
+    @model_validator(mode="after")
     def _ctc_fits(self) -> "TrainingSettings":
         try:
             self.ctc.check(self.configuration().blocks)
@@ -161,6 +172,11 @@ class TrainingSettings(ModelSettings):
                 "time_masks and frequency_masks, or preset: modern",
             )
         return self
+
+    @property
+    def vocabulary_from(self) -> Path | None:
+        """The checkpoint whose vocabulary is taken over."""
+        return None if self.new_head else self.init_from
 
     def recipe(self) -> Mapping[str, Any]:
         """What the preset says about `training`."""
@@ -224,7 +240,7 @@ class Writes(Protocol):
         """The form of texts."""
 
     @property
-    def init_from(self) -> Path | None:
+    def vocabulary_from(self) -> Path | None:
         """The checkpoint whose one is taken over."""
 
 
@@ -263,15 +279,15 @@ def _learn_vocabulary(settings: Writes, texts: "Sequence[str]") -> "Vocabulary":
 
 
 def _known_vocabulary(settings: Writes, kept: Path) -> "Vocabulary | None":
-    """The one of an earlier start of the step, else of the checkpoint that it begins with."""
+    """The one of an earlier start of the step, else of the checkpoint that it is taken from."""
     from lact_asr.text.load import load_vocabulary
     from lact_asr.training import checkpoint
 
     if kept.exists():
         return load_vocabulary(read_json(kept))
-    if settings.init_from is None:
+    if settings.vocabulary_from is None:
         return None
-    config = checkpoint.read_config(checkpoint.find(settings.init_from))
+    config = checkpoint.read_config(checkpoint.find(settings.vocabulary_from))
     return load_vocabulary(config["vocabulary"])
 
 
@@ -295,12 +311,19 @@ def fresh_model(
             raise Failed("settings", f"settings.model: {error}") from None
     torch.manual_seed(settings.training.seed)
     model = FAMILIES[settings.family](configuration.model_dump(), len(vocabulary))
-    begin(model, vocabulary, settings.init_from, job)
+    begin(model, vocabulary, settings.init_from, job, settings.new_head)
     return model
 
 
-def begin(model: "Model", vocabulary: "Vocabulary", given: Path | None, job: Job) -> None:
-    """Give a fresh model the weights of `init_from`, unless the step has a checkpoint of its own.
+def begin(
+    model: "Model",
+    vocabulary: "Vocabulary",
+    given: Path | None,
+    job: Job,
+    new_head: bool | None = None,
+) -> None:
+    """Give a fresh model the weights of `init_from`, unless the step has a checkpoint of its own;
+    all but its output layer where that is to begin anew (None: no setting asks for it).
 
     Failed where that is of another model or vocabulary.
     """
@@ -311,9 +334,10 @@ def begin(model: "Model", vocabulary: "Vocabulary", given: Path | None, job: Job
     if given is None or checkpoint.latest(job.directory / "checkpoints"):
         return
     try:
-        facts = begin_from(given, model, vocabulary)
+        facts = begin_from(given, model, None if new_head else vocabulary)
     except Misfit as error:
-        raise Failed("settings", f"init_from: {error}; or leave init_from out") from None
+        other = "" if new_head is not False else ", or of another vocabulary write new_head: true"
+        raise Failed("settings", f"init_from: {error}; or leave init_from out{other}") from None
     job.event("begun_from", **facts)
     if job.rank == 0:
         print(f"Begun with the weights of {facts['checkpoint']}", flush=True)

@@ -65,6 +65,11 @@ class Settings(Frozen):
     )
     training: LMTrainingConfig = Field(LMTrainingConfig(), description="length, batches, optimizer")
 
+    @property
+    def vocabulary_from(self) -> Path | None:
+        """The checkpoint whose vocabulary is taken over."""
+        return self.init_from
+
     @model_validator(mode="after")
     def _model_exists(self) -> "Settings":
         try:

@@ -51,10 +51,6 @@ class Settings(_training.ModelSettings, OverfitConfig):
     )
     ctc: CTCConfig = Field(CTCConfig(), description="without consistency, which needs masks")
 
-    @property
-    def init_from(self) -> None:
-        """It begins with fresh weights."""
-
 
 class Result(Frozen):
     """The verdict, and what it rests on."""

@@ -56,7 +56,7 @@ def _writing(
     settings: Mapping[str, Any], settings_of: Callable[[str], Mapping[str, Any] | None]
 ) -> dict[str, Any]:
     """The vocabulary; that of a teacher or of first weights is in their checkpoint, where it is."""
-    begun = settings.get("init_from")
+    begun = None if settings.get("new_head") else settings.get("init_from")
     if settings["vocabulary"] == "teacher":
         named = next(iter(references(str(settings["teacher"]))), "").split(".")[0]
         of_teacher = settings_of(named) if named else None

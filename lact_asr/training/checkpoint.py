@@ -242,10 +242,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def restore(module: nn.Module, file: Path) -> None:
-    """Load weights; DataError says which do not fit."""
+def restore(module: nn.Module, file: Path, without: str | None = None) -> None:
+    """Load weights, but not those whose names begin with `without`; DataError says which do not
+    fit.
+    """
+    values = load(file)
+    if without is not None:
+        kept = {n: v for n, v in module.state_dict().items() if n.startswith(without)}
+        values = {n: v for n, v in values.items() if not n.startswith(without)} | kept
     try:
-        module.load_state_dict(all_like(load(file), module))
+        module.load_state_dict(all_like(values, module))
     except RuntimeError as error:
         raise DataError(f"the weights in {file} do not fit the model: {error}") from error
 

@@ -2,7 +2,8 @@
 
 A checkpoint may go on as the run that it is, or be what another run begins with. Either way its
 tensors must have the names and shapes of the present model's, and its vocabulary must be the
-present one. What changes no tensor (dropout, the attention window) may differ.
+present one, but where the output layer begins anew. What changes no tensor (dropout, the attention
+window) may differ.
 """
 
 from collections.abc import Mapping
@@ -19,11 +20,13 @@ from lact_asr.training import checkpoint
 from lact_asr.training.checksums import facts, require_same
 from lact_asr.utils.errors import Damaged, Misfit
 
+HEAD = "head."  # names of the output layer's tensors begin so: `Model.head`
 _NAMED = 3  # tensors in a message
 
 
-def begin_from(path: Path, model: Model, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Give a fresh model the weights of a checkpoint; facts about it, for the record.
+def begin_from(path: Path, model: Model, vocabulary: Vocabulary | None) -> dict[str, Any]:
+    """Give a fresh model the weights of a checkpoint, without a vocabulary all but its output
+    layer's; facts about it, for the record.
 
     `path` is what `checkpoint.find` takes. DataError where it is none; Misfit where it is of
     another model or vocabulary.
@@ -31,26 +34,30 @@ def begin_from(path: Path, model: Model, vocabulary: Vocabulary) -> dict[str, An
     found = checkpoint.find(path)
     require_same(found, checkpoint.WEIGHTS)
     require_fit(found, model, vocabulary)
-    checkpoint.restore(model, found / checkpoint.WEIGHTS)
+    checkpoint.restore(model, found / checkpoint.WEIGHTS, None if vocabulary else HEAD)
     before = checkpoint.read_config(found)["model"]
     changed = changes(before, model.config.model_dump(mode="json"))
-    return {"checkpoint": str(found), **facts(found), "changed": changed}
+    anew = {} if vocabulary else {"new_head": True}
+    return {"checkpoint": str(found), **facts(found), "changed": changed, **anew}
 
 
-def require_fit(path: Path, model: Model, vocabulary: Vocabulary) -> None:
+def require_fit(path: Path, model: Model, vocabulary: Vocabulary | None) -> None:
     """Misfit that says how the model or vocabulary of a checkpoint is another, and what to write.
+    Without a vocabulary the output layer may be another, too.
 
     DataError where it cannot be read.
     """
-    stored = checkpoint.read_config(path)
-    other = _other_settings(stored, model) if _unlike(path, model) else ""
-    if stored["vocabulary"] != vocabulary.to_dict():
+    stored, unlike = checkpoint.read_config(path), _unlike(path, model)
+    if vocabulary is None:
+        unlike = [name for name in unlike if not name.startswith(HEAD)]
+    other = _other_settings(stored, model) if unlike else ""
+    if vocabulary is not None and stored["vocabulary"] != vocabulary.to_dict():
         there, here = (
             _name_vocabulary(load_vocabulary(stored["vocabulary"])),
             _name_vocabulary(vocabulary),
         )
         other = f"its vocabulary is {there}, not {here}{f'; {other}' if other else ''}"
-    elif not other and (unlike := _unlike(path, model)):
+    elif not other and unlike:
         other = f"other tensors are {', '.join(unlike[:_NAMED])}"
     if other:
         raise Misfit(f"{path} is of another model: {other}")

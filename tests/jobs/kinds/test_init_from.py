@@ -79,7 +79,8 @@ def test_a_step_that_has_a_checkpoint_of_its_own_does_not_begin_anew(tmp_path, c
         ({"family": "baseline"}, "write family: lact, not baseline; or leave init"),
         (
             {"vocabulary": "bpe", "vocabulary_size": 40},
-            "its vocabulary is characters with 29 symbols, not bpe with 40 symbols; or leave",
+            "its vocabulary is characters with 29 symbols, not bpe with 40 symbols; or leave "
+            "init_from out, or of another vocabulary write new_head: true",
         ),
     ],
 )
@@ -90,6 +91,52 @@ def test_weights_of_another_model_are_refused_in_a_sentence(tmp_path, corpus, ot
         train.run(expected, told(tmp_path / "second")[0])
     assert caught.value.cause == "settings"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [train, distill])
+def test_of_another_vocabulary_all_but_the_output_layer_is_taken_over(
+    tmp_path, corpus, capsys, kind
+):
+    """Characters, then pieces of words; another language has other characters."""
+    bpe = {"vocabulary": "bpe", "vocabulary_size": 35, "new_head": True}
+    first = train.run(settings(train, corpus, **bpe | {"new_head": False}), told(tmp_path / "a")[0])
+    plain = train.run(settings(train, corpus), told(tmp_path / "b")[0])
+    teacher = {"teacher": first.checkpoint} if kind is distill else {}
+    given = {**teacher, **({} if teacher else bpe)} | {
+        "new_head": True,
+        "init_from": tmp_path / "b",
+    }
+    job, _, events = told(tmp_path / "c")
+    found = kind.run(settings(kind, corpus, **given, training={"optim": STILL}), job)
+    now, before = weights(found.checkpoint), weights(plain.checkpoint)
+    assert now["head.weight"].shape[0] == 35 and before["head.weight"].shape[0] == 29
+    assert now.keys() == before.keys()
+    assert all(torch.equal(now[n], before[n]) for n in now if not n.startswith("head."))
+    begun = next(event for event in events if event["event"] == "begun_from")
+    assert (begun["new_head"], begun["changed"]) == (True, [])
+    texts = read_json(found.checkpoint / "config.json")["vocabulary"]
+    assert texts == read_json(first.checkpoint / "config.json")["vocabulary"]
+
+
+def test_a_new_output_layer_for_the_same_symbols_begins_anew_too(tmp_path, corpus):
+    first = train.run(settings(train, corpus), told(tmp_path / "first")[0])
+    anew = {"init_from": tmp_path / "first", "new_head": True}
+    tuned = settings(train, corpus, **anew, training={"optim": STILL, "seed": 5})
+    second = train.run(tuned, told(tmp_path / "second")[0])
+    now, before = weights(second.checkpoint), weights(first.checkpoint)
+    changed = [name for name in now if not torch.equal(now[name], before[name])]
+    assert changed and all(name.startswith("head.") for name in changed)
+
+
+def test_a_new_output_layer_is_for_weights_of_the_same_model(tmp_path, corpus):
+    train.run(settings(train, corpus), told(tmp_path / "first")[0])
+    other = settings(train, corpus, init_from=tmp_path / "first", new_head=True, model={"mlp": 32})
+    with pytest.raises(
+        Failed, match=r"write model: \{mlp: 64\}, not \{mlp: 32\}; or leave init_from"
+    ):
+        train.run(other, told(tmp_path / "second")[0])
+    with pytest.raises(ValueError, match="without init_from every layer begins anew"):
+        settings(train, corpus, new_head=True)
 
 
 def test_a_learned_vocabulary_comes_with_the_weights_and_stays(tmp_path, corpus):

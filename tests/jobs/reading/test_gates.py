@@ -71,6 +71,17 @@ def test_a_student_writes_as_its_teacher_does(tmp_path: Path) -> None:
     assert found["vocabulary_from"] == str(tmp_path / "old" / "best")
 
 
+def test_first_weights_bring_their_pieces_of_words_unless_the_output_layer_is_new(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "old").mkdir()
+    for more, brought in (("", str(tmp_path / "old")), (", new_head: true", None)):
+        trained = f"{{{GUARDED['train'][:-1]}, init_from: old{more}}}}}"
+        steps = [f"  other: {trained}", "  gate: {kind: overfit, settings: {like: other}}"]
+        found = read_pipeline(written(tmp_path, *steps), folder=tmp_path).step("gate").settings
+        assert found.get("vocabulary_from") == brought
+
+
 @pytest.mark.parametrize(
     ("like", "said"),
     [
