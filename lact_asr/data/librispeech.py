@@ -3,8 +3,9 @@
     84/121123/84-121123.trans.txt       one line per recording: 84-121123-0000 GO DO YOU HEAR
     84/121123/84-121123-0000.flac       or .wav, .opus, .ogg, .mp3
 
-Every transcript line needs its recording and every recording its line; whatever is missing, doubled
-or truncated is reported at once, by name.
+The speaker is what stands before the first - of an id, where a folder has that name; else the first
+folder, as in anna/2020/talk_17.wav. Every transcript line needs its recording and every recording
+its line; whatever is missing, doubled or truncated is reported at once, by name.
 """
 
 import hashlib
@@ -30,6 +31,8 @@ def scan(folder: Path) -> list[Utterance]:
     mistakes: list[str] = []
     for directory, names in walk_visible(folder):
         for utterance in _chapter(directory, names, mistakes):
+            speaker = _speaker(utterance.id, directory.relative_to(folder).parts)
+            utterance = replace(utterance, speaker=speaker)
             if utterance.id in found:
                 mistakes.append(f"{utterance.audio}: {found[utterance.id].audio} has the same id")
             found[utterance.id] = utterance
@@ -53,6 +56,12 @@ def hold_out(
     recordings or other speakers moves no one between the lists unless they are drawn instead.
     """
     names = sorted({each.speaker for each in utterances}, key=_draw)
+    if names == [""]:
+        raise DataError(
+            "no utterance has a speaker, and `holdout_speakers` holds out speakers: write who "
+            "speaks into utt2spk or into a column (columns: {speaker: ...}), or name subsets for "
+            "dev and test"
+        )
     if len(names) <= speakers * parts:
         raise DataError(
             f"holding out {parts} x {speakers} speakers leaves none of {len(names)} for training:"
@@ -82,7 +91,13 @@ def _chapter(directory: Path, names: Sequence[str], mistakes: list[str]) -> list
         texts.update(_transcripts(path, recordings, mistakes))
     mistakes += [f"{recordings[key]}: no transcript" for key in recordings if key not in texts]
     both = [key for key in texts if key in recordings]
-    return [Utterance(key, recordings[key], 0.0, texts[key], key.split("-")[0]) for key in both]
+    return [Utterance(key, recordings[key], 0.0, texts[key], "") for key in both]
+
+
+def _speaker(identity: str, folders: Sequence[str]) -> str:
+    """Whole ids for speakers would put one voice into train and dev, as speakers are held out."""
+    first = identity.split("-")[0]
+    return first if first in folders or not folders else folders[0]
 
 
 def _transcripts(path: Path, recordings: dict[str, Path], mistakes: list[str]) -> dict[str, str]:

@@ -37,6 +37,26 @@ def test_utterances_come_in_the_order_of_their_ids(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("place", "speaker"),
+    [
+        ("84/7/84-7-0000", "84"),
+        ("dev-clean/84/7/84-7-0000", "84"),
+        ("anna/2020/talk_17", "anna"),
+        ("anna/2020-05-03-talk", "anna"),
+        ("p225/p225_001", "p225"),
+        ("bert-17", "bert"),
+    ],
+)
+def test_the_speaker_is_in_the_id_or_the_first_folder(
+    tmp_path: Path, place: str, speaker: str
+) -> None:
+    """No id is a speaker of its own: held out, the same voice would be in train, too."""
+    path = recording(tmp_path / f"{place}.flac")
+    (path.parent / "a.trans.txt").write_text(f"{path.stem} SO IT IS\n")
+    assert [each.speaker for each in scan(tmp_path)] == [speaker]
+
+
 def test_everything_wrong_is_reported_at_once_by_name(tmp_path: Path) -> None:
     transcript = chapter(tmp_path, speaker=1, utterances=4)
     place = transcript.parent
