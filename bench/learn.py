@@ -88,7 +88,8 @@ def train(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(True))
     vocabulary = recipe.vocabulary(in_normal_form(each.text) for each in parts[0])
-    objective = Timed(recipe.fresh(vocabulary, seed, given.tiny), recipe.loss())
+    model = recipe.fresh(vocabulary, seed, given.tiny)
+    objective = Timed(model, recipe.loss(), vocabulary)
     objective.begin(_spent(folder))
 
     def report(line: Mapping[str, Any]) -> None:

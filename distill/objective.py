@@ -73,7 +73,7 @@ class DistillObjective(SpeechObjective):
         `sample` is what a layer map by likeness is made from, `ctc` what is added to CTC; every
         `log_every` steps it is measured what losses are expected to be.
         """
-        self.task = CTCObjective(student, ctc)
+        self.task = CTCObjective(student, ctc, vocabulary)
         self.views = self.task.views
         self.video_shape = student.video_shape or source.video_shape
         check_vocabularies(vocabulary, source.vocabulary, config)
@@ -100,6 +100,8 @@ class DistillObjective(SpeechObjective):
         )
         self.balancer = Balancer(["kd", *self.hints.names], config.balance)
         self.trainable = nn.ModuleDict({"student": student, **self.hints.modules})
+        if self.task.spelling:
+            self.trainable["spelling"] = self.task.spelling
         if config.balance != "static":
             self.trainable["balancer"] = self.balancer
         if self.projected:
@@ -129,7 +131,7 @@ class DistillObjective(SpeechObjective):
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The student at the given rate, maps faster: they start from nothing."""
-        factors = {"student": 1.0, "balancer": SCALES_RATE}
+        factors = {"student": 1.0, "spelling": 1.0, "balancer": SCALES_RATE}
         groups = []
         for name, module in self.trainable.items():
             parts = [(module, factors.get(name, self.config.projector_rate))]

@@ -375,7 +375,7 @@ def learn(settings: CTCSettings, job: Job) -> Trained:
     parts = utterances(settings)
     symbols = vocabulary(settings, parts[0], job)
     model = fresh_model(settings, symbols, parts[0], job)
-    return fit(CTCObjective(model, settings.ctc), settings, parts, symbols, job)
+    return fit(CTCObjective(model, settings.ctc, symbols), settings, parts, symbols, job)
 
 
 def require_best(done: "FitResult", dev: Path) -> None:

@@ -86,7 +86,7 @@ def run(settings: Settings, job: Job) -> Result:
         utterances,
         vocabulary,
         settings,
-        objective=lambda model: CTCObjective(model, settings.ctc),
+        objective=lambda model: CTCObjective(model, settings.ctc, vocabulary),
         report=job.report,
         should_stop=job.should_stop,
         device=World(job.rank, job.world_size, job.local_rank).device(),

@@ -62,6 +62,11 @@ class CTCConfig(Frozen):
     intermediate_weight: float = Field(
         0.3, gt=0, lt=1, description="Share of the loss that these blocks have together"
     )
+    intermediate_symbols: Literal["output", "characters"] = Field(
+        "output",
+        description="What these blocks write: the output's symbols; or characters, which are "
+        "learned sooner than pieces of words, by an output layer that only training has",
+    )
     consistency: float = Field(
         0.0,
         ge=0,
@@ -69,6 +74,15 @@ class CTCConfig(Frozen):
         "the divergence between the two is added (published: 0.2, with time_masks 25 and "
         "time_total 0.375); a batch then has half as many utterances; 0 is off",
     )
+
+    @model_validator(mode="after")
+    def _read_somewhere(self) -> "CTCConfig":
+        if self.intermediate_symbols == "characters" and not self.intermediate:
+            raise ValueError(
+                "intermediate_symbols: characters names no block that writes them: write "
+                "intermediate: [2], or another"
+            )
+        return self
 
     @property
     def views(self) -> int:

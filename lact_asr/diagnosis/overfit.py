@@ -132,7 +132,8 @@ class _Gate:
 
     def _fresh(self, batch: Batch) -> Learner:
         torch.manual_seed(self.config.seed)
-        objective = self.objective(self.build().to(self.device))
+        objective = self.objective(self.build())
+        objective.trainable.to(self.device)
         return Learner(objective, batch, self.config, self.device)
 
     def _see(self, batch: Batch) -> None:

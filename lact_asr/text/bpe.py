@@ -80,6 +80,11 @@ class BPEVocabulary(Vocabulary):
         model = base64.b64encode(self._model).decode()
         return {"kind": self.kind, "model": model, **stated(self.form)}
 
+    def spelled(self) -> Vocabulary:
+        """The characters of its pieces; not those that are too rare for a piece."""
+        pieces = [s for i, s in enumerate(self.symbols, 1) if not self._processor.is_byte(i)]
+        return Vocabulary(sorted({*"".join(pieces).replace(MARK, " ")}), self.form)
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text in normal form; DataError names the characters that have none."""
         if self.form == ENGLISH:

@@ -54,6 +54,10 @@ class Vocabulary:
         """A text in the form that this vocabulary writes."""
         return in_normal_form(text, self.form)
 
+    def spelled(self) -> "Vocabulary":
+        """The characters that its symbols consist of."""
+        return self
+
     def __len__(self) -> int:
         return len(self.symbols) + 1  # and the blank
 

@@ -16,8 +16,10 @@ from lact_asr.model.ctc_loss import ctc_losses
 from lact_asr.model.forward import forward_batch
 from lact_asr.model.interface import CTCModel, CTCOutput, Model
 from lact_asr.model.masks import length_mask
+from lact_asr.text.vocabulary import Vocabulary
 from lact_asr.training.logger import TrainingLogger
 from lact_asr.training.loss import Loss, Outcome, Part
+from lact_asr.training.spelling import Spelling
 
 AnyBatch = TypeVar("AnyBatch")
 AnyModel = TypeVar("AnyModel", bound=Model)
@@ -63,16 +65,32 @@ class CTCObjective(SpeechObjective):
 
         (1 - w) CTC + w mean of CTC at intermediate blocks + c CR
 
+    Those may write characters where the output writes pieces of words (`Spelling`).
     With consistency every utterance is heard twice: CTC is the mean of both, and CR = (KL(a || b) +
     KL(b || a)) / 2 summed over frames, where the first of each pair gives no gradient (Yao et al.
     2024). All are sums over the batch, so they too are exact however a step is cut.
     """
 
-    def __init__(self, model: CTCModel, config: CTCConfig | None = None) -> None:
+    trainable: nn.Module
+
+    def __init__(
+        self,
+        model: CTCModel,
+        config: CTCConfig | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """The vocabulary is what the model writes with; it is needed where inner blocks write
+        other symbols.
+        """
         self.model = self.trainable = model
         self.config = config or CTCConfig()
         if self.config.intermediate:
             self.config.check(model.config.blocks)
+        self.spelling: Spelling | None = None
+        if self.config.intermediate_symbols == "characters":
+            assert vocabulary, "what the model writes with"
+            self.spelling = Spelling(model.head.in_features, vocabulary)
+            self.trainable = nn.ModuleDict({"model": model, "spelling": self.spelling})
         self.views = self.config.views  # fit puts fewer utterances into a batch
         self.video_shape = model.video_shape
 
@@ -104,21 +122,26 @@ class CTCObjective(SpeechObjective):
         return Loss(total, labels, shown, {"zeroed": zeroed})
 
     def _losses(self, output: CTCOutput, heard: Batch) -> Sequence[Tensor]:
-        """CTC losses [B] of the output, then of what the model's head reads at the chosen blocks;
-        in one call, for each would wait for the device.
+        """CTC losses [B] of the output, then of what is read at the chosen blocks; in one call, for
+        each would wait for the device.
         """
-        inner = [
-            self.model.read_out(output.hidden[n - 1], output.lengths)
-            for n in self.config.intermediate
-        ]
-        said, times = [output.log_probs, *inner], 1 + len(inner)
+        states = [output.hidden[n - 1] for n in self.config.intermediate]
+        own = (heard.targets, heard.target_lengths)
+        if self.spelling:
+            targets, lengths = self.spelling.labels(heard.texts)
+            labels = [own] + [(sent(targets, heard.targets.device), lengths)] * len(states)
+            inner = [self.spelling.read_out(each) for each in states]
+        else:
+            labels = [own] * (1 + len(states))
+            inner = [self.model.read_out(each, output.lengths) for each in states]
         texts = replace(
             heard,
-            targets=heard.targets.repeat(times),
-            target_lengths=heard.target_lengths.repeat(times),
+            targets=torch.cat([targets for targets, _ in labels]),
+            target_lengths=torch.cat([lengths for _, lengths in labels]),
         )
-        lengths = self.model.output_lengths(heard.wave_lengths).repeat(times)
-        return ctc_losses(torch.cat(said), lengths, texts).chunk(times)
+        times = len(labels)
+        frames = self.model.output_lengths(heard.wave_lengths).repeat(times)
+        return ctc_losses(torch.cat([output.log_probs, *inner]), frames, texts).chunk(times)
 
 
 def repeat_batch(batch: Batch, times: int) -> Batch:

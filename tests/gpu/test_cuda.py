@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jobs.job import Job
 from jobs.kinds import evaluate
 from lact_asr.config.model import named_size
+from lact_asr.config.training import CTCConfig
 from lact_asr.data.batch import Batch
 from lact_asr.data.dataset import Reader, whole_corpus
 from lact_asr.data.manifest import read_manifest, write_manifest
@@ -187,19 +188,21 @@ LEARNING = {"max_steps": 8, "batch_seconds": 6.0, "valid_every": 8, "workers": 0
 
 
 @pytest.mark.parametrize("method", ["adamw", "muon"])
+@pytest.mark.parametrize("symbols", ["output", "characters"])
 def test_a_model_learns_on_the_device_with_its_memory_probed_first(
-    tmp_path: Path, device: torch.device, method: str
+    tmp_path: Path, device: torch.device, method: str, symbols: str
 ) -> None:
     model, optim = tiny(layers=2), {"method": method}
+    ctc = CTCConfig(intermediate=(1,), intermediate_symbols=symbols)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     given = {**LEARNING, "optim": optim, "precision": "bf16"}
-    result, recorded = run(
-        tmp_path, tones(tmp_path, 8), CTCObjective(model), device=device, **given
-    )
+    objective = CTCObjective(model, ctc, VOCABULARY)
+    result, recorded = run(tmp_path, tones(tmp_path, 8), objective, device=device, **given)
     assert (result.step, result.steps_skipped) == (8, 0)
     losses = recorded.losses()
     assert losses[8] < 0.9 * losses[1]
-    assert {parameter.device.type for parameter in model.parameters()} == {device.type}
+    learned = list(objective.trainable.parameters())
+    assert {parameter.device.type for parameter in learned} == {device.type}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     still = [n for n, value in model.state_dict().items() if torch.equal(value.cpu(), before[n])]
     assert still == []

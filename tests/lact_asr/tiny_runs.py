@@ -132,6 +132,7 @@ def run(
     recorded: RecordedEvents | None = None,
     device: torch.device | None = None,
     fence: Callable[[], None] = no_fence,
+    vocabulary: Vocabulary = VOCABULARY,
     **changes: object,
 ) -> tuple[FitResult | Interrupted, RecordedEvents]:
     """fit with the small parts; asked to stop once `stop_at` steps are done."""
@@ -142,7 +143,7 @@ def run(
         objective or CTCObjective(tiny()),
         train,
         dev or train[:2],
-        VOCABULARY,
+        vocabulary,
         settings(**changes),
         folder,
         report=lambda line: recorded.metrics.append(dict(line)),

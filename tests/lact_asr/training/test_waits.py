@@ -19,6 +19,11 @@ CAUSAL = {"schedule": "apply_then_update", "chunk": 8, "window": 8, "momentum": 
 OBJECTIVES: dict[str, Callable[[], CTCObjective]] = {
     "plain CTC": lambda: CTCObjective(tiny(dropout=0.1, layer_drop=0.1, conv_kernel=5)),
     "causal, in chunks": lambda: CTCObjective(tiny(**CAUSAL)),
+    "characters at inner blocks": lambda: CTCObjective(
+        tiny(layers=3),
+        CTCConfig(intermediate=(1, 2), intermediate_symbols="characters"),
+        VOCABULARY,
+    ),
     "intermediate CTC and consistency": lambda: CTCObjective(
         tiny(layers=3), CTCConfig(intermediate=(1, 2), consistency=0.2)
     ),
