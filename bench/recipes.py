@@ -75,6 +75,8 @@ class Recipe:
 MUON = {"method": "muon"}
 CONVOLUTION = {"conv_kernel": 15}
 HALVED = {**CONVOLUTION, "subsampling": 8, "conv_layers": 3}
+NEAR = {**CONVOLUTION, "window": 16}
+SPELLED = {"intermediate": [2], "intermediate_symbols": "characters"}
 MASKS = {"frequency_masks": 2, "time_masks": 25, "time_total": 0.375}  # for CR-CTC
 RATES = (1e-3, 2e-3, 4e-3)
 
@@ -130,6 +132,20 @@ PARTS = {  # what pipelines for more speech have, one by one
     **{
         f"pieces{count}": replace(_UNMASKED, what=f"{count} pieces of words", pieces=count)
         for count in (100, 400, 800, 1600)
+    },
+    "near": replace(_UNMASKED, what="windows of 16 tokens", model=NEAR),
+    "near_off": replace(
+        _UNMASKED, what="windows of 16 tokens, no update", model={**NEAR, "schedule": "off"}
+    ),
+    **{
+        f"spelled{count}": replace(
+            _UNMASKED,
+            what=f"{count} pieces of words, characters at block 2, windows of 16 tokens",
+            pieces=count,
+            model=NEAR,
+            ctc=SPELLED,
+        )
+        for count in (200, 800, 1600)
     },
     # steps of `halved` took 0.45 s of a core where those of `pieces` took 0.58, and 0.63 with twice
     # the speech in each: 100 s of audio a second in place of 55
