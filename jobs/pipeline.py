@@ -30,6 +30,13 @@ class Made:
     """Marks a setting whose path the step makes, where it is not there."""
 
 
+@dataclass(frozen=True)
+class Inside:
+    """Marks a setting with names of what is in the folder that another setting says."""
+
+    setting: str
+
+
 # A result that counts 100 % as 1: gates know, and whoever writes per cent is told.
 Fraction = Annotated[float, Field(json_schema_extra={"unit": "fraction"})]
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from jobs.errors import nearest
 from jobs.folders import folder_of
 from jobs.job import Job
-from jobs.pipeline import Made, Resources, Space
+from jobs.pipeline import Inside, Made, Resources, Space
 from lact_asr.config.base import Frozen
 from lact_asr.config.table import Columns
 from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
@@ -50,11 +50,15 @@ class Settings(Frozen):
     source: Literal["librispeech", "mini_librispeech", "folder", "table", "kaldi", "synthetic"] = (
         Field(description="the corpus; synthetic makes its own train, dev and test")
     )
-    train: list[str] = Field(
+    train: Annotated[list[str], Inside("folder")] = Field(
         [], description="subsets to learn from, such as train-clean-100, or tables: [train.csv]"
     )
-    dev: list[str] = Field([], description="subsets that choose the checkpoint")
-    test: list[str] = Field([], description="subsets that judge it; may name dev's on purpose")
+    dev: Annotated[list[str], Inside("folder")] = Field(
+        [], description="subsets that choose the checkpoint"
+    )
+    test: Annotated[list[str], Inside("folder")] = Field(
+        [], description="subsets that judge it; may name dev's on purpose"
+    )
     holdout_speakers: int = Field(
         0,
         ge=0,
@@ -71,7 +75,7 @@ class Settings(Frozen):
         "source: table, where the tables are (.csv, .tsv, .jsonl, .json); for source: kaldi, where "
         "the data directories are",
     )
-    audio_folder: str = Field(
+    audio_folder: Annotated[str, Inside("folder")] = Field(
         "",
         description="for source: table and kaldi, where the paths in tables and in wav.scp begin, "
         "from `folder` on, such as clips or ..; `folder` itself if not given",

@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 
 from jobs import gate, kinds
 from jobs.errors import SpecError, nearest
-from jobs.pipeline import NAME, Made, Pipeline, Present, Resources, Step
+from jobs.pipeline import NAME, Inside, Made, Pipeline, Present, Resources, Step
 from jobs.reading.file_schema import PipelineFile, StepFile
 from jobs.reading.former import former
 from jobs.reading.gates import can_be_guarded, is_decided, taken_over
@@ -35,6 +36,8 @@ from jobs.reading.results import decided_already, sample_of
 from jobs.reading.validation import ANYTHING, validate
 from jobs.reading.yaml12 import Document, read
 from lact_asr.utils.files import is_there
+
+FEW = 20  # names that a message lists
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -320,6 +323,7 @@ class _Steps:
                 settings = replace(settings, inner, escape_references(str(whole)))
         for inner, value in written.items():
             settings = replace(settings, inner, value)
+        self._expect_inside(name, kind, settings)
         return settings
 
     def _expect_braces(self, place: Place, raw: dict[str, Any]) -> None:
@@ -354,6 +358,21 @@ class _Steps:
         elif not self.files[name].needs:
             words = f"{path} does not exist here, and {name} needs no step that could make it"
             self.document.notice(place, words)
+
+    def _expect_inside(self, name: str, kind: ModuleType, settings: Mapping[str, Any]) -> None:
+        """Say which names are not in a folder that is there, of a step that no other step feeds."""
+        for key, field in kind.Settings.model_fields.items():
+            marks = [mark for mark in field.metadata if isinstance(mark, Inside)]
+            folder = Path(settings[marks[0].setting] or "") if marks else Path()
+            if self.files[name].needs or not marks or not folder.name or not folder.is_dir():
+                continue
+            names = settings[key] if isinstance(settings[key], list) else [settings[key]]
+            for each in names:
+                if each and "${" not in each and not is_there(folder / each):
+                    place = ("steps", name, "settings", key)
+                    there = _few_names(folder)
+                    hint = f": {nearest(each, there)}" if there else ""
+                    self.document.notice(place, f"{folder} has no {each!r} here{hint}")
 
     def _sample(self, name: str, place: Place, text: str) -> Any:
         """A value of the type that the text will have, for checking the settings now."""
@@ -409,3 +428,12 @@ class _Steps:
                     found.add(need)
                     queue.append(need)
         return found
+
+
+def _few_names(folder: Path) -> list[str]:
+    """What is in a folder, if it can be listed and a message can: names that begin with no dot."""
+    try:
+        found = sorted(islice((each.name for each in folder.glob("[!.]*")), FEW + 1))
+    except OSError:
+        return []
+    return found if len(found) <= FEW else []

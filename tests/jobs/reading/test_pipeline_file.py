@@ -591,6 +591,43 @@ def test_whatever_stands_in_a_step_is_read_or_refused(step: dict) -> None:
         assert all(line.startswith(str(path)) for line in error.mistakes)
 
 
+def test_a_subset_that_is_not_in_its_folder_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as a mistake: compute nodes may see another folder of that name."""
+    for name in ("train.csv", "dev.csv", "clips", ".hidden"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+    for number in range(50):
+        (tmp_path / "many" / str(number)).mkdir(parents=True)
+    text = """\
+steps:
+  sound: {kind: download, settings: {source: table, folder: few, audio_folder: clips,
+    train: [train.csv], dev: [dev.csv], test: [dev.csv]}}
+  wrong: {kind: download, settings: {source: table, folder: few, audio_folder: clip,
+    train: [train.csv, x.tsv], dev: [dev.tsv], test: [dev.csv]}}
+  large: {kind: download, settings: {source: folder, folder: many, train: [50], dev: ["1"],
+    test: ["2"]}}
+  absent: {kind: download, settings: {source: folder, folder: gone, train: [a], dev: [b],
+    test: [c]}}
+  later: {kind: download, needs: [sound], settings: {source: folder, folder: many, train: [x],
+    holdout_speakers: 1}}
+"""
+    (tmp_path / "p.yaml").write_text(text.replace("[50]", '["50"]'))
+    read_pipeline(tmp_path / "p.yaml", folder=tmp_path)
+    where, few = f"{tmp_path}/p.yaml", tmp_path / "few"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{where}:5: steps.wrong.settings.train: {few} has no 'x.tsv' here: valid are clips, "
+        "dev.csv, train.csv",
+        f"{where}:5: steps.wrong.settings.dev: {few} has no 'dev.tsv' here: did you mean "
+        "'dev.csv'?",
+        f"{where}:4: steps.wrong.settings.audio_folder: {few} has no 'clip' here: did you mean "
+        "'clips'?",
+        f"{where}:6: steps.large.settings.train: {tmp_path}/many has no '50' here",
+        f"{where}:8: steps.absent.settings.folder: {tmp_path}/gone does not exist here, and absent "
+        "needs no step that could make it",
+    ]
+
+
 def test_what_no_step_can_make_in_time_and_is_not_there_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
