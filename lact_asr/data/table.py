@@ -187,8 +187,9 @@ def _json_lines(path: Path, file: Iterable[str]) -> Records:
 
 def _check_columns(path: Path, records: Records, columns: Columns) -> None:
     there = list(dict.fromkeys(name for _, record in records for name in record))
-    for name in ("audio", "text", "offset"):
-        if (key := getattr(columns, name)) and key not in there:
+    needed = {"audio": columns.audio, "text": columns.text, "offset": columns.offset}
+    for name, key in needed.items():
+        if key and key not in there:
             raise DataError(
                 f"{path}: no column {key!r}; the columns are {', '.join(there)}: write "
                 f"columns: {{{name}: ...}} with its name"
