@@ -30,9 +30,7 @@ def scan(folder: Path) -> list[Utterance]:
     found: dict[str, Utterance] = {}
     mistakes: list[str] = []
     for directory, names in walk_visible(folder):
-        for utterance in _chapter(directory, names, mistakes):
-            speaker = _speaker(utterance.id, directory.relative_to(folder).parts)
-            utterance = replace(utterance, speaker=speaker)
+        for utterance in _chapter(directory, names, directory.relative_to(folder).parts, mistakes):
             if utterance.id in found:
                 mistakes.append(f"{utterance.audio}: {found[utterance.id].audio} has the same id")
             found[utterance.id] = utterance
@@ -78,8 +76,10 @@ def _draw(speaker: str) -> str:
     return hashlib.sha256(speaker.encode()).hexdigest()
 
 
-def _chapter(directory: Path, names: Sequence[str], mistakes: list[str]) -> list[Utterance]:
-    """The utterances of one folder, durations still zero."""
+def _chapter(
+    directory: Path, names: Sequence[str], folders: Sequence[str], mistakes: list[str]
+) -> list[Utterance]:
+    """The utterances of one folder, durations still zero; `folders` lead to it."""
     recordings: dict[str, Path] = {}
     for path in (directory / name for name in names):
         if is_recording(path):
@@ -91,7 +91,9 @@ def _chapter(directory: Path, names: Sequence[str], mistakes: list[str]) -> list
         texts.update(_transcripts(path, recordings, mistakes))
     mistakes += [f"{recordings[key]}: no transcript" for key in recordings if key not in texts]
     both = [key for key in texts if key in recordings]
-    return [Utterance(key, recordings[key], 0.0, texts[key], "") for key in both]
+    return [
+        Utterance(key, recordings[key], 0.0, texts[key], _speaker(key, folders)) for key in both
+    ]
 
 
 def _speaker(identity: str, folders: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from lact_asr.utils.progress import Progress
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # NeMo calls JSON lines .json
 OFFSETS = ("offset", "start")  # columns, where none is named
+PLACES = ("offset", "end", "duration", "channel")  # where in its recording an utterance is
 THREADS = 4  # decoding leaves Python's lock
 
 
@@ -187,13 +188,20 @@ def _json_lines(path: Path, file: Iterable[str]) -> Records:
 
 def _check_columns(path: Path, records: Records, columns: Columns) -> None:
     there = list(dict.fromkeys(name for _, record in records for name in record))
-    needed = {"audio": columns.audio, "text": columns.text, "offset": columns.offset}
-    for name, key in needed.items():
-        if key and key not in there:
+    given, usual = columns.model_dump(), Columns().model_dump()
+    for name in ("audio", "text", *PLACES):
+        asked = name not in PLACES or given[name] not in ("", usual[name])
+        if asked and given[name] not in there:
             raise DataError(
-                f"{path}: no column {key!r}; the columns are {', '.join(there)}: write "
+                f"{path}: no column {given[name]!r}; the columns are {', '.join(there)}: write "
                 f"columns: {{{name}: ...}} with its name"
             )
+    begins = {columns.offset} if columns.offset else {*OFFSETS}
+    if begins & {*there} and not {columns.end, columns.duration} & {*there}:
+        raise DataError(
+            f"{path}: the column {min(begins & {*there})!r} says where utterances begin, and none "
+            "where they end: write columns: {end: ...} or {duration: ...} with its name"
+        )
 
 
 def _row(place: str, start: Path, record: dict[str, object], columns: Columns) -> Row:
@@ -202,13 +210,13 @@ def _row(place: str, start: Path, record: dict[str, object], columns: Columns) -
             raise ValueError(f"no text in the column {key!r}")
     audio, text = str(record[columns.audio]), str(record[columns.text])
     offset, seconds, channel = part = _part(record, columns)
-    name = record.get(columns.id) or f"{Path(audio).with_suffix('')}{part_name(*part)}"
+    name = record.get(columns.id) or f"{Path(audio).with_suffix('')}{_part_name(*part)}"
     speaker = str(record.get(columns.speaker) or "")
     identity = str(name).strip("/").replace("/", "-")
     return Row(place, identity, start / audio, text, speaker, offset, seconds, channel)
 
 
-def part_name(offset: float | None, seconds: float | None, channel: int | None) -> str:
+def _part_name(offset: float | None, seconds: float | None, channel: int | None) -> str:
     """What a part's name has behind its recording's: hundredths of seconds, as in Kaldi's."""
     ends = [] if offset is None else [offset, *([] if seconds is None else [offset + seconds])]
     parts = [f"{round(each * 100):07}" for each in ends]
@@ -221,7 +229,7 @@ def _part(
     """Offset and length in seconds, and channel, where a line has them; ValueError."""
     names = [columns.offset] if columns.offset else OFFSETS
     offset = _seconds(record, next((name for name in names if name in record), ""))
-    channel = channel_number(record.get(columns.channel), columns.channel)
+    channel = _channel_number(record.get(columns.channel), columns.channel)
     if offset is None:
         return None, None, channel
     end = _seconds(record, columns.end)
@@ -244,7 +252,7 @@ def _seconds(record: dict[str, object], key: str) -> float | None:
     return seconds
 
 
-def channel_number(given: object, key: str = "channel") -> int | None:
+def _channel_number(given: object, key: str = "channel") -> int | None:
     """0 for 0 and A, the first; ValueError for what is no channel."""
     if given is None or given == "":
         return None

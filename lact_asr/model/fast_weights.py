@@ -233,11 +233,12 @@ def newton_schulz_by_gram(matrices: Tensor, coefficients: str) -> Tensor:
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = _unit(wide(matrices.mT if tall else matrices))
-    s, turn, one = x @ x.mT, None, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    s, turn, p = x @ x.mT, None, None
+    one = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     for a, b, c in NEWTON_SCHULZ[coefficients]:
+        s = s if p is None else p @ s @ p
         p = a * one + b * s + c * (s @ s)
         turn = p if turn is None else p @ turn
-        s = p @ s @ p
     assert turn is not None, "there is a first stage"
     return ((turn @ x).mT if tall else turn @ x).to(matrices.dtype)
 

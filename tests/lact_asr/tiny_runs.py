@@ -58,6 +58,13 @@ def manifest(folder: Path) -> list[Utterance]:
     return read_manifest(folder / "tones.jsonl")
 
 
+def manifests(folder: Path, train: int, dev: int) -> dict[str, Path]:
+    """Manifests of so many utterances to learn from and to validate with, by setting."""
+    for name, count, seed in (("train", train, 0), ("dev", dev, 1)):
+        write_manifest(folder / f"{name}.jsonl", tones(folder, count, seed))
+    return {name: folder / f"{name}.jsonl" for name in ("train", "dev")}
+
+
 def tiny(seed: int = 0, **changes: object) -> Recognizer:
     """The one tiny model, with weights by seed."""
     torch.manual_seed(seed)

@@ -14,17 +14,14 @@ from lact_asr.training import checkpoint
 from lact_asr.utils.errors import Failed, Interrupted
 from lact_asr.utils.files import read_json
 from tests.jobs.kinds.test_kinds import SMALL, told
-from tests.lact_asr.tiny_runs import tones
+from tests.lact_asr.tiny_runs import manifests, tones
 
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> dict[str, Path]:
-    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "dev")}
-    write_manifest(files["train"], tones(tmp_path, 6))
-    write_manifest(files["dev"], tones(tmp_path, 2, seed=1))
-    return files
+    return manifests(tmp_path, 6, 2)
 
 
 def settings(kind: Any, corpus: dict[str, Path], **given: Any) -> Any:

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from lact_asr.data.manifest import write_manifest
 from lact_asr.training import checkpoint
 from tests.jobs.kinds.test_kinds import SMALL, run, told
-from tests.lact_asr.tiny_runs import tones
+from tests.lact_asr.tiny_runs import manifests
 
 CHARACTERS = {"intermediate": [1], "intermediate_symbols": "characters"}
 SHORT = {"max_steps": 3, "batch_seconds": 14, "valid_every": 3, "checkpoint_every": 3}
@@ -17,10 +16,7 @@ BPE = {"vocabulary": "bpe", "vocabulary_size": 35}
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> dict[str, Path]:
-    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "dev")}
-    write_manifest(files["train"], tones(tmp_path, 6))
-    write_manifest(files["dev"], tones(tmp_path, 2, seed=1))
-    return files
+    return manifests(tmp_path, 6, 2)
 
 
 def test_a_recognizer_and_its_student_learn_characters_and_write_pieces(

@@ -24,7 +24,7 @@ from lact_asr.data.manifest import Utterance, read_manifest, write_manifest
 from lact_asr.utils.errors import DataError, Failed, Interrupted
 from lact_asr.utils.files import read_json
 from tests.conftest import REPOSITORY
-from tests.lact_asr.tiny_runs import tones
+from tests.lact_asr.tiny_runs import manifests
 
 SMALL = {"hidden": 32, "layers": 1, "attention_heads": 2, "lact_heads": 1, "mlp": 64, "dropout": 0}
 FEW = {
@@ -141,11 +141,7 @@ def run(name: str, job: Job, **given: Any) -> Any:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Manifests of a language of tones."""
-    folder = tmp_path_factory.mktemp("corpus")
-    parts = {"train": tones(folder, 24), "dev": tones(folder, 4, seed=1)}
-    for name, utterances in parts.items():
-        write_manifest(folder / f"{name}.jsonl", utterances)
-    return {name: folder / f"{name}.jsonl" for name in parts}
+    return manifests(tmp_path_factory.mktemp("corpus"), 24, 4)
 
 
 @pytest.fixture(scope="module")

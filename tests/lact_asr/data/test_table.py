@@ -244,6 +244,10 @@ def test_a_line_with_an_offset_is_a_part_of_its_recording(tmp_path: Path, suffix
         read_table(
             tmp_path / f"nemo{suffix}", Columns(audio="audio_filepath", offset="from"), tmp_path
         )
+    with pytest.raises(DataError, match=r"no column 'until'; .*: write columns: \{end: \.\.\."):
+        read_table(path, Columns(offset="from", end="until"), tmp_path)
+    with pytest.raises(DataError, match=r"'from' says where utterances begin, and none where they"):
+        read_table(path, Columns(offset="from"), tmp_path)
     path = table(tmp_path / f"whole{suffix}", [{"audio": "a", "text": "x", "duration": "3:21"}])
     assert read_table(path, Columns(), tmp_path)[0][-3:] == (None, None, None)
 
@@ -264,7 +268,7 @@ def test_a_line_with_an_offset_is_a_part_of_its_recording(tmp_path: Path, suffix
 def test_a_part_that_cannot_be_is_named_by_its_line(
     tmp_path: Path, more: dict[str, Any], said: str
 ) -> None:
-    good = {"audio": "a.wav", "text": "x"} | dict.fromkeys(more, "")
+    good = {"audio": "a.wav", "text": "x", "end": ""} | dict.fromkeys(more, "")
     path = table(tmp_path / "t.csv", [good, {**good, **more}])
     with pytest.raises(DataError) as caught:
         read_table(path, Columns(), tmp_path)
