@@ -74,6 +74,16 @@ def test_attention_in_blocks_equals_attention_in_a_loop(changes, size):
     assert distance(attend(q, k, v, layout)[0], expected) < 1e-12
 
 
+def test_attention_of_bfloat16_on_a_cpu_is_in_float32():
+    """PyTorch's kernel for bfloat16 rounds its weights, and is slow on the way back."""
+    config = small_config({"window": 6})
+    q, k, v = torch.randn(3, 2, 20, 4, 6).bfloat16()
+    layout = Layout.of(config, q.flatten(2), torch.tensor([20, 13]))
+    found = attend(q, k, v, layout)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, attend(q.float(), k.float(), v.float(), layout))
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("changes", [{"window": 6}, {**CAUSAL, "window": 5}, {"window": 300}])
 def test_flex_attention_looks_at_what_the_blocks_look_at(changes):

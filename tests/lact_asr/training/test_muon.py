@@ -13,7 +13,7 @@ from lact_asr.config.training import OptimConfig
 from lact_asr.data.manifest import read_manifest
 from lact_asr.distributed import fsdp, processes
 from lact_asr.distributed.processes import World
-from lact_asr.model.fast_weights import newton_schulz, newton_schulz_by_gram
+from lact_asr.model.fast_weights import newton_schulz, newton_schulz_by_eigenvalues
 from lact_asr.model.recognizer import Recognizer
 from lact_asr.training import muon, optim
 from lact_asr.training.muon import Muon, assign, orthogonal
@@ -147,9 +147,9 @@ def test_a_matrix_becomes_the_same_in_whatever_company() -> None:
         assert torch.equal(orthogonal([matrix])[0], found)
 
 
-@pytest.mark.parametrize("shape", [(24, 48), (96, 24), (1024, 192)])
+@pytest.mark.parametrize("shape", [(24, 24), (24, 48), (96, 24), (1024, 192)])
 @pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-8, 1e-20])
-def test_a_wide_matrix_becomes_on_a_cpu_what_all_stages_on_the_whole_make_of_it(
+def test_a_matrix_becomes_on_a_cpu_what_all_stages_on_the_whole_make_of_it(
     shape: tuple[int, int], smallest: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -161,17 +161,12 @@ def test_a_wide_matrix_becomes_on_a_cpu_what_all_stages_on_the_whole_make_of_it(
     expected = newton_schulz(matrix, "five_stage")
     (found,) = orthogonal([matrix.float()])
     assert found.dtype == torch.float32
-    assert torch.linalg.matrix_norm(found - expected, 2) < (1e-4 if smallest == 1 else 2e-3)
+    assert torch.linalg.matrix_norm(found - expected, 2) < (1e-4 if smallest == 1 else 0.02)
     (exact,) = orthogonal([matrix])
     assert torch.linalg.matrix_norm(exact - expected, 2) < 1e-7
-    assert torch.equal(found, newton_schulz_by_gram(matrix.float(), "five_stage"))
+    assert torch.equal(found, newton_schulz_by_eigenvalues(matrix.float(), "five_stage"))
 
 
-def test_a_wide_matrix_of_zeros_stays_one() -> None:
+def test_a_matrix_of_zeros_stays_one() -> None:
     zeros = torch.zeros(4, 16)
     assert torch.equal(orthogonal([zeros])[0], zeros)
-
-
-def test_a_matrix_that_is_hardly_wide_goes_through_all_stages_whole() -> None:
-    matrix = torch.randn(24, 47, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(orthogonal([matrix])[0], newton_schulz(matrix, "five_stage"))
