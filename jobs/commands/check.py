@@ -34,7 +34,8 @@ def check(given: argparse.Namespace) -> int:
     if given.cluster:
         preflight(pipeline, cluster_of(given))
     _tell_recipes(pipeline, document, given.effective)
-    print(f"{given.file}: {len(pipeline.steps)} steps, no mistakes")
+    count = len(pipeline.steps)
+    print(f"{given.file}: {count} {'step' if count == 1 else 'steps'}, no mistakes")
     return 0
 
 

@@ -28,6 +28,7 @@ from lact_asr.utils.errors import DataError, Failed
 from lact_asr.utils.files import write_atomic
 
 if TYPE_CHECKING:
+    from lact_asr.data.corpus_check import Finding
     from lact_asr.data.manifest import Utterance
 
     Utterances = list[Utterance]
@@ -239,16 +240,19 @@ def _tables(settings: Settings, names: Sequence[str], job: Job) -> "dict[str, Ut
         if each.findings:
             print(f"{name}: {each.counts()}; see {report}", flush=True)
             job.event("corpus_check", table=name, found=each.counts(), report=str(report))
-    _refuse_faulty([line for each in checked.values() for line in each.fatal()], settings, report)
+    if settings.faulty == "refuse":
+        _refuse([fault for each in checked.values() for fault in each.fatal()], report)
     return {name: each.utterances for name, each in checked.items()}
 
 
-def _refuse_faulty(fatal: Sequence[str], settings: Settings, report: Path) -> None:
+def _refuse(faults: "Sequence[tuple[str, Finding]]", report: Path) -> None:
     from lact_asr.data.manifest import raise_all
+    from lact_asr.data.table import counts
 
-    if fatal and settings.faulty == "refuse":
-        advice = f"mend these, or write faulty: leave_out; all findings are in {report}"
-        raise_all([advice, *fatal])
+    if faults:
+        found = counts(finding for _, finding in faults)
+        advice = f"{found}: mend these, or write faulty: leave_out; all findings are in {report}"
+        raise_all([advice, *(f"{place}: {finding.said}" for place, finding in faults)])
 
 
 def _elsewhere(step: str) -> str:

@@ -7,7 +7,9 @@ A line with an `offset` is a part of its recording. Any audio that soundfile rea
 recording is read once and judged (`corpus_check`); what is found is named by the table's line.
 """
 
+import codecs
 import csv
+import itertools
 import math
 import re
 import unicodedata
@@ -27,6 +29,12 @@ from lact_asr.utils.progress import Progress
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # NeMo calls JSON lines .json
 OFFSETS = ("offset", "start")  # columns, where none is named
 PLACES = ("offset", "end", "duration", "channel")  # where in its recording an utterance is
+# What Common Voice, Hugging Face's folders of audio, NeMo and tables by hand call these two.
+USUAL = {
+    "audio": ("path", "file", "file_name", "filename", "audio_filepath", "audio_path", "wav"),
+    "text": ("sentence", "transcription", "transcript", "normalized_text"),
+}
+SHOWN = 40  # characters of a column's name in a message: of a table without a header it is a text
 THREADS = 4  # decoding leaves Python's lock
 
 
@@ -56,14 +64,19 @@ class Checked(NamedTuple):
         """The findings for people."""
         return [f"{place}: {finding.said}" for place, finding in self.findings]
 
-    def fatal(self) -> list[str]:
+    def fatal(self) -> list[tuple[str, Finding]]:
         """Those that leave a recording out."""
-        return [f"{place}: {finding.said}" for place, finding in self.findings if finding.fatal]
+        return [each for each in self.findings if each[1].fatal]
 
     def counts(self) -> str:
         """`3 silent, 1 doubled`."""
-        counted = Counter(finding.kind for _, finding in self.findings)
-        return ", ".join(f"{count} {kind}" for kind, count in counted.most_common())
+        return counts(finding for _, finding in self.findings)
+
+
+def counts(findings: Iterable[Finding]) -> str:
+    """How many of each kind, the most frequent first."""
+    counted = Counter(finding.kind for finding in findings)
+    return ", ".join(f"{count} {kind}" for kind, count in counted.most_common())
 
 
 def read_table(path: Path, columns: Columns, start: Path) -> list[Row]:
@@ -78,9 +91,11 @@ def read_table(path: Path, columns: Columns, start: Path) -> list[Row]:
     except OSError as error:
         raise DataError(f"cannot read the table {path}: {error}") from error
     except UnicodeDecodeError as error:
+        wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        code, name = ("UTF-16", "UTF-16") if wide else ("LATIN1", "Latin-1")
         raise DataError(
             f"{path}: byte {error.object[error.start]:#x} is not UTF-8: save the table as UTF-8, "
-            "as iconv --from-code LATIN1 does with one of Latin-1"
+            f"as iconv --from-code {code} does with one of {name}"
         ) from error
     if not read:
         raise DataError(f"{path}: no recordings in this table")
@@ -147,23 +162,29 @@ def _judge_row(
 
 
 def _fields(path: Path, file: Iterable[str]) -> Records:
-    """Of CSV; or of TSV, whose quotation marks are text, as Mozilla's Common Voice has them.
+    """Of CSV, with semicolons where a spreadsheet's country has its commas in numbers; or of TSV,
+    whose quotation marks are text, as Mozilla's Common Voice has them.
 
     A line of another length than the header is refused: a comma in a text without quotation marks
     would leave a text that ends there.
     """
     tabbed = path.suffix.lower() == ".tsv"
-    reader = csv.reader(file, strict=True)
+    lines = iter(file)
+    first = next(lines, "")
+    between = next((mark for mark in ",;\t|" if mark in first), ",")
+    lines = itertools.chain([first], lines)
+    reader = csv.reader(lines, delimiter=between, strict=True)
     if tabbed:
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
         header = next(reader, [])
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: {error}") from error
     if twice := [name for name, count in Counter(header).items() if name and count > 1]:
-        raise DataError(f"{path}:1: more than one column {', '.join(twice)}: rename all but one")
-    advice = "" if tabbed else ": put a text with commas into quotation marks"
+        names = ", ".join(map(_shown, twice))
+        raise DataError(f"{path}:1: more than one column {names}: the first line names each once")
+    advice = "" if tabbed else f": put a text with {between!r} into quotation marks"
     raise_all(
         [
             f"{path}:{line}: fields: {len(row)}, in the header: {len(header)}{advice}"
@@ -177,6 +198,8 @@ def _fields(path: Path, file: Iterable[str]) -> Records:
 def _json_lines(path: Path, file: Iterable[str]) -> Records:
     records, mistakes = Records(), list[str]()
     for number, line in enumerate(file, start=1):
+        if number == 1 and line.lstrip().startswith("["):
+            raise DataError(f"{path}: a JSON array: write an object a line, as jq -c '.[]' does")
         try:
             if line.strip():
                 records.append((number, json_object(line)))
@@ -189,19 +212,33 @@ def _json_lines(path: Path, file: Iterable[str]) -> Records:
 def _check_columns(path: Path, records: Records, columns: Columns) -> None:
     there = list(dict.fromkeys(name for _, record in records for name in record))
     given, usual = columns.model_dump(), Columns().model_dump()
-    for name in ("audio", "text", *PLACES):
-        asked = name not in PLACES or given[name] not in ("", usual[name])
-        if asked and given[name] not in there:
-            raise DataError(
-                f"{path}: no column {given[name]!r}; the columns are {', '.join(there)}: write "
-                f"columns: {{{name}: ...}} with its name"
-            )
+    asked = [name for name in PLACES if given[name] not in ("", usual[name])]
+    if absent := [name for name in ("audio", "text", *asked) if given[name] not in there]:
+        raise DataError(f"{path}: {_absent({name: given[name] for name in absent}, there)}")
     begins = {columns.offset} if columns.offset else {*OFFSETS}
     if begins & {*there} and not {columns.end, columns.duration} & {*there}:
         raise DataError(
             f"{path}: the column {min(begins & {*there})!r} says where utterances begin, and none "
             "where they end: write columns: {end: ...} or {duration: ...} with its name"
         )
+
+
+def _absent(absent: dict[str, str], there: Sequence[str]) -> str:
+    """What is said of columns that a table lacks, and which of its own are usually meant."""
+    meant = {
+        name: next((each for each in USUAL.get(name, ()) if each in there), "...")
+        for name in absent
+    }
+    write = ", ".join(f"{name}: {column}" for name, column in meant.items())
+    advice = " with its name" if "..." in meant.values() else ""
+    return (
+        f"no column {', '.join(map(repr, absent.values()))}; the columns are "
+        f"{', '.join(map(_shown, there))}: write columns: {{{write}}}{advice}"
+    )
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
 
 
 def _row(place: str, start: Path, record: dict[str, object], columns: Columns) -> Row:

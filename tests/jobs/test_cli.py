@@ -147,7 +147,7 @@ def test_a_pipeline_that_comes_with_us_needs_no_path_and_a_file_here_comes_first
     assert launch("run", "demo", "--dry-run", "--cluster", "local").returncode == 0
     (launch.folder / "demo").rmdir()
     launch.write(ONE_STEP, "demo")
-    assert launch("check", "demo").stdout == "demo: 1 steps, no mistakes\n"
+    assert launch("check", "demo").stdout == "demo: 1 step, no mistakes\n"
 
 
 def test_a_dry_run_shows_the_plan_and_creates_nothing(launch: Launcher) -> None:

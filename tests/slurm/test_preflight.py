@@ -320,6 +320,23 @@ def test_without_slurms_commands_the_local_cluster_is_named(
     assert "scontrol is not installed here" in found and "--cluster local" in found
 
 
+def test_slurms_commands_without_a_cluster_say_where_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a laptop, or in a container, that has Slurm's packages; the real scontrol is asked."""
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    (found,) = ask(tmp_path, {}, train={})
+    assert found.startswith("scontrol failed: ")
+    assert found.splitlines()[-1] == (
+        "Slurm's commands are installed here, but no cluster is configured and SLURM_CONF is not "
+        "set: log in to the cluster, set SLURM_CONF to its slurm.conf, or write --cluster local"
+    )
+    (tmp_path / "slurm.conf").write_text("# nothing\n")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    (found,) = ask(tmp_path, {}, train={})
+    assert f"is configured in SLURM_CONF={tmp_path}/slurm.conf: log in" in found
+
+
 def test_a_slurm_that_does_not_answer_is_one_problem(
     slurm: PrivateSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,10 @@ TIMEOUT = 60  # seconds for one call; Slurm's own MessageTimeout is 10 s to 100 
 _SILENT = re.compile(
     r"Unable to contact|timed out|Connection (refused|reset)|Zero Bytes|Transport endpoint"
 )
+# What one says where Slurm's commands are installed and no cluster is named (22.05).
+_NO_CLUSTER = re.compile(
+    r"Could not establish a configuration source|Unable to process configuration file"
+)
 # Variables of a job that we may be in, and of users: they would beat what a command asks for.
 _INHERITED = (
     *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_", "SCANCEL_"),
@@ -66,8 +70,19 @@ class Question(NamedTuple):
         if status and not (harmless and all(re.search(harmless, line) for line in lines)):
             reason = "; ".join(lines) or f"exit status {status}"
             kind = Unreachable if _SILENT.search(complaints) else ClusterError
+            if kind is ClusterError and _NO_CLUSTER.search(complaints):
+                reason += f"\n{_where_to_look()}"
             raise kind(f"{self.program} failed: {reason}")
         return said
+
+
+def _where_to_look() -> str:
+    named = os.environ.get("SLURM_CONF")
+    file = f"in SLURM_CONF={named}" if named else "and SLURM_CONF is not set"
+    return (
+        f"Slurm's commands are installed here, but no cluster is configured {file}: log in to the "
+        "cluster, set SLURM_CONF to its slurm.conf, or write --cluster local"
+    )
 
 
 def ask(*command: str) -> Question:

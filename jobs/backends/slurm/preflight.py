@@ -62,7 +62,7 @@ def problems(pipeline: Pipeline, cluster: Cluster, runs: Path) -> list[str]:
             if not shutil.which("srun"):
                 found.append("srun is not on PATH, with which a job starts its step: put it there")
         except ClusterError as error:
-            found.append(f"{error}; without Slurm: --cluster local")
+            found.append(str(error))
     for problem, names in by_problem.items():
         everywhere = len(names) == len(steps)
         found.append(problem if everywhere else f"{', '.join(names)}: {problem}")

@@ -64,8 +64,18 @@ def test_every_format_gives_the_same_lines(tmp_path: Path, suffix: str) -> None:
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     path = table(tmp_path / "t.csv", [{"path": "a.wav", "sentence": "x"}])
-    with pytest.raises(DataError, match=r"t\.csv: no column 'audio'; .* path, sentence: write"):
+    with pytest.raises(DataError) as caught:
         read_table(path, Columns(), tmp_path)
+    assert str(caught.value) == (
+        f"{path}: no column 'audio', 'text'; the columns are path, sentence: "
+        "write columns: {audio: path, text: sentence}"
+    )
+    with pytest.raises(DataError, match=r"write columns: \{audio: path\}$"):
+        read_table(path, Columns(text="sentence"), tmp_path)
+    with pytest.raises(
+        DataError, match=r"columns are a\.wav, a{40}\.\.\.: write columns: \{audio: "
+    ):
+        read_table(table(path, [{"a.wav": "b.wav", "a" * 41: "x"}]), Columns(), tmp_path)
     with pytest.raises(DataError, match=r"ends in \.csv, \.tsv, \.jsonl, \.json"):
         read_table(tmp_path / "t.xlsx", Columns(), tmp_path)
     (tmp_path / "t.jsonl").write_text('{"audio": "a"\n')
@@ -78,13 +88,29 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
     [
         ("t.csv", b"", ": no recordings in this table"),
         ("t.csv", b"audio,text\n\n", ": no recordings in this table"),
-        ("t.csv", b"audio,text,text\na,b,c\n", ":1: more than one column text: rename all but one"),
+        (
+            "t.csv",
+            b"audio,text,text\na,b,c\n",
+            ":1: more than one column text: the first line names each once",
+        ),
         ("t.csv", b'audio,text\na,"b\nc,d\n', ":3: unexpected end of data"),
         ("t.csv", b"audio,text\na,gr\xfcn\n", ": byte 0xfc is not UTF-8: save the table as UTF-8"),
         ("t.tsv", b"audio\ttext\na\tb\tc\n", ":2: fields: 3, in the header: 2"),
         ("t.jsonl", b'{"audio": "a", "text": 5}\n', ":1: no text in the column 'text'"),
         ("t.jsonl", b'{"audio": "a", "text": "\\ud83d"}', ":1: \\ud83d without its other half"),
-        ("t.jsonl", b"[" * 10**5, ":1: not JSON that can be read: brackets in brackets"),
+        (
+            "t.csv",
+            "audio,text\n".encode("utf-16"),
+            ": byte 0xff is not UTF-8: save the table as "
+            "UTF-8, as iconv --from-code UTF-16 does with one of UTF-16",
+        ),
+        (
+            "t.csv",
+            b"audio;text\na;b;c\n",
+            ":2: fields: 3, in the header: 2: put a text with ';' into quotation marks",
+        ),
+        ("t.json", b'[\n{"audio": "a"}]', ": a JSON array: write an object a line, as jq -c '.[]'"),
+        ("t.jsonl", b'{"a":' + b"[" * 10**5, ":1: not JSON that can be read: brackets in brackets"),
         ("t.jsonl", b"9" * 5000, ":1: Exceeds the limit (4300 digits)"),
     ],
 )
@@ -104,11 +130,18 @@ def test_a_comma_without_quotation_marks_is_no_end_of_a_text(tmp_path: Path) -> 
     (tmp_path / "t.csv").write_text('audio,text\n1,Guten Tag, Welt\n2,"so, ja"\n3,a\nb\n4,c,d\n')
     with pytest.raises(DataError) as caught:
         read_table(tmp_path / "t.csv", Columns(), tmp_path)
-    advice = "in the header: 2: put a text with commas into quotation marks"
+    advice = "in the header: 2: put a text with ',' into quotation marks"
     assert str(caught.value).splitlines() == [
         f"{tmp_path}/t.csv:{line}: fields: {fields}, {advice}"
         for line, fields in ((2, 3), (5, 1), (6, 3))
     ]
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_spreadsheet_may_part_its_columns_by_another_mark(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "t.csv").write_text(f"audio{mark}text\na.wav{mark}Guten Tag, Welt\n")
+    (row,) = read_table(tmp_path / "t.csv", Columns(), tmp_path)
+    assert row.audio.name == "a.wav" and row.text == "Guten Tag, Welt"
 
 
 def test_a_table_of_which_nothing_is_left_is_no_corpus(tmp_path: Path) -> None:
@@ -177,7 +210,8 @@ def test_a_corpus_with_faults_is_refused_with_its_lines_or_goes_on_without_them(
     given = {"test": ["dev.csv"]}
     with pytest.raises(DataError) as caught:
         run(own(tmp_path, **given), job(tmp_path / "job"))
-    assert "write faulty: leave_out" in str(caught.value)
+    counts = "2 unreadable, 1 doubled, 1 silent, 1 too short, 1 missing, 1 without a text"
+    assert str(caught.value).startswith(f"{counts}: mend these, or write faulty: leave_out; all")
     assert "train.csv:10: missing" in str(caught.value)
     assert "clipped" not in str(caught.value)
 
