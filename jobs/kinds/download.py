@@ -28,6 +28,8 @@ from lact_asr.utils.errors import DataError, Failed
 from lact_asr.utils.files import write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lact_asr.data.corpus_check import Finding
     from lact_asr.data.manifest import Utterance
 
@@ -155,6 +157,23 @@ def keys(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """What results hold by name: a manifest of each subset and of each part."""
     given = Settings.model_validate(settings)
     return {"manifests": list(dict.fromkeys([*_subsets_needed(given), *_names(given).values()]))}
+
+
+def wrong_files(settings: Mapping[str, Any]) -> "Iterator[tuple[tuple[str, ...], str]]":
+    """What the first lines of tables say against `columns`."""
+    known = (settings[name] for name in ("source", "folder", "columns"))
+    if settings["source"] != "table" or any("${" in str(part) for part in known):
+        return
+    from lact_asr.data.table import expect_columns
+
+    columns = Columns.model_validate(settings["columns"])
+    names = [name for part in PARTS for name in settings[part] if "${" not in name]
+    for path in (Path(settings["folder"]) / name for name in dict.fromkeys(names)):
+        try:
+            if path.is_file():
+                expect_columns(path, columns)
+        except DataError as error:
+            yield ("columns",), str(error)
 
 
 def space(settings: Settings) -> Space:

@@ -224,8 +224,13 @@ class _Steps:
         )
 
     def _beside(self, step: Step, known: Mapping[str, dict[str, Any]]) -> None:
-        """What only shows beside the settings of the steps whose results a step refers to."""
+        """What only shows beside the settings of the steps whose results a step refers to, and in
+        files that are there.
+        """
         kind = self.kinds[step.name]
+        if hasattr(kind, "wrong_files") and not step.needs:  # which could write them anew
+            for place, message in kind.wrong_files(step.settings):
+                self.document.mistake(("steps", step.name, "settings", *place), message)
         if not hasattr(kind, "misfits"):
             return
         referred = {}

@@ -16,8 +16,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from lact_asr.config.table import Columns
 from lact_asr.data.corpus_check import Finding, Heard, judge, listen
@@ -25,6 +26,9 @@ from lact_asr.data.manifest import CHANNELS, Utterance, json_object, raise_all
 from lact_asr.utils.errors import DataError
 from lact_asr.utils.files import is_there
 from lact_asr.utils.progress import Progress
+
+if TYPE_CHECKING:
+    import _csv
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # NeMo calls JSON lines .json
 OFFSETS = ("offset", "start")  # columns, where none is named
@@ -34,6 +38,7 @@ USUAL = {
     "audio": ("path", "file", "file_name", "filename", "audio_filepath", "audio_path", "wav"),
     "text": ("sentence", "transcription", "transcript", "normalized_text"),
 }
+MARKS = ",;\t|"  # between the columns of CSV, the first of them that its first line has
 SHOWN = 40  # characters of a column's name in a message: of a table without a header it is a text
 THREADS = 4  # decoding leaves Python's lock
 
@@ -83,23 +88,13 @@ def read_table(path: Path, columns: Columns, start: Path) -> list[Row]:
     """The lines of a table, whose paths begin at the folder `start`; DataError with every line that
     cannot be taken as it stands.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: write a table that ends in {', '.join(SUFFIXES)}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            read = (_json_lines if path.suffix.lower().startswith(".json") else _fields)(path, file)
-    except OSError as error:
-        raise DataError(f"cannot read the table {path}: {error}") from error
-    except UnicodeDecodeError as error:
-        wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        code, name = ("UTF-16", "UTF-16") if wide else ("LATIN1", "Latin-1")
-        raise DataError(
-            f"{path}: byte {error.object[error.start]:#x} is not UTF-8: save the table as UTF-8, "
-            f"as iconv --from-code {code} does with one of {name}"
-        ) from error
+    with _opened(path) as file:
+        read = (_json_lines if _is_json(path) else _fields)(path, file)
     if not read:
         raise DataError(f"{path}: no recordings in this table")
-    _check_columns(path, read, columns)
+    there = list(dict.fromkeys(name for _, record in read for name in record))
+    _expect_names(path, there, columns, PLACES)
+    _expect_ends(path, there, columns)
     if not start.is_dir():
         raise DataError(f"{path}: there is no folder {start}, where its paths begin")
     rows, mistakes = list[Row](), list[str]()
@@ -110,6 +105,44 @@ def read_table(path: Path, columns: Columns, start: Path) -> list[Row]:
             mistakes.append(f"{path}:{line}: {error}")
     raise_all(mistakes)
     return rows
+
+
+def expect_columns(path: Path, columns: Columns) -> None:
+    """DataError where the first line of a table shows that it cannot be taken: a line of CSV names
+    all columns, one of JSON has at least its recording and its text.
+    """
+    with _opened(path) as file:
+        first = next(filter(str.strip, file), "")
+    if _is_json(path):
+        for _, record in _json_lines(path, [first]):
+            _expect_names(path, list(record), columns, ())
+    elif first:
+        header = next(_reader(path, [first]))
+        _expect_names(path, header, columns, PLACES)
+        _expect_ends(path, header, columns)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """A table as text; DataError where it is none, also while it is read."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path}: write a table that ends in {', '.join(SUFFIXES)}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"cannot read the table {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        code, name = ("UTF-16", "UTF-16") if wide else ("LATIN1", "Latin-1")
+        raise DataError(
+            f"{path}: byte {error.object[error.start]:#x} is not UTF-8: save the table as UTF-8, "
+            f"as iconv --from-code {code} does with one of {name}"
+        ) from error
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower().startswith(".json")
 
 
 def check_table(rows: Sequence[Row], seen: dict[int, str], label: str) -> Checked:
@@ -161,21 +194,24 @@ def _judge_row(
     return found
 
 
-def _fields(path: Path, file: Iterable[str]) -> Records:
+def _reader(path: Path, lines: Iterable[str]) -> "_csv.Reader":
     """Of CSV, with semicolons where a spreadsheet's country has its commas in numbers; or of TSV,
     whose quotation marks are text, as Mozilla's Common Voice has them.
-
-    A line of another length than the header is refused: a comma in a text without quotation marks
-    would leave a text that ends there.
     """
-    tabbed = path.suffix.lower() == ".tsv"
-    lines = iter(file)
+    lines = iter(lines)
     first = next(lines, "")
-    between = next((mark for mark in ",;\t|" if mark in first), ",")
     lines = itertools.chain([first], lines)
-    reader = csv.reader(lines, delimiter=between, strict=True)
-    if tabbed:
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if path.suffix.lower() == ".tsv":
+        return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    between = next((mark for mark in MARKS if mark in first), MARKS[0])
+    return csv.reader(lines, delimiter=between, strict=True)
+
+
+def _fields(path: Path, file: Iterable[str]) -> Records:
+    """Of CSV or TSV. A line of another length than the header is refused: a comma in a text without
+    quotation marks would leave a text that ends there.
+    """
+    reader = _reader(path, file)
     try:
         header = next(reader, [])
         rows = [(reader.line_num, row) for row in reader if row]
@@ -184,7 +220,9 @@ def _fields(path: Path, file: Iterable[str]) -> Records:
     if twice := [name for name, count in Counter(header).items() if name and count > 1]:
         names = ", ".join(map(_shown, twice))
         raise DataError(f"{path}:1: more than one column {names}: the first line names each once")
-    advice = "" if tabbed else f": put a text with {between!r} into quotation marks"
+    between = reader.dialect.delimiter
+    quoted = reader.dialect.quoting != csv.QUOTE_NONE
+    advice = f": put a text with {between!r} into quotation marks" if quoted else ""
     raise_all(
         [
             f"{path}:{line}: fields: {len(row)}, in the header: {len(header)}{advice}"
@@ -209,12 +247,18 @@ def _json_lines(path: Path, file: Iterable[str]) -> Records:
     return records
 
 
-def _check_columns(path: Path, records: Records, columns: Columns) -> None:
-    there = list(dict.fromkeys(name for _, record in records for name in record))
+def _expect_names(
+    path: Path, there: Sequence[str], columns: Columns, places: Sequence[str]
+) -> None:
+    """The recording, the text, and what of `places` has a name of the user's."""
     given, usual = columns.model_dump(), Columns().model_dump()
-    asked = [name for name in PLACES if given[name] not in ("", usual[name])]
+    asked = [name for name in places if given[name] not in ("", usual[name])]
     if absent := [name for name in ("audio", "text", *asked) if given[name] not in there]:
         raise DataError(f"{path}: {_absent({name: given[name] for name in absent}, there)}")
+
+
+def _expect_ends(path: Path, there: Sequence[str], columns: Columns) -> None:
+    """Where utterances begin in their recordings, they end somewhere."""
     begins = {columns.offset} if columns.offset else {*OFFSETS}
     if begins & {*there} and not {columns.end, columns.duration} & {*there}:
         raise DataError(
@@ -230,7 +274,7 @@ def _absent(absent: dict[str, str], there: Sequence[str]) -> str:
         for name in absent
     }
     write = ", ".join(f"{name}: {column}" for name, column in meant.items())
-    advice = " with its name" if "..." in meant.values() else ""
+    advice = " with the names" if "..." in meant.values() else ""
     return (
         f"no column {', '.join(map(repr, absent.values()))}; the columns are "
         f"{', '.join(map(_shown, there))}: write columns: {{{write}}}{advice}"

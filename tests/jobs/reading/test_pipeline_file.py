@@ -628,6 +628,38 @@ steps:
     ]
 
 
+def test_a_table_whose_first_line_does_not_fit_is_a_mistake(tmp_path: Path) -> None:
+    """Before anything waits in a queue; of a table that another step may write anew it is none."""
+    for name, first in (
+        ("a.csv", "path,sentence"),
+        ("b.json", '{"audio_filepath": "a.wav", "text": "x", "duration": 1}'),
+        ("c.tsv", "audio\ttext\toffset"),
+        ("d.jsonl", '[{"audio": "a.wav"}]'),
+        ("good.csv", "audio;text\na.wav;so, ja"),
+    ):
+        (tmp_path / name).write_text(f"{first}\n")
+    tables = "train: [a.csv, good.csv], dev: [b.json, none.csv], test: [c.tsv, d.jsonl]"
+    text = f"""\
+steps:
+  before: {{kind: command, settings: {{argv: [touch, a.csv]}}}}
+  later: {{kind: download, needs: [before], settings: {{source: table, folder: ., {tables}}}}}
+  now: {{kind: download, settings: {{source: table, folder: ., {tables}}}}}
+"""
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        read_pipeline(tmp_path / "p.yaml", folder=tmp_path)
+    where = f"{tmp_path}/p.yaml:4: steps.now.settings.columns: {tmp_path}"
+    assert caught.value.mistakes == [
+        f"{where}/a.csv: no column 'audio', 'text'; the columns are path, sentence: write columns: "
+        "{audio: path, text: sentence}",
+        f"{where}/b.json: no column 'audio'; the columns are audio_filepath, text, duration: write "
+        "columns: {audio: audio_filepath}",
+        f"{where}/c.tsv: the column 'offset' says where utterances begin, and none where they end: "
+        "write columns: {end: ...} or {duration: ...} with its name",
+        f"{where}/d.jsonl: a JSON array: write an object a line, as jq -c '.[]' does",
+    ]
+
+
 def test_what_no_step_can_make_in_time_and_is_not_there_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
