@@ -9,6 +9,7 @@ import argparse
 import gc
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from jobs.commands import (
     status,
 )
 from jobs.commands.interrupted import heard_everywhere
-from jobs.errors import UserError
+from jobs.errors import UserError, nearest
 from jobs.output import Output, over
 from jobs.program import NAME
 
@@ -68,18 +69,42 @@ def parser() -> argparse.ArgumentParser:
     """The parser of every command; `act` of what it has parsed runs the command."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(prog=NAME, description=_ABOUT, formatter_class=raw)
+    about = "what is installed here, for a report of a mistake"
+    top.add_argument("--version", action=_Version, nargs=0, help=about)
     top.set_defaults(only_shows=False)  # a command of which nobody reads anything may end
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, about: str = "", epilog: str = "") -> argparse.ArgumentParser:
         shown: dict[str, Any] = {"help": about} if about else {}
-        return commands.add_parser(
+        added = commands.add_parser(
             name, description=about, epilog=epilog, formatter_class=raw, **shown
         )
+        added.set_defaults(parser=added)
+        return added
 
     for command in _COMMANDS:
         command.add(add)
     return top
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What a command line asks for; ends the process where a word is unknown to its command."""
+    given, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        options = re.findall(r"--[a-z][a-z-]*", given.parser.format_usage())
+        hints = (f"{word}: {nearest(word, options)}" for word in unknown if word.startswith("-"))
+        given.parser.error(f"no such argument: {next(hints, ' '.join(unknown))}")
+    return given
+
+
+class _Version(argparse.Action):
+    """Prints what is installed, which nothing else waits for, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from jobs.snapshot import installed
+
+        print(installed())
+        parser.exit()
 
 
 def command() -> NoReturn:
@@ -100,7 +125,7 @@ def main(arguments: Sequence[str] | None = None, output: Output | None = None) -
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        given = parser().parse_args(arguments)
+        given = parse(arguments)
         if output:
             output.raises = given.only_shows
         _expect_folder()

@@ -73,15 +73,30 @@ def provenance(dirty: Path) -> dict[str, Any]:
     There is no commit where git does not know this very file: a wheel in a virtual environment
     lies in whatever repository that environment was made in.
     """
-    commit, _, known = _git("rev-parse", "HEAD", "HEAD:./jobs/snapshot.py").partition("\n")
-    if difference := _difference() if known else "":
+    commit = _commit()
+    if difference := _difference() if commit else "":
         dirty.write_text(difference)
     return {
-        "commit": commit if known else None,
+        "commit": commit,
         "dirty": bool(difference),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _VERSIONS},
     }
+
+
+def installed() -> str:
+    """The commit and the versions in a line, without importing any of them."""
+    ours, *others = _VERSIONS
+    said = [f"{ours} {_version(ours) or 'of a checkout'}"]
+    if commit := _commit():
+        said[0] += f" (commit {commit[:12]}{', changed' if _difference() else ''})"
+    said += [f"{name} {_version(name) or 'not installed'}" for name in others]
+    return ", ".join([*said, f"Python {platform.python_version()}", platform.platform()])
+
+
+def _commit() -> str | None:
+    commit, _, known = _git("rev-parse", "HEAD", "HEAD:./jobs/snapshot.py").partition("\n")
+    return commit if known else None
 
 
 def _difference() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,12 @@ def test_the_schema_accepts_our_pipelines_and_refuses_a_wrong_key(launch: Launch
             "--set batch_seconds=.inf: batch_seconds: write a number that has an end",
         ),
         (["diagnose", "--checkpoint-dir", "nowhere", "a.flac"], "nowhere does not exist"),
+        (
+            ["run", "p.yaml", "--clustr", "local"],
+            "launch.py run: error: no such argument: --clustr: did you mean '--cluster'?",
+        ),
+        (["status", "--follow"], "no such argument: --follow: valid are --watch, --json"),
+        (["check", "p.yaml", "q.yaml"], "launch.py check: error: no such argument: q.yaml\n"),
     ],
 )
 def test_a_wrong_word_is_answered_with_what_is_right(
@@ -129,6 +136,16 @@ def test_a_wrong_word_is_answered_with_what_is_right(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (launch.folder / "runs").exists()
+
+
+def test_the_version_tells_what_a_report_of_a_mistake_needs(launch: Launcher) -> None:
+    done = launch("--version")
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"trainyard \S+( \(commit [0-9a-f]{12}(, changed)?\))?, torch 2\S+, torchaudio 2\S+, "
+        r"submitit 1\S+, Python 3\.\d+\.\d+, Linux-.*\n",
+        done.stdout,
+    )
 
 
 def test_infer_refuses_a_name_that_is_not_utf8(launch: Launcher) -> None:
@@ -353,17 +370,13 @@ class Dying:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
-class Parser:
-    def parse_args(self, arguments):
-        return argparse.Namespace(act=act)
-
 def act(given):
     Faulty()
     Dying()
     time.sleep(20)
     return 0
 
-cli.parser = Parser
+cli.parse = lambda arguments: argparse.Namespace(act=act)
 sys.exit(cli.main())
 """
 
