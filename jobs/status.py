@@ -63,6 +63,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
     if seconds is None and job is not None:
         seconds = job.elapsed or None
     progress = folder.progress() if record.events else {}
+    first, *rest = reason.splitlines() or [""]
     last_line = ""
     if latest and state in (State.FAILED, State.LOST) and not record.has_own_failure:
         last_line = logs.last_line(folder, latest.job)
@@ -70,7 +71,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "step": step["name"],
         "kind": step["kind"],
         "state": state.value,
-        "reason": reason.splitlines()[0] if reason else "",
+        "reason": first,
         "cause": cause_in(reason) or cause_in(last_line.partition(" failed: ")[2]),
         "remedies": sum(event["event"] == remedies.EVENT for event in record.events),
         "job": latest.job or (job.job if job else "") if latest else "",
@@ -82,7 +83,7 @@ def _describe_step(run: Run, step: Mapping[str, Any], seen: View) -> dict[str, A
         "result": record.result,
         "last_line": last_line,
         "follows": step["name"] in seen.follows,
-        "more": f"{NAME} logs {run.name}/{step['name']}" if last_line else "",
+        "more": f"{NAME} logs {run.name}/{step['name']}" if last_line or rest else "",
         "unreadable": list(folder.flaws.values()),
     }
 
@@ -181,6 +182,8 @@ def summary(step: Mapping[str, Any]) -> str:
         said.append(f"({often} {'remedy' if often == 1 else 'remedies'})")
     if step["last_line"]:
         said.append(f"its log ends: {step['last_line']} ({step['more']})")
+    elif step["more"]:
+        said.append(f"there is more: {step['more']}")
     return one_line("; ".join(filter(None, said)), _WIDEST)
 
 

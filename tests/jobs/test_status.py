@@ -420,6 +420,22 @@ def test_a_line_that_a_crash_has_cut_hides_neither_the_one_before_nor_the_next(
     assert [each.token for each in step.submissions()] == ["t1", "t2"]
 
 
+def test_a_reason_of_several_lines_is_its_first_and_where_the_others_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    write_sound(run.step("second"), "result.json", "failure.json", "submissions.jsonl")
+    write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+    failure = {"cause": "bad_data", "message": "a.wav: silent\nb.wav: silent", "job": JOB}
+    write(run.step("second"), "failure.json", [{**failure, "time": 9.0}])
+    assert show_steps(run, capsys)["second"]["reason"] == "bad_data: a.wav: silent"
+    main(["status", str(run.path)])
+    row = capsys.readouterr().out.splitlines()[3]
+    assert "bad_data: a.wav: silent; there is more: launch.py logs demo-1/second" in row
+    write(run.step("second"), "failure.json", [{**failure, "message": "one", "time": 9.0}])
+    assert show_steps(run, capsys)["second"]["more"] == ""
+
+
 def test_the_last_line_of_the_log_says_what_no_file_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
