@@ -21,6 +21,7 @@ arithmetic is bf16, and the time is wall time.
 """
 
 import argparse
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,6 +88,9 @@ def train(
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(True))
+    # compilers are on the clock: they are waited for, and earlier runs leave them nothing
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve() / "compiled")
     vocabulary = recipe.vocabulary(in_normal_form(each.text) for each in parts[0])
     model = recipe.fresh(vocabulary, seed, given.tiny)
     objective = Timed(model, recipe.loss(), vocabulary)
