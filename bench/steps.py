@@ -24,8 +24,9 @@ from lact_asr.training.objective import Objective
 
 SYMBOLS = 29
 LABELS = 14  # a second of read speech
-# On a CPU the path to the compiler is tried, not its code: that took a busy core three minutes.
-BACKEND = "inductor" if device().type == "cuda" else "aot_eager"
+# On a CPU the path to the compiler is tried, not its code: that took a busy core three minutes, and
+# "aot_eager", which makes the graph of the gradient too, 10 s more than this.
+BACKEND = "inductor" if device().type == "cuda" else "eager"
 
 
 def block_arguments(
