@@ -21,7 +21,6 @@ arithmetic is bf16, and the time is wall time.
 """
 
 import argparse
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ import numpy as np
 from bench.bootstrap import difference, in_words, of_speakers, over_seeds
 from bench.curves import svg
 from bench.harness import RESULTS, Row, argument_parser, commit, show, write
-from bench.machine import clock, device, machine
+from bench.machine import clock, device, machine, put_compilers_on_the_clock
 from bench.peers import parameters
 from bench.recipes import ARMS, RECIPES, Recipe
 from lact_asr.data.librispeech import hold_out, scan
@@ -88,9 +87,7 @@ def train(
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(True))
-    # compilers are on the clock: they are waited for, and earlier runs leave them nothing
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve() / "compiled")
+    put_compilers_on_the_clock(folder / "compiled")
     vocabulary = recipe.vocabulary(in_normal_form(each.text) for each in parts[0])
     model = recipe.fresh(vocabulary, seed, given.tiny)
     objective = Timed(model, recipe.loss(), vocabulary)

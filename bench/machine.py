@@ -5,6 +5,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -60,6 +61,12 @@ def clock() -> float:
         return time.perf_counter()
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
+def put_compilers_on_the_clock(folder: Path) -> None:
+    """What PyTorch compiles from now on is waited for, and begins with what `folder` has alone."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve())
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:

@@ -103,6 +103,12 @@ def test_what_is_looked_after_stands_beside_bare_steps(speech: Path) -> None:
     assert "the same, with a checkpoint in 500 steps, by reckoning" in said
 
 
+def test_steps_of_recipes_take_turns(speech: Path) -> None:
+    asked = ["--recipe", "ours", "--recipe", "still"]
+    said = bench("pace", "--data", speech / "train", *asked)
+    assert "step of ours" in said and "step of still, beside ours" in said
+
+
 def test_mutated_pipeline_files_are_read_or_refused() -> None:
     said = json.loads(bench("mutated_pipelines"))
     assert said["read"] + said["refused"] == said["count"] and not said["made"]
