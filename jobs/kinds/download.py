@@ -25,7 +25,7 @@ from lact_asr.data.corpora import CORPORA, MIRROR, MIRRORS
 from lact_asr.data.disk_space import peak
 from lact_asr.data.synthetic.sentences import Synthetic
 from lact_asr.utils.errors import DataError, Failed
-from lact_asr.utils.files import write_atomic
+from lact_asr.utils.files import is_there, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,7 +170,7 @@ def wrong_files(settings: Mapping[str, Any]) -> "Iterator[tuple[tuple[str, ...],
     names = [name for part in PARTS for name in settings[part] if "${" not in name]
     for path in (Path(settings["folder"]) / name for name in dict.fromkeys(names)):
         try:
-            if path.is_file():
+            if is_there(path) and path.is_file():
                 expect_columns(path, columns)
         except DataError as error:
             yield ("columns",), str(error)

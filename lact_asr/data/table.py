@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -112,14 +112,15 @@ def expect_columns(path: Path, columns: Columns) -> None:
     all columns, one of JSON has at least its recording and its text.
     """
     with _opened(path) as file:
-        first = next(filter(str.strip, file), "")
+        first = next(file, "")
     if _is_json(path):
         for _, record in _json_lines(path, [first]):
             _expect_names(path, list(record), columns, ())
-    elif first:
-        header = next(_reader(path, [first]))
-        _expect_names(path, header, columns, PLACES)
-        _expect_ends(path, header, columns)
+        return
+    with suppress(csv.Error):  # a name that goes on in the next line
+        for header in filter(None, _reader(path, [first])):
+            _expect_names(path, header, columns, PLACES)
+            _expect_ends(path, header, columns)
 
 
 @contextmanager

@@ -636,9 +636,12 @@ def test_a_table_whose_first_line_does_not_fit_is_a_mistake(tmp_path: Path) -> N
         ("c.tsv", "audio\ttext\toffset"),
         ("d.jsonl", '[{"audio": "a.wav"}]'),
         ("good.csv", "audio;text\na.wav;so, ja"),
+        ("two.csv", 'audio,text,"a name\nin two lines"'),
+        ("empty.csv", ""),
     ):
         (tmp_path / name).write_text(f"{first}\n")
-    tables = "train: [a.csv, good.csv], dev: [b.json, none.csv], test: [c.tsv, d.jsonl]"
+    given = ("train: [a.csv, good.csv, two.csv, empty.csv]", "dev: [b.json, none.csv]")
+    tables = ", ".join([*given, "test: [c.tsv, d.jsonl, " + "x" * 300 + ".csv]"])
     text = f"""\
 steps:
   before: {{kind: command, settings: {{argv: [touch, a.csv]}}}}
