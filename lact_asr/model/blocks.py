@@ -3,9 +3,8 @@
 Eagerly, a block of the recognizer is 157 kernels forward and 297 backward, most of them small, and
 a GPU waits for the program that starts them. `torch.compile` makes one graph of a block, which all
 blocks share, for any length and number of utterances: at most one more each for attention in one
-block, for windows that fill the last one, and for a single utterance. Blocks of a chunked schedule
-have a step per chunk: a graph for every number of chunks, so they are compiled only where that is
-asked for.
+block and for a single utterance. Blocks of a chunked schedule have a step per chunk: a graph for
+every number of chunks, so they are compiled only where that is asked for.
 
 Only `forward` is replaced, and only while a module trains: names of parameters, checkpoints,
 validation, decoding and the hooks of sharding are what they were.

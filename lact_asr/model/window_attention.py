@@ -33,12 +33,17 @@ class Layout:
     lengths: Tensor  # [B] valid tokens
     rotary: tuple[Tensor, Tensor]  # cosine and signed sine [L,1,D/Ha]
     before: int  # keys of a block's span that lie before its first query
-    allowed: Tensor  # [B*blocks,1,block,span] True where a query may look at a key
+    allowed: Tensor  # [B,blocks,block,span] True where a query may look at a key
     flex: "BlockMask | None" = None  # the same for FlexAttention, which goes without the others
 
     @property
+    def blocks(self) -> int:
+        """Blocks of queries: a size, and no number, for numbers are constants to a compiler."""
+        return self.allowed.shape[1]
+
+    @property
     def block(self) -> int:
-        """Queries per block: a size, and no number, for numbers are constants to a compiler."""
+        """Queries per block."""
         return self.allowed.shape[2]
 
     @property
@@ -60,20 +65,21 @@ class Layout:
         after = 0 if config.causal else before
         block = max(before, 1)
         span = before + block + after
+        blocks = size // block + 1  # the last is never full: a compiler would make a graph of that
         if 2 * size <= 3 * span:  # measured: blocks win from 1.5 to 2 spans on
-            block, span, before = max(size, 1), max(size, 1), 0
-        allowed = _block_mask(config, size, lengths, block, span, before)
+            blocks, block, span, before = 1, max(size, 1), max(size, 1), 0
+        allowed = _block_mask(config, lengths, blocks, block, span, before)
         return cls(lengths, rotary_of(config, x), before, allowed)
 
 
 def _block_mask(
-    config: ModelConfig, size: int, lengths: Tensor, block: int, span: int, before: int
+    config: ModelConfig, lengths: Tensor, blocks: int, block: int, span: int, before: int
 ) -> Tensor:
     device = lengths.device
-    starts = torch.arange(0, max(size, 1), block, device=device)[:, None, None]
+    starts = block * torch.arange(blocks, device=device)[:, None, None]
     queries = starts + torch.arange(block, device=device)[:, None]  # [blocks,block,1]
     keys = starts - before + torch.arange(span, device=device)  # [blocks,1,span]
-    return may_attend(config, queries, keys, lengths[:, None, None, None]).flatten(0, 1)[:, None]
+    return may_attend(config, queries, keys, lengths[:, None, None, None])
 
 
 def may_attend(config: ModelConfig, queries: Tensor, keys: Tensor, lengths: Tensor | int) -> Tensor:
@@ -117,14 +123,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float = 0.0
     if layout.flex is not None:
         return _attend_by_flex(q, k, v, layout.flex)
     size = q.shape[1]
-    blocks = -(-max(size, 1) // layout.block)
-    fill = blocks * layout.block - size
+    fill = layout.blocks * layout.block - size
     after = layout.span - layout.before - layout.block
-    q = F.pad(q, (0, 0, 0, 0, 0, fill)).unflatten(1, (blocks, layout.block))
+    q = F.pad(q, (0, 0, 0, 0, 0, fill)).unflatten(1, (layout.blocks, layout.block))
     k, v = (_spans(F.pad(x, (0, 0, 0, 0, layout.before, after + fill)), layout) for x in (k, v))
     q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # [B*blocks,Ha,...,w]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.allowed, dropout_p=dropout)
-    out = out.transpose(1, 2).unflatten(0, (-1, blocks)).flatten(1, 2)
+    allowed = layout.allowed.flatten(0, 1)[:, None]  # [B*blocks,1,block,span]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+    out = out.transpose(1, 2).unflatten(0, (-1, layout.blocks)).flatten(1, 2)
     return out[:, :size].flatten(2)
 
 
