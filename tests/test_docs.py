@@ -68,7 +68,11 @@ def test_every_pipeline_on_a_page_has_no_mistakes(page: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("call", calls())
 def test_every_call_is_one_that_the_command_line_knows(call: str) -> None:
     words = [INSTEAD.get(word, word) for word in shlex.split(call)]
-    given = parser().parse_args(words)
+    try:
+        given = parser().parse_args(words)
+    except SystemExit as ended:  # as --version does, and a mistake with 2
+        assert ended.code == 0
+        return
     if given.command == "kinds" and given.name:
         assert given.name in kinds.NAMES
 
