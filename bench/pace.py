@@ -74,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         put_compilers_on_the_clock(Path(folder))
         contest = {name: Contestant(name, speech, given.tiny) for name in (first, *others)}
-    rounds(1 if given.tiny else given.rounds, *contest.values())
+        rounds(1 if given.tiny else given.rounds, *contest.values())
     rows = [Row(f"step of {first}", ours=contest[first].took)]
     for name in others:
         beside = contest[first].took

@@ -147,8 +147,8 @@ PARTS = {  # what pipelines for more speech have, one by one
         )
         for count in (800, 1600)
     },
-    # as long as 4,000 steps of `ours` (bench/results/pace.json): one takes 1.04 to 1.14 times as
-    # long, compilers as long as 430 to 460 of them
+    # with its compilers, which take as long as 430 steps of `ours`, no longer than 4,000 of those:
+    # one of its steps takes 1.04 times as long (bench/results/pace.json), 1.14 in another run
     "spelled_fast": replace(
         _UNMASKED,
         what="as spelled1600, no update, dropout, running mean; bfloat16, compiled",

@@ -23,6 +23,7 @@ from bench.distillation import differences as students_apart
 from bench.distillation import longer, seconds
 from bench.learn import Timed, at, compared, curve, differences, stored
 from bench.long_speech import WAYS, pieces, scale
+from bench.machine import clock
 from bench.peers import Linear, LinearAttention, equal, parameters
 from bench.recipes import ARMS, RECIPES
 from bench.steps import noise
@@ -101,6 +102,12 @@ def test_what_is_looked_after_stands_beside_bare_steps(speech: Path) -> None:
     assert "step with health, clock, events, beside bare" in said
     assert "all of a block, beside its data and steps" in said
     assert "the same, with a checkpoint in 500 steps, by reckoning" in said
+
+
+def test_the_clock_counts_programs_that_were_waited_for() -> None:
+    began, busy = clock(), "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    assert clock() - began > 0.29
 
 
 def test_steps_of_recipes_take_turns(speech: Path) -> None:

@@ -86,6 +86,12 @@ def write_sound(step: StepDir, *but: str) -> None:
     (step.logs / f"{JOB}_0_log.out").write_text("a line of its log\n")
 
 
+def write_ended(step: StepDir) -> None:
+    """Files of a step that a job was submitted for, and that says nothing of its end."""
+    write_sound(step, "result.json", "failure.json", "submissions.jsonl")
+    write(step, "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+
+
 def show_steps(run: Run, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     """The steps of a run after every command that looks at it; none may end in a traceback."""
     assert main(["status", str(run.path)]) in (0, 1)
@@ -424,8 +430,7 @@ def test_a_reason_of_several_lines_is_its_first_and_where_the_others_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path)
-    write_sound(run.step("second"), "result.json", "failure.json", "submissions.jsonl")
-    write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+    write_ended(run.step("second"))
     failure = {"cause": "bad_data", "message": "a.wav: silent\nb.wav: silent", "job": JOB}
     write(run.step("second"), "failure.json", [{**failure, "time": 9.0}])
     assert show_steps(run, capsys)["second"]["reason"] == "bad_data: a.wav: silent"
@@ -440,8 +445,7 @@ def test_the_last_line_of_the_log_says_what_no_file_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path)
-    write_sound(run.step("second"), "result.json", "failure.json", "submissions.jsonl")
-    write(run.step("second"), "submissions.jsonl", [{"time": 5, "token": "second.t1", "job": JOB}])
+    write_ended(run.step("second"))
     log = run.step("second").logs / f"{JOB}_0_log.err"
     log.write_bytes(
         b"one\n\x1b[31mOut of memory: \x07Killed\x1b[0m\tprocess" + b"!" * 500 + b"\n\n"

@@ -161,7 +161,8 @@ def test_a_matrix_becomes_on_a_cpu_what_all_stages_on_the_whole_make_of_it(
     expected = newton_schulz(matrix, "five_stage")
     (found,) = orthogonal([matrix.float()])
     assert found.dtype == torch.float32
-    assert torch.linalg.matrix_norm(found - expected, 2) < (1e-4 if smallest == 1 else 0.02)
+    off = {1.0: 1e-4, 1e-2: 2e-3}.get(smallest, 0.02)  # below float32's rounding of the largest
+    assert torch.linalg.matrix_norm(found - expected, 2) < off
     (exact,) = orthogonal([matrix])
     assert torch.linalg.matrix_norm(exact - expected, 2) < 1e-7
     assert torch.equal(found, newton_schulz_by_eigenvalues(matrix.float(), "five_stage"))
